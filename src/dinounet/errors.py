@@ -1,0 +1,21 @@
+"""Errors that a user can act on.
+
+Each message is one sentence: what is wrong, where, and what to do. The command line prints it after the name of the
+program and exits with 2; anything else that is raised is our failure and exits with 1.
+"""
+
+
+class UserError(Exception):
+    """The input or the command is wrong; the message says what, where and what to do."""
+
+
+class ConfigError(UserError):
+    """A setting is wrong: a value out of range, an unknown key, a name that nothing has."""
+
+
+class DataError(UserError):
+    """A dataset, image or mask is wrong."""
+
+
+class WeightsError(UserError):
+    """Weights are missing, can't be reached, or don't fit the network they are meant for."""

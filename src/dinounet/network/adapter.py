@@ -1,0 +1,142 @@
+"""Adapter: the spatial prior asks the frozen backbone, block after block, what it sees at every place.
+
+ViT-Adapter (arXiv 2205.08534), section 3.4, with extractors only: the backbone is frozen, so nothing is injected into it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from timm.layers import DropPath
+from torch import Tensor, nn
+
+from dinounet.network.deformable_attention import DeformableAttention, Sizes
+from dinounet.network.spatial_prior import SpatialPrior
+
+NORM_EPS = 1e-6
+"""Of the adapter's layer norms; the backbone's have 1e-5."""
+
+
+class ConvFeedForward(nn.Module):
+    """Feed-forward layer with one depthwise convolution, shared by the levels that the tokens come from.
+
+    Shapes: (B, N, D) -> (B, N, D), N the cells of all levels, one level after the other.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        hidden = width // 4
+        self.expand = nn.Linear(width, hidden)
+        self.depthwise = nn.Conv2d(hidden, hidden, kernel_size=3, padding=1, groups=hidden)
+        self.reduce = nn.Linear(hidden, width)
+
+    def forward(self, tokens: Tensor, sizes: Sizes) -> Tensor:
+        maps = split_into_maps(self.expand(tokens), sizes)
+        mixed = torch.cat([self.depthwise(map).flatten(2).transpose(1, 2) for map in maps], dim=1)
+        return self.reduce(F.gelu(mixed))
+
+
+class Extractor(nn.Module):
+    """Lets the prior's tokens read one tap of the backbone.
+
+    Shapes: tokens (B, N, D), tap (B, h*w, D) -> (B, N, D).
+    """
+
+    def __init__(self, width: int, heads: int, points: int, drop_path: float) -> None:
+        super().__init__()
+        self.query_norm = nn.LayerNorm(width, eps=NORM_EPS)
+        self.tap_norm = nn.LayerNorm(width, eps=NORM_EPS)
+        self.attention = DeformableAttention(width, heads, points)
+        self.feed_forward_norm = nn.LayerNorm(width, eps=NORM_EPS)
+        self.feed_forward = ConvFeedForward(width)
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, tokens: Tensor, tap: Tensor, reference: Tensor, levels: Sizes, grid: tuple[int, int]) -> Tensor:
+        tokens = tokens + self.attention(self.query_norm(tokens), reference, self.tap_norm(tap), [grid])
+        return tokens + self.drop_path(self.feed_forward(self.feed_forward_norm(tokens), levels))
+
+
+class Adapter(nn.Module):
+    """From an image and the backbone's taps to a pyramid that holds both detail and meaning.
+
+    Shapes: image (B, C, H, W), taps four of (B, H/16 * W/16, D) -> four of (B, D, H/s, W/s), s = 4, 8, 16, 32.
+    H and W are multiples of 32.
+    """
+
+    def __init__(
+        self, in_channels: int, width: int, *, stem_width: int, heads: int, points: int, drop_path: float
+    ) -> None:
+        super().__init__()
+        self.prior = SpatialPrior(in_channels, stem_width, width)
+        self.level_embedding = nn.Parameter(torch.empty(3, width))
+        # one extractor a tap; the last tap is read by two more
+        self.interactions = nn.ModuleList(
+            nn.ModuleList(Extractor(width, heads, points, drop_path) for _ in range(count)) for count in (1, 1, 1, 3)
+        )
+        self.up = nn.ConvTranspose2d(width, width, kernel_size=2, stride=2)
+        self.norms = nn.ModuleList(nn.BatchNorm2d(width) for _ in range(4))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Initial values as in ViT-Adapter; deformable attention has its own."""
+        self.apply(_initialise)
+        for module in self.modules():
+            if isinstance(module, DeformableAttention):
+                module.reset_parameters()
+        nn.init.normal_(self.level_embedding)
+
+    def forward(self, image: Tensor, taps: Sequence[Tensor]) -> list[Tensor]:
+        quarter, *coarser = self.prior(image)
+        levels = [(map.shape[-2], map.shape[-1]) for map in coarser]  # at 1/8, 1/16 and 1/32
+        grid = levels[1]  # the backbone's tokens stand at 1/16
+        tokens = torch.cat(
+            [
+                map.flatten(2).transpose(1, 2) + embedding
+                for map, embedding in zip(coarser, self.level_embedding, strict=True)
+            ],
+            dim=1,
+        )
+        reference = cell_centres(levels, image.device)
+        for extractors, tap in zip(self.interactions, taps, strict=True):
+            for extractor in extractors:
+                tokens = extractor(tokens, tap, reference, levels, grid)
+        return self._merge(quarter, split_into_maps(tokens, levels), [split_into_maps(tap, [grid])[0] for tap in taps])
+
+    def _merge(self, quarter: Tensor, coarser: list[Tensor], taps: list[Tensor]) -> list[Tensor]:
+        maps = [quarter + self.up(coarser[0]), *coarser]
+        return [
+            norm(map + F.interpolate(tap.to(map.dtype), size=map.shape[-2:], mode="bilinear", align_corners=False))
+            for norm, map, tap in zip(self.norms, maps, taps, strict=True)
+        ]
+
+
+def split_into_maps(tokens: Tensor, sizes: Sizes) -> list[Tensor]:
+    """(B, N, D) -> one (B, D, height, width) a level."""
+    parts = tokens.split([height * width for height, width in sizes], dim=1)
+    return [part.transpose(1, 2).unflatten(2, size) for part, size in zip(parts, sizes, strict=True)]
+
+
+def cell_centres(levels: Sizes, device: torch.device) -> Tensor:
+    """Where each token stands on the unit square: (1, N, 1, 2), x then y, cell by cell and level by level."""
+    centres = []
+    for height, width in levels:
+        y = (torch.arange(height, device=device, dtype=torch.float32) + 0.5) / height
+        x = (torch.arange(width, device=device, dtype=torch.float32) + 0.5) / width
+        grid_y, grid_x = torch.meshgrid(y, x, indexing="ij")
+        centres.append(torch.stack([grid_x, grid_y], dim=-1).flatten(0, 1))
+    return torch.cat(centres)[None, :, None]
+
+
+def _initialise(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+    elif isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+        fan_out = math.prod(module.kernel_size) * module.out_channels // module.groups
+        nn.init.normal_(module.weight, std=math.sqrt(2 / fan_out))
+    else:
+        return
+    if module.bias is not None:
+        nn.init.zeros_(module.bias)

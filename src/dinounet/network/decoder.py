@@ -1,0 +1,74 @@
+"""From projected maps to class logits: learned enlargement, then nnU-Net's decoder (arXiv 1809.10486)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+
+class Enlarge(nn.Module):
+    """Enlarges a map four times by one transposed convolution that is applied twice.
+
+    Shapes: (B, width, h, w) -> (B, width, 4h, 4w).
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.up = nn.ConvTranspose2d(width, width, kernel_size=2, stride=2)
+
+    def forward(self, map: Tensor) -> Tensor:
+        return self.up(self.up(map))
+
+
+class DecoderStage(nn.Module):
+    """One step up: enlarge, join the skip, convolve.
+
+    Shapes: below (B, below_width, h, w), skip (B, width, 2h, 2w) -> (B, width, 2h, 2w).
+    """
+
+    def __init__(self, below_width: int, width: int, convolutions: int) -> None:
+        super().__init__()
+        self.up = nn.ConvTranspose2d(below_width, width, kernel_size=2, stride=2)
+        self.convolutions = nn.ModuleList(
+            nn.Sequential(
+                nn.Conv2d(2 * width if first else width, width, kernel_size=3, padding=1),
+                nn.InstanceNorm2d(width, affine=True),
+                nn.LeakyReLU(0.01, inplace=True),
+            )
+            for first in [True] + [False] * (convolutions - 1)
+        )
+
+    def forward(self, below: Tensor, skip: Tensor) -> Tensor:
+        map = torch.cat([self.up(below), skip], dim=1)
+        for convolution in self.convolutions:
+            map = convolution(map)
+        return map
+
+
+class Decoder(nn.Module):
+    """A U-Net's expanding path with a head at every scale.
+
+    Shapes: skips, finest first, (B, widths[i], H/2^i, W/2^i) -> logits (B, K, H/2^i, W/2^i), i = 0, 1, 2.
+
+    The lower heads exist whether or not they are used, so that a checkpoint fits both ways.
+    """
+
+    def __init__(self, widths: Sequence[int], num_classes: int, convolutions: int) -> None:
+        super().__init__()
+        upwards = list(widths[::-1])
+        self.stages = nn.ModuleList(
+            DecoderStage(below, width, convolutions) for below, width in zip(upwards, upwards[1:], strict=False)
+        )
+        self.heads = nn.ModuleList(nn.Conv2d(width, num_classes, 1) for width in upwards[1:])
+
+    def forward(self, skips: Sequence[Tensor], scales: int = 1) -> list[Tensor]:
+        """Logits of the finest `scales` scales, finest first."""
+        map, *rest = skips[::-1]
+        logits = []
+        for index, (stage, head, skip) in enumerate(zip(self.stages, self.heads, rest, strict=True)):
+            map = stage(map, skip)
+            if index >= len(self.stages) - scales:
+                logits.append(head(map))
+        return logits[::-1]

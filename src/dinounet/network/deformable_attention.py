@@ -1,0 +1,97 @@
+"""Multi-scale deformable attention in plain PyTorch: forward and backward on any device, no extension to compile.
+
+Deformable DETR (arXiv 2010.04159), section 4.1: every query looks at a few points around its own place instead of at
+the whole map, and learns where.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Sizes = Sequence[tuple[int, int]]
+"""Height and width of each level's map, in cells."""
+
+
+def sample_and_weigh(value: Tensor, sizes: Sizes, locations: Tensor, weights: Tensor) -> Tensor:
+    """Sample every level's map at the given places and add the samples up by their weights.
+
+    Bilinear, zero outside, pixel centres (`align_corners=False`).
+
+    Args:
+        value: (B, S, heads, d), the levels' cells one after the other, S in all.
+        sizes: the levels' heights and widths.
+        locations: (B, Q, heads, levels, points, 2), x then y on the unit square.
+        weights: (B, Q, heads, levels, points).
+
+    Returns:
+        (B, Q, heads * d).
+    """
+    batch, queries, heads, levels, points, _ = locations.shape
+    grids = (2 * locations - 1).permute(3, 0, 2, 1, 4, 5).flatten(1, 2)  # levels, B*heads, Q, points, 2
+    cells = value.split([height * width for height, width in sizes], dim=1)
+    samples = [
+        F.grid_sample(
+            cell.permute(0, 2, 3, 1).reshape(batch * heads, -1, height, width),
+            grid,
+            mode="bilinear",
+            padding_mode="zeros",
+            align_corners=False,
+        )
+        for cell, (height, width), grid in zip(cells, sizes, grids, strict=True)
+    ]  # each (B*heads, d, Q, points)
+    weights = weights.permute(0, 2, 1, 3, 4).reshape(batch * heads, 1, queries, levels * points)
+    total = (torch.cat(samples, dim=-1) * weights).sum(-1)  # B*heads, d, Q
+    return total.view(batch, -1, queries).transpose(1, 2)
+
+
+class DeformableAttention(nn.Module):
+    """Attention of query tokens to a few points of one or more maps.
+
+    Shapes: query (B, Q, D), reference (B or 1, Q, levels, 2), source (B, S, D) -> (B, Q, D).
+
+    Computed in float32 also under autocast: a place on a large map needs more digits than bfloat16 has.
+    """
+
+    def __init__(self, width: int, heads: int = 16, points: int = 4, levels: int = 1, value_ratio: float = 0.5) -> None:
+        super().__init__()
+        self.heads, self.points, self.levels = heads, points, levels
+        value_width = int(width * value_ratio)
+        self.offsets = nn.Linear(width, heads * levels * points * 2)
+        self.weights = nn.Linear(width, heads * levels * points)
+        self.value = nn.Linear(width, value_width)
+        self.output = nn.Linear(value_width, width)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Start from equal weights and a fan: head k looks in direction 2 pi k / heads, point i at distance i + 1."""
+        angles = torch.arange(self.heads) * (2 * math.pi / self.heads)
+        directions = torch.stack([angles.cos(), angles.sin()], dim=-1)
+        directions = directions / directions.abs().amax(dim=-1, keepdim=True)  # onto the unit square's edge
+        distances = torch.arange(1.0, self.points + 1)[:, None]
+        fan = (directions[:, None, None] * distances).expand(-1, self.levels, -1, -1)
+        nn.init.zeros_(self.offsets.weight)
+        with torch.no_grad():
+            self.offsets.bias.copy_(fan.flatten())
+        nn.init.zeros_(self.weights.weight)
+        nn.init.zeros_(self.weights.bias)
+        for layer in (self.value, self.output):
+            nn.init.xavier_uniform_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, query: Tensor, reference: Tensor, source: Tensor, sizes: Sizes) -> Tensor:
+        with torch.autocast(query.device.type, enabled=False):
+            query, source = query.float(), source.float()
+            batch, queries, _ = query.shape
+            value = self.value(source).unflatten(-1, (self.heads, -1))
+            offsets = self.offsets(query).view(batch, queries, self.heads, self.levels, self.points, 2)
+            weights = self.weights(query).view(batch, queries, self.heads, -1).softmax(-1)
+            weights = weights.unflatten(-1, (self.levels, self.points))
+            # an offset is in cells of the map that it samples
+            extent = torch.tensor([[width, height] for height, width in sizes], device=query.device, dtype=query.dtype)
+            locations = reference[:, :, None, :, None] + offsets / extent[:, None]
+            return self.output(sample_and_weigh(value, sizes, locations, weights))

@@ -1,0 +1,107 @@
+"""Dino U-Net: a frozen vision transformer, an adapter, a projection and a U-Net decoder.
+
+Dino U-Net (arXiv 2508.20909), figure 2. Tensors in, tensors out: nothing here knows of files.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dinounet.errors import ConfigError
+from dinounet.network.adapter import Adapter
+from dinounet.network.backbone import FrozenBackbone, build_backbone
+from dinounet.network.config import NetworkConfig
+from dinounet.network.decoder import Decoder, Enlarge
+from dinounet.network.fapm import FidelityAwareProjection
+
+STRIDE = 32
+"""The coarsest map's; the core wants sides that are multiples of it."""
+
+SMALLEST = 2 * STRIDE
+"""Smallest side inside: instance norm needs more than one cell of the coarsest map."""
+
+
+class DinoUNet(nn.Module):
+    """Segments an image of any size and any number of channels.
+
+    Shapes: (B, C, H, W), any H, W >= 1 -> logits (B, K, H, W). With `config.deep_supervision` a forward in train mode
+    returns a list, finest first: logits at 1, 1/2 and 1/4 of the size (rounded up).
+
+    One channel is repeated to three and three are taken as they are, as published. Of any other number the spatial prior
+    reads all channels, and the backbone reads three fixed mixtures of them, the buffer `channel_projection` (3, C): by
+    default each is the mean. (The published code drops what is beyond the third channel.)
+
+    Args:
+        config: what to build.
+        backbone: one that is built and filled already; by default the configured one with timm's initial values.
+
+    Raises:
+        ConfigError: the configuration contradicts itself, or an image has another number of channels.
+    """
+
+    channel_projection: Tensor | None
+
+    def __init__(self, config: NetworkConfig, backbone: FrozenBackbone | None = None) -> None:
+        super().__init__()
+        self.config = config
+        self.backbone = backbone or build_backbone(config)
+        width = self.backbone.width
+        if (width // 2) % config.attention_heads:
+            raise ConfigError(
+                f"network.attention_heads is {config.attention_heads}, which does not divide {width // 2}, "
+                f"half the width of {config.backbone}"
+            )
+        mixes = config.in_channels not in (1, 3)
+        self.adapter = Adapter(
+            config.in_channels if mixes else 3,
+            width,
+            stem_width=config.stem_width,
+            heads=config.attention_heads,
+            points=config.attention_points,
+            drop_path=config.drop_path,
+        )
+        self.fapm = FidelityAwareProjection(width, config.rank, config.widths)
+        self.enlarge = nn.ModuleList(Enlarge(skip_width) for skip_width in config.widths)
+        self.decoder = Decoder(config.widths, config.num_classes, config.convolutions_per_stage)
+        projection = torch.full((3, config.in_channels), 1 / config.in_channels) if mixes else None
+        self.register_buffer("channel_projection", projection)
+
+    def forward(self, image: Tensor) -> Tensor | list[Tensor]:
+        if image.ndim != 4 or image.shape[1] != self.config.in_channels:
+            raise ConfigError(
+                f"the image has shape {tuple(image.shape)} but the network reads (batch, {self.config.in_channels}, "
+                "height, width)"
+            )
+        height, width = image.shape[-2:]
+        skips = self.encode(pad_to_stride(image))
+        if self.training and self.config.deep_supervision:
+            return [
+                logits[..., : math.ceil(height / 2**scale), : math.ceil(width / 2**scale)]
+                for scale, logits in enumerate(self.decoder(skips, scales=3))
+            ]
+        (logits,) = self.decoder(skips)
+        return logits[..., :height, :width]
+
+    def encode(self, image: Tensor) -> list[Tensor]:
+        """The decoder's skips of an image whose sides are multiples of 32: (B, widths[i], H/2^i, W/2^i), finest first."""
+        if image.shape[1] == 1:
+            image = image.expand(-1, 3, -1, -1)
+        maps = self.adapter(image, self.backbone(self._three_channels(image)))
+        return [enlarge(map) for enlarge, map in zip(self.enlarge, self.fapm(maps), strict=True)]
+
+    def _three_channels(self, image: Tensor) -> Tensor:
+        if self.channel_projection is None:
+            return image
+        return torch.einsum("rc,bchw->brhw", self.channel_projection, image)
+
+
+def pad_to_stride(image: Tensor) -> Tensor:
+    """Repeat the last row and column until both sides are multiples of 32, and at least 64."""
+    height, width = image.shape[-2:]
+    below = max(SMALLEST, math.ceil(height / STRIDE) * STRIDE) - height
+    right = max(SMALLEST, math.ceil(width / STRIDE) * STRIDE) - width
+    return F.pad(image, (0, right, 0, below), mode="replicate") if below or right else image

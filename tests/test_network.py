@@ -1,0 +1,201 @@
+"""What a caller may rely on: any size, any channels, a backbone that stays frozen, precision and compilation."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from dinounet.errors import ConfigError
+from dinounet.network.config import NetworkConfig
+from dinounet.network.dinounet import DinoUNet
+from dinounet.network.variants import VARIANTS
+
+TINY = {
+    "taps": (0, 1, 2, 3),
+    "stem_width": 8,
+    "rank": 16,
+    "widths": (4, 8, 16, 32),
+    "backbone_args": {"embed_dim": 64, "depth": 4, "num_heads": 4},
+}
+
+
+def tiny(**changes: object) -> DinoUNet:
+    torch.manual_seed(0)
+    return DinoUNet(NetworkConfig(**{**TINY, **changes}))
+
+
+@pytest.mark.parametrize(
+    ("backbone", "trainable", "adapter", "fapm", "frozen_elsewhere"),
+    [
+        # the published counts hold the mask token and the masked key bias (7B: the norm of local crops), timm's don't
+        ("dinov3_vits16", 6_194_948, 3_698_432, 1_393_214, 384 + 12 * 384),
+        ("dinov3_vitb16", 13_182_020, 10_193_984, 1_884_734, 768 + 12 * 768),
+        ("dinov3_vitl16", 19_969_988, 16_654_272, 2_212_414, 1024 + 24 * 1024),
+        ("dinov3_vit7b16", 234_332_612, 227_084_736, 6_144_574, 4096 + 2 * 4096),
+    ],
+)
+def test_parameter_counts_are_the_published_ones(
+    backbone: str, trainable: int, adapter: int, fapm: int, frozen_elsewhere: int
+) -> None:
+    with torch.device("meta"):
+        network = DinoUNet(NetworkConfig(backbone=backbone))
+
+    def count(module: nn.Module, trained: bool = True) -> int:
+        return sum(p.numel() for p in module.parameters() if p.requires_grad == trained)
+
+    assert count(network) == trainable
+    assert count(network.adapter) == adapter
+    assert count(network.fapm) == fapm
+    assert count(network.enlarge) == 348_640
+    assert count(network.decoder) == 754_662
+    assert count(network.backbone, trained=False) + frozen_elsewhere == VARIANTS[backbone].parameters
+
+
+def test_norm_epsilons_and_other_constants_that_the_vectors_cannot_tell_apart() -> None:
+    network = tiny()
+    epsilons = {
+        "backbone": {m.eps for m in network.backbone.modules() if isinstance(m, nn.LayerNorm)},
+        "adapter": {m.eps for m in network.adapter.modules() if isinstance(m, nn.LayerNorm)},
+        "batch": {m.eps for m in network.modules() if isinstance(m, nn.BatchNorm2d)},
+        "instance": {m.eps for m in network.modules() if isinstance(m, nn.InstanceNorm2d)},
+    }
+    assert epsilons == {"backbone": {1e-5}, "adapter": {1e-6}, "batch": {1e-5}, "instance": {1e-5}}
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 300), (31, 33), (64, 96), (65, 64), (100, 37)])
+def test_any_size_in_is_the_size_out(size: tuple[int, int]) -> None:
+    network = tiny(num_classes=3).eval()
+    with torch.no_grad():
+        logits = network(torch.randn(2, 1, *size))
+    assert logits.shape == (2, 3, *size)
+    assert logits.isfinite().all()
+
+
+def test_padding_repeats_the_border_and_leaves_multiples_of_32_alone() -> None:
+    network = tiny().eval()
+    image = torch.randn(1, 1, 70, 90)
+    by_hand = nn.functional.pad(image, (0, 6, 0, 26), mode="replicate")
+    with torch.no_grad():
+        assert torch.equal(network(image), network(by_hand)[..., :70, :90])
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4, 7])
+def test_every_channel_counts(channels: int) -> None:
+    network = tiny(in_channels=channels).eval()
+    image = torch.randn(1, channels, 64, 64)
+    with torch.no_grad():
+        before = network(image)
+        for channel in range(channels):
+            changed = image.clone()
+            changed[:, channel] += torch.randn(64, 64)
+            assert (network(changed) - before).abs().max() > 1e-3, f"channel {channel} is ignored"
+
+
+def test_the_backbone_sees_the_mean_of_many_channels_and_one_channel_three_times() -> None:
+    seen = []
+    for channels in (4, 1):
+        network = tiny(in_channels=channels)
+        network.backbone.register_forward_pre_hook(lambda _m, inputs: seen.append(inputs[0]))
+        image = torch.randn(1, channels, 64, 64)
+        network(image)
+        torch.testing.assert_close(seen[-1], image.mean(1, keepdim=True).expand(-1, 3, -1, -1))
+    assert "channel_projection" in tiny(in_channels=4).state_dict()
+
+
+def test_the_backbone_stays_frozen_in_evaluation_mode_and_out_of_the_state_dict() -> None:
+    network = nn.ModuleDict({"inner": tiny()}).train()  # also when it is part of something larger
+    backbone = network["inner"].backbone
+    assert network["inner"].adapter.training
+    assert not any(module.training for module in backbone.modules())
+    assert not any(parameter.requires_grad for parameter in backbone.parameters())
+
+    state = network.state_dict()
+    assert not [key for key in state if "vit" in key or "backbone" in key]
+    trained = {name for name, parameter in network.named_parameters() if parameter.requires_grad}
+    assert trained <= state.keys()
+
+    other = nn.ModuleDict({"inner": tiny()})
+    frozen = copy.deepcopy(other["inner"].backbone.vit.state_dict())
+    other.load_state_dict(state, strict=True)
+    assert all(torch.equal(frozen[key], value) for key, value in other["inner"].backbone.vit.state_dict().items())
+    with pytest.raises(RuntimeError, match=r"Missing key.*inner\.fapm\.shared\.bias"):
+        other.load_state_dict({key: value for key, value in state.items() if key != "inner.fapm.shared.bias"})
+    with pytest.raises(RuntimeError, match=r"Unexpected key.*surprise"):
+        other.load_state_dict({**state, "inner.surprise": torch.zeros(1)})
+
+
+def test_training_moves_what_is_trained_and_nothing_frozen() -> None:
+    network = tiny(drop_path=0.0).train()
+    frozen = copy.deepcopy(network.backbone.vit.state_dict())
+    trained = {name: p for name, p in network.named_parameters() if p.requires_grad}
+    optimizer = torch.optim.SGD(trained.values(), lr=0.1, weight_decay=0.1)
+    image, target = torch.randn(2, 1, 64, 64), torch.randint(0, 2, (2, 64, 64))
+    nn.functional.cross_entropy(network(image), target).backward()
+    optimizer.step()
+
+    without_gradient = {name for name, parameter in trained.items() if parameter.grad is None}
+    assert without_gradient == {f"decoder.heads.{i}.{part}" for i in (0, 1) for part in ("weight", "bias")}
+    assert all(torch.equal(frozen[key], value) for key, value in network.backbone.vit.state_dict().items())
+
+
+def test_batch_norm_in_train_mode_is_of_the_batch_and_learns_its_statistics() -> None:
+    network = tiny(drop_path=0.0).train()
+    image = 3 * torch.randn(2, 1, 64, 64) + 5
+    first = network.adapter.prior.stem[0](image.expand(-1, 3, -1, -1))
+    network(image)
+    norm = network.adapter.prior.stem[1]
+    torch.testing.assert_close(norm.running_mean, 0.1 * first.mean((0, 2, 3)))
+    torch.testing.assert_close(norm.running_var, 0.9 + 0.1 * first.var((0, 2, 3)))
+
+
+def test_deep_supervision_gives_three_scales_in_training_and_one_in_evaluation() -> None:
+    network = tiny(deep_supervision=True)
+    image = torch.randn(1, 1, 70, 64)
+    assert [tuple(logits.shape[-2:]) for logits in network.train()(image)] == [(70, 64), (35, 32), (18, 16)]
+    assert network.eval()(image).shape == (1, 2, 70, 64)
+
+
+def test_bf16_autocast_gives_nearly_the_same_and_trains() -> None:
+    network = tiny().eval()
+    image = torch.randn(2, 1, 64, 96)
+    exact = network(image)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rough = network(image)
+    assert rough.dtype == torch.bfloat16
+    assert (rough.float() - exact).norm() < 0.05 * exact.norm()
+    rough.float().square().mean().backward()
+    assert all(p.grad.isfinite().all() for p in network.adapter.parameters())
+
+
+@pytest.mark.slow
+def test_compiles_as_one_graph_forward_and_backward() -> None:
+    network = tiny(drop_path=0.0).eval()
+    compiled = torch.compile(network, fullgraph=True, backend="aot_eager")
+    image = torch.randn(1, 1, 64, 96)
+    eager, traced = network(image), compiled(image)
+    torch.testing.assert_close(traced, eager)
+    traced.sum().backward()
+    assert network.adapter.level_embedding.grad.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"backbone": "dinov3_vits"}, "there is no backbone 'dinov3_vits'; the nearest names are dinov3_vits16"),
+        ({"in_channels": 0}, "network.in_channels is 0; it must be at least 1"),
+        ({"num_classes": 1}, "at least 2, background included"),
+        ({"taps": (0, 1, 2, 12)}, "network.taps names block 12 but dinov3_vits16 ends with block 3"),
+        ({"taps": (3, 2, 1, 0)}, "ascending order"),
+        ({"attention_heads": 5}, "attention_heads is 5, which does not divide 32"),
+        ({"backbone_args": {"embed_dims": 64}}, "can't be built with"),
+    ],
+)
+def test_a_configuration_that_cannot_be_built_is_answered(changes: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        tiny(**changes)
+
+
+def test_an_image_of_other_channels_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"shape \(1, 3, 64, 64\) but the network reads \(batch, 1, height, width\)"):
+        tiny()(torch.randn(1, 3, 64, 64))
