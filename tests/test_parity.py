@@ -9,10 +9,10 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from conftest import shared
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from conftest import shared
 from dinounet.errors import WeightsError
 from dinounet.network.adapter import cell_centres
 from dinounet.network.backbone import build_backbone
@@ -194,7 +194,12 @@ def test_deformable_attention_and_its_gradients(case: str) -> None:
         for k, v in load_file(shared("parity/msdeformattn.safetensors")).items()
         if k.startswith(case)
     }
-    ours = {"sampling_offsets": "offsets", "attention_weights": "weights", "value_proj": "value", "output_proj": "output"}
+    ours = {
+        "sampling_offsets": "offsets",
+        "attention_weights": "weights",
+        "value_proj": "value",
+        "output_proj": "output",
+    }
     query, source = vectors["query"].requires_grad_(), vectors["input_flatten"].requires_grad_()
     width, levels = query.shape[-1], len(vectors["spatial_shapes"])
     value_width = len(vectors["weight.value_proj.weight"])

@@ -1,1 +1,51 @@
+"""Medical image segmentation with a frozen DINOv3 backbone.
+
+    run = dinounet.train("Dataset152_ICBM", "run", weights="hub")
+    mask = dinounet.load("run").predict("image.nii.gz")
+
+Every verb of the command line is a function of the same name and arguments. Importing this package imports neither
+torch nor timm; the first use of a name does.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from dinounet.errors import UserError
+
+if TYPE_CHECKING:
+    from dinounet.cli.demo import demo
+    from dinounet.cli.evaluate import evaluate
+    from dinounet.cli.info import info
+    from dinounet.cli.predict import predict
+    from dinounet.cli.report import report
+    from dinounet.cli.train import train
+    from dinounet.inference.predictor import Predictor, load
+    from dinounet.network.config import NetworkConfig
+    from dinounet.network.dinounet import DinoUNet
+    from dinounet.network.published import load_published_state_dict
+    from dinounet.plans import Recipe
+
 __version__ = "0.1.0"
+
+_HOMES = {
+    **{verb: f"dinounet.cli.{verb}" for verb in ("demo", "evaluate", "info", "predict", "report", "train")},
+    "Predictor": "dinounet.inference.predictor",
+    "load": "dinounet.inference.predictor",
+    "NetworkConfig": "dinounet.network.config",
+    "DinoUNet": "dinounet.network.dinounet",
+    "load_published_state_dict": "dinounet.network.published",
+    "Recipe": "dinounet.plans",
+}
+
+__all__ = [
+    "DinoUNet", "NetworkConfig", "Predictor", "Recipe", "UserError", "demo", "evaluate", "info", "load",
+    "load_published_state_dict", "predict", "report", "train",
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'dinounet' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)

@@ -19,3 +19,7 @@ class DataError(UserError):
 
 class WeightsError(UserError):
     """Weights are missing, can't be reached, or don't fit the network they are meant for."""
+
+
+class Interrupted(UserError):
+    """The user stopped it; the message says how to go on. The command line exits with 130, as shells expect."""

@@ -1,0 +1,1 @@
+"""From files to patches: formats, dataset, plan, preprocessing, cache, augmentation and sampling."""

@@ -1,0 +1,1 @@
+"""Prediction: tiles, the predictor, and folders of files."""

@@ -1,0 +1,1 @@
+"""The network: tensors in, tensors out; it knows nothing of files."""

@@ -1,12 +1,13 @@
 """Adapter: the spatial prior asks the frozen backbone, block after block, what it sees at every place.
 
-ViT-Adapter (arXiv 2205.08534), section 3.4, with extractors only: the backbone is frozen, so nothing is injected into it.
+ViT-Adapter (arXiv 2205.08534), section 3.4, with extractors only: nothing is injected into a frozen backbone.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -101,7 +102,7 @@ class Adapter(nn.Module):
         )
         reference = cell_centres(levels, image.device)
         for extractors, tap in zip(self.interactions, taps, strict=True):
-            for extractor in extractors:
+            for extractor in cast(nn.ModuleList, extractors):
                 tokens = extractor(tokens, tap, reference, levels, grid)
         return self._merge(quarter, split_into_maps(tokens, levels), [split_into_maps(tap, [grid])[0] for tap in taps])
 

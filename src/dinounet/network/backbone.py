@@ -47,7 +47,7 @@ class FrozenBackbone(nn.Module):
         return self.vit.embed_dim
 
     def train(self, mode: bool = True) -> FrozenBackbone:
-        """Stays in evaluation mode: in train mode the published code rescales RoPE at random, which makes features noisy."""
+        """Stays in evaluation mode: in train mode the published code rescales RoPE at random: noisy features."""
         return super().train(False)
 
     def state_dict(self, *args: Any, destination: Any = None, prefix: str = "", keep_vars: bool = False) -> Any:

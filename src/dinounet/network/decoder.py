@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -58,9 +59,7 @@ class Decoder(nn.Module):
     def __init__(self, widths: Sequence[int], num_classes: int, convolutions: int) -> None:
         super().__init__()
         upwards = list(widths[::-1])
-        self.stages = nn.ModuleList(
-            DecoderStage(below, width, convolutions) for below, width in zip(upwards, upwards[1:], strict=False)
-        )
+        self.stages = nn.ModuleList(DecoderStage(below, width, convolutions) for below, width in pairwise(upwards))
         self.heads = nn.ModuleList(nn.Conv2d(width, num_classes, 1) for width in upwards[1:])
 
     def forward(self, skips: Sequence[Tensor], scales: int = 1) -> list[Tensor]:

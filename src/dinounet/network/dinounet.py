@@ -31,9 +31,9 @@ class DinoUNet(nn.Module):
     Shapes: (B, C, H, W), any H, W >= 1 -> logits (B, K, H, W). With `config.deep_supervision` a forward in train mode
     returns a list, finest first: logits at 1, 1/2 and 1/4 of the size (rounded up).
 
-    One channel is repeated to three and three are taken as they are, as published. Of any other number the spatial prior
-    reads all channels, and the backbone reads three fixed mixtures of them, the buffer `channel_projection` (3, C): by
-    default each is the mean. (The published code drops what is beyond the third channel.)
+    One channel is repeated to three and three are taken as they are, as published. Of any other number the spatial
+    prior reads all channels, and the backbone reads three fixed mixtures of them, the buffer `channel_projection`
+    (3, C): by default each is the mean. (The published code drops what is beyond the third channel.)
 
     Args:
         config: what to build.
@@ -87,7 +87,7 @@ class DinoUNet(nn.Module):
         return logits[..., :height, :width]
 
     def encode(self, image: Tensor) -> list[Tensor]:
-        """The decoder's skips of an image whose sides are multiples of 32: (B, widths[i], H/2^i, W/2^i), finest first."""
+        """The decoder's skips, finest first: (B, widths[i], H/2^i, W/2^i); the image's sides are multiples of 32."""
         if image.shape[1] == 1:
             image = image.expand(-1, 3, -1, -1)
         maps = self.adapter(image, self.backbone(self._three_channels(image)))

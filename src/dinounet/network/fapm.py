@@ -1,7 +1,8 @@
 """Fidelity-aware projection: from the backbone's width to the decoder's, without losing detail.
 
 Dino U-Net (arXiv 2508.20909), section on FAPM. Every scale is reduced to a common rank twice, by a projection shared
-between scales (context) and by its own (detail); the context modulates the detail at every pixel (FiLM, arXiv 1709.07871).
+between scales (context) and by its own (detail); the context modulates the detail at every pixel (FiLM, arXiv
+1709.07871).
 """
 
 from __future__ import annotations

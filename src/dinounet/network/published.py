@@ -120,7 +120,7 @@ def trained_name(key: str) -> str:
 
 
 def backbone_state(vit: torch.nn.Module) -> dict[str, Tensor]:
-    """All tensors that decide what a timm backbone computes: its state dict and RoPE's periods, which timm leaves out."""
+    """All tensors that decide what a timm backbone computes: its state dict and RoPE's periods, which it leaves out."""
     return {**vit.state_dict(), **{k: v for k, v in vit.named_buffers() if k == "rope.periods"}}
 
 

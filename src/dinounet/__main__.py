@@ -1,0 +1,5 @@
+"""`python -m dinounet` is `dinounet`."""
+
+from dinounet.cli.main import run
+
+run()

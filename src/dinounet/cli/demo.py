@@ -1,0 +1,54 @@
+"""`dinounet demo`: the whole way on real images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+
+def demo(
+    *,
+    output: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("dinounet-demo"),
+    weights: str = "hub",
+    resume: bool = False,
+) -> Path:
+    """Train, predict, evaluate and report on real brain images (ICBM 152), in minutes and without a download.
+
+    Args:
+        output: Folder for dataset, run, predictions and report; but for --resume it must not exist yet.
+        weights: The backbone's: hub (where it can't be reached: random, and said so), a safetensors file, or random.
+        resume: Go on with a demo that was interrupted.
+
+    Returns:
+        The report's path.
+    """
+    import shutil
+
+    from dinounet.cli.evaluate import evaluate
+    from dinounet.cli.predict import predict
+    from dinounet.cli.report import report
+    from dinounet.demonstration import DATASET, train_demo, write_demo_dataset
+    from dinounet.errors import Interrupted
+    from dinounet.files import new_folder
+    from dinounet.progress import say
+
+    data, run, predictions = output / DATASET, output / "run", output / "predictions"
+    if not resume:
+        new_folder(output, what="the demo")
+    try:
+        if not data.exists():
+            say("demo", f"writing {data}: slabs of the ICBM 152 average brain", dataset=str(data))
+            write_demo_dataset(data)
+        train_demo(data, run, weights)
+        shutil.rmtree(predictions, ignore_errors=True)  # of a demo that was interrupted here
+        predict(run, [data / "imagesTs"], predictions)
+        evaluate(predictions, data / "labelsTs")
+    except (Interrupted, KeyboardInterrupt) as stop:
+        where = str(stop).split(";")[0] or "stopped"
+        raise Interrupted(f"{where}; go on with: dinounet demo -o {output} --resume") from None
+    images = data / "imagesTs"
+    return report(
+        predictions, data / "labelsTs", output / "report.html", images=images, run=run, title="Dino U-Net demo"
+    )

@@ -1,0 +1,56 @@
+"""`dinounet evaluate`: predictions against the truth."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+
+if TYPE_CHECKING:
+    from dinounet.evaluation.evaluate import Metrics
+
+
+def evaluate(
+    predictions: Annotated[Path, tyro.conf.Positional],
+    truth: Annotated[Path, tyro.conf.Positional],
+    /,
+    output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None,
+    *,
+    labels: str | None = None,
+) -> Metrics:
+    """Compare predictions with the truth: Dice and HD95 of every class in every case, and their means.
+
+    Args:
+        predictions: Folder of masks.
+        truth: Folder of masks by the same names; formats may differ.
+        output: File for the metrics as JSON; by default metrics.json among the predictions.
+        labels: Classes as background=0,lesion=1; by default as the predictions' or the dataset's own record tells.
+
+    Returns:
+        The metrics.
+    """
+    import sys
+
+    from dinounet.evaluation.evaluate import evaluate_folders, find_masks, print_table
+    from dinounet.evaluation.labels import find_labels
+    from dinounet.progress import progress, say
+
+    classes = find_labels(predictions, truth, labels)
+    path = output or predictions / "metrics.json"
+    with progress("evaluating", len(find_masks(truth))) as advance:
+        metrics = evaluate_folders(predictions, truth, classes, path, on_case=lambda _: advance())
+    if sys.stdout.isatty():
+        from rich.console import Console
+
+        print_table(metrics, Console())
+    mean = metrics.mean_over_cases_and_classes
+    say(
+        "evaluated",
+        f"mean foreground Dice {mean.dice:.3f}, HD95 {mean.hd95:.2f} {metrics.unit}; all of it in {path}",
+        dice=mean.dice,
+        hd95=mean.hd95,
+        unit=metrics.unit,
+        metrics=str(path),
+    )
+    return metrics

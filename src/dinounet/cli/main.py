@@ -1,0 +1,90 @@
+"""`dinounet VERB ...`: finds the verb, makes its command line from its function, and answers for what goes wrong.
+
+Only the chosen verb's module is imported, and that imports neither torch nor timm before it runs: help is instant.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import dinounet
+from dinounet.errors import Interrupted, UserError
+
+VERBS = {
+    "demo": "train, predict, evaluate and report on real brain images, in minutes",
+    "train": "train on a dataset",
+    "predict": "segment images with a trained run",
+    "evaluate": "compare predictions with the truth: Dice and HD95",
+    "report": "put a run's results into one HTML page",
+    "info": "list the backbones, or tell what is known of a run",
+}
+
+DONE, OUR_FAILURE, USER_ERROR, STOPPED = 0, 1, 2, 130
+
+USAGE = """usage: dinounet VERB ...
+
+{verbs}
+
+  dinounet VERB --help   tells a verb's options
+  dinounet --version     tells the version
+  --debug                with any verb: show the traceback of an error
+"""
+
+
+def run() -> None:
+    """The program: run the command line and leave with its exit code."""
+    sys.exit(main())
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command line; returns the exit code: 0 done, 2 the input or the command is wrong, 1 we failed."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in words
+    words = [word for word in words if word != "--debug"]
+    if not words or words[0] in ("-h", "--help"):
+        print(USAGE.format(verbs="\n".join(f"  {verb:<10} {what}" for verb, what in VERBS.items())), end="")
+        return DONE if words else USER_ERROR
+    if words[0] == "--version":
+        print(f"dinounet {dinounet.__version__}")
+        return DONE
+    verb = words[0]
+    if verb not in VERBS:
+        near = difflib.get_close_matches(verb, VERBS, n=1)
+        return _fail(f"there is no verb {verb!r}; " + (f"did you mean {near[0]}?" if near else "see dinounet --help"))
+    try:
+        _run(function_of(verb), verb, words[1:])
+    except UserError as error:
+        if debug:
+            raise
+        return _fail(str(error), STOPPED if isinstance(error, Interrupted) else USER_ERROR)
+    except KeyboardInterrupt:
+        return _fail("stopped", STOPPED)
+    except Exception as error:
+        if debug:
+            raise
+        return _fail(
+            f"failed by a fault of its own ({type(error).__name__}: {error}); run it again with --debug and report it",
+            OUR_FAILURE,
+        )
+    return DONE
+
+
+def function_of(verb: str) -> Callable[..., Any]:
+    """The verb's Python function."""
+    function: Callable[..., Any] = getattr(importlib.import_module(f"dinounet.cli.{verb}"), verb)
+    return function
+
+
+def _run(function: Callable[..., Any], verb: str, words: list[str]) -> None:
+    import tyro
+
+    tyro.cli(function, prog=f"dinounet {verb}", args=words, config=(tyro.conf.OmitArgPrefixes,))
+
+
+def _fail(message: str, code: int = USER_ERROR) -> int:
+    print(f"dinounet: {message}", file=sys.stderr)
+    return code

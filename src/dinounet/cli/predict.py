@@ -1,0 +1,49 @@
+"""`dinounet predict`: masks for images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from dinounet.device import Device, Precision
+
+
+def predict(
+    run: Annotated[Path, tyro.conf.Positional],
+    inputs: Annotated[list[Path], tyro.conf.Positional],
+    /,
+    output: Annotated[Path, tyro.conf.arg(aliases=["-o"])],
+    *,
+    weights: str | None = None,
+    device: Device = "auto",
+    precision: Precision = "auto",
+) -> list[Path]:
+    """Segment images with a trained run; masks come in the images' own format and geometry.
+
+    Args:
+        run: Folder that `dinounet train` wrote.
+        inputs: Images, or folders of images (`<case>_0000.nii.gz` or `<case>.nii.gz`, as the run was trained on).
+        output: Folder for the masks, `<case>` with the image's ending; it must not exist yet.
+        weights: Where the backbone's weights are, if not where they were in training.
+        device: Where to compute.
+        precision: How precisely; auto is bf16 where the device computes with it natively.
+
+    Returns:
+        The masks' paths.
+    """
+    from dinounet.files import PREDICTION, new_folder, write_json
+    from dinounet.inference.predictor import find_inputs, load, predict_files
+    from dinounet.inference.record import record_prediction
+    from dinounet.progress import progress, say
+
+    predictor = load(run, weights=weights, device=device, precision=precision)
+    cases = find_inputs(inputs, predictor.plan)
+    record = record_prediction(run, predictor)
+    new_folder(output, what="the predictions")
+    write_json(output / PREDICTION, record)
+    with progress("predicting", len(cases)) as advance:
+        written = predict_files(predictor, cases, output, on_case=advance)
+    say("predicted", f"{output}: {len(written)} masks", output=str(output), masks=len(written))
+    return written

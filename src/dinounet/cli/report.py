@@ -1,0 +1,55 @@
+"""`dinounet report`: results as one page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+
+def report(
+    predictions: Annotated[Path, tyro.conf.Positional],
+    truth: Annotated[Path, tyro.conf.Positional],
+    /,
+    output: Annotated[Path, tyro.conf.arg(aliases=["-o"])],
+    *,
+    images: Path,
+    run: Path | None = None,
+    metrics: Path | None = None,
+    title: str = "Dino U-Net",
+) -> Path:
+    """Put results into one self-contained HTML page: what was trained, curves, tables, and pictures, worst case first.
+
+    Args:
+        predictions: Folder of masks.
+        truth: Folder of masks by the same names.
+        output: The page.
+        images: Folder of the images.
+        run: Folder that `dinounet train` wrote, for the curves and for what was trained on what.
+        metrics: What `dinounet evaluate` wrote; by default metrics.json among the predictions.
+        title: Of the page.
+
+    Returns:
+        The page's path.
+    """
+    from dataclasses import asdict
+
+    from dinounet.evaluation.evaluate import Metrics
+    from dinounet.evaluation.pictures import make_pictures
+    from dinounet.evaluation.report import write_report
+    from dinounet.files import read_record
+    from dinounet.progress import say
+    from dinounet.run import read_log, read_run
+
+    found = read_record(Metrics, metrics or predictions / "metrics.json", what="what `dinounet evaluate` wrote")
+    write_report(
+        output,
+        title=title,
+        metrics=found,
+        pictures=make_pictures(found, predictions, truth, images, found.labels),
+        run=asdict(read_run(run)) if run else None,
+        log=read_log(run) if run else [],
+    )
+    say("report", f"open {output}", report=str(output))
+    return output

@@ -1,0 +1,56 @@
+"""`dinounet train`: from a dataset to a trained run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from dinounet.device import Device, Precision
+from dinounet.plans import Recipe
+
+
+def train(
+    data: Annotated[Path, tyro.conf.Positional],
+    /,
+    output: Annotated[Path, tyro.conf.arg(aliases=["-o"])],
+    *,
+    recipe: Annotated[Recipe, tyro.conf.arg(name="")] = Recipe(),  # noqa: B008 -- frozen
+    backbone: str = "dinov3_vits16",
+    weights: str = "hub",
+    plan: Path | None = None,
+    patch: tuple[int, int] | None = None,
+    fold: int = 0,
+    device: Device = "auto",
+    precision: Precision = "auto",
+    resume: bool = False,
+) -> Path:
+    """Train Dino U-Net on a dataset: look at the data, plan, cache, train.
+
+    Args:
+        data: Folder of an nnU-Net dataset: dataset.json, imagesTr, labelsTr.
+        output: Folder of the run; but for --resume it must not exist yet.
+        recipe: How to train.
+        backbone: Frozen backbone, as listed by `dinounet info`.
+        weights: The backbone's: hub (Hugging Face Hub), a safetensors file, or random.
+        plan: An edited plan.json to train by; backbone, recipe and patch are taken from it.
+        patch: Rows and columns of a patch; by default what covers the median slice, at most 512.
+        fold: Which of the dataset's splits; -1 trains on all cases.
+        device: Where to compute.
+        precision: How precisely; auto is bf16 where the device computes with it natively.
+        resume: Go on with a run that was interrupted, as it was planned.
+
+    Returns:
+        The run's folder.
+    """
+    from dinounet.training.session import resume_run, start_run
+
+    if resume:
+        resume_run(data, output)
+    else:
+        start_run(
+            data, output, recipe=recipe, backbone=backbone, weights=weights, plan_file=plan, patch=patch, fold=fold,
+            device=device, precision=precision,
+        )  # fmt: skip
+    return output

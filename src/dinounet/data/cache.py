@@ -1,0 +1,88 @@
+"""Preprocessed slices on disk, memory-mapped, so that one slice costs one slice of reading.
+
+A cache's folder is named by a hash of the plan and of the files it was made from: another plan or a changed file has
+another name, so a stale cache is never read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from dinounet.data.dataset import Case
+from dinounet.data.images import read_image, read_mask
+from dinounet.data.plan import DataPlan
+from dinounet.data.preprocessing import image_to_slices, mask_to_slices
+from dinounet.files import whole_folder
+
+FORMAT = 1
+PLACES_A_CLASS = 10_000
+"""Pixels of a class that a case remembers for sampling around foreground."""
+
+
+@dataclass(frozen=True)
+class CachedCase:
+    """One case, preprocessed and memory-mapped."""
+
+    name: str
+    """As in the dataset."""
+
+    image: np.ndarray
+    """(S, C, H, W) float32."""
+
+    mask: np.ndarray
+    """(S, H, W) uint8."""
+
+    places: dict[int, np.ndarray]
+    """Of each foreground class that the case holds: (n, 3) slice, row and column of pixels of it."""
+
+
+def build_cache(
+    cases: Sequence[Case], plan: DataPlan, root: Path, on_case: Callable[[], None] = lambda: None
+) -> list[CachedCase]:
+    """Preprocess what isn't cached yet below `root`, and open all of it."""
+    cached = []
+    for case in cases:
+        folder = root / f"{case.name}-{_key(case, plan)}"
+        if not folder.exists():
+            _write(case, plan, folder)
+        cached.append(_open(case.name, folder))
+        on_case()
+    return cached
+
+
+def _write(case: Case, plan: DataPlan, folder: Path) -> None:
+    assert case.mask is not None
+    image = image_to_slices(read_image(case.images), plan)
+    mask = mask_to_slices(read_mask(case.mask), plan)
+    random = np.random.RandomState(0)
+    with whole_folder(folder) as temporary:
+        np.save(temporary / "image.npy", image)
+        np.save(temporary / "mask.npy", mask)
+        for label in np.unique(mask[mask > 0]):
+            places = np.argwhere(mask == label).astype(np.int32)
+            if len(places) > PLACES_A_CLASS:
+                places = places[random.choice(len(places), PLACES_A_CLASS, replace=False)]
+            np.save(temporary / f"places_{label}.npy", places)
+
+
+def _open(name: str, folder: Path) -> CachedCase:
+    return CachedCase(
+        name,
+        np.load(folder / "image.npy", mmap_mode="r"),
+        np.load(folder / "mask.npy", mmap_mode="r"),
+        {int(path.stem.removeprefix("places_")): np.load(path) for path in sorted(folder.glob("places_*.npy"))},
+    )
+
+
+def _key(case: Case, plan: DataPlan) -> str:
+    """Hash of all that the slices depend on; files count by name, size and time of change."""
+    assert case.mask is not None
+    files = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in (*case.images, case.mask)]
+    decisions = {key: value for key, value in asdict(plan).items() if key in ("channels", "slice_axis", "spacing")}
+    return hashlib.sha256(json.dumps([FORMAT, files, decisions]).encode()).hexdigest()[:16]

@@ -1,0 +1,205 @@
+"""Images and masks, read and written with their geometry.
+
+NIfTI, NRRD and MHA through SimpleITK; PNG, BMP and TIFF through Pillow. Inside, everything is a volume: a flat image
+has one slice and no spacing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dinounet.errors import DataError
+from dinounet.files import whole_file
+
+VOLUME_ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha")
+FLAT_ENDINGS = (".png", ".bmp", ".tif", ".tiff")
+ENDINGS = VOLUME_ENDINGS + FLAT_ENDINGS
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Where a volume lies in space, as SimpleITK tells it: x, y, z, in mm."""
+
+    spacing: tuple[float, ...]
+    origin: tuple[float, ...]
+    direction: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Volume:
+    """An image (C, Z, Y, X) or a mask (Z, Y, X) with its geometry."""
+
+    array: np.ndarray
+    """Intensities as stored, or labels as integers."""
+
+    geometry: Geometry | None
+    """None for formats that know of no space (PNG and its like)."""
+
+    source: Path
+    """The file, or the first of its channels' files."""
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Slices, rows and columns."""
+        z, y, x = self.array.shape[-3:]
+        return z, y, x
+
+    @property
+    def spacing(self) -> tuple[float, float, float] | None:
+        """Distance of neighbours along z, y and x in mm; None where it isn't known."""
+        if self.geometry is None:
+            return None
+        x, y, *z = self.geometry.spacing
+        return (z[0] if z else 1.0), y, x
+
+
+def ending_of(path: Path) -> str:
+    """The format's ending of a file name, "" if it has none of ours."""
+    return next((ending for ending in ENDINGS if path.name.lower().endswith(ending)), "")
+
+
+def stem_of(path: Path) -> str:
+    """The file's name without the format's ending."""
+    return path.name[: len(path.name) - len(ending_of(path))]
+
+
+def read_image(paths: Sequence[Path]) -> Volume:
+    """Read an image from one file a channel, or from one file with several channels.
+
+    Raises:
+        DataError: a file is missing, broken, of no known format, or holds NaN or infinity, or the grids differ.
+    """
+    channels = [_read(path) for path in paths]
+    first = channels[0]
+    for other in channels[1:]:
+        require_same_grid(other, first)
+    array = np.concatenate([channel.array for channel in channels]).astype(np.float32, copy=False)
+    if not np.isfinite(array).all():
+        count = np.size(array) - np.isfinite(array).sum()
+        raise DataError(f"{first.source} holds {count} pixels that are NaN or infinite; repair or exclude it")
+    return replace(first, array=array)
+
+
+def read_mask(path: Path) -> Volume:
+    """Read a mask; three equal channels count as one.
+
+    Raises:
+        DataError: the file is missing, broken, in no known format, or doesn't hold whole numbers.
+    """
+    volume = _read(path)
+    if any(not np.array_equal(volume.array[0], channel) for channel in volume.array[1:]):
+        raise DataError(f"{path} is a mask with different colour channels; convert it to one number a pixel")
+    labels = volume.array[0]
+    whole = labels.astype(np.int64)
+    if labels.dtype.kind == "f" and not np.array_equal(whole, labels):
+        example = labels[whole != labels].flat[0]
+        raise DataError(f"{path} holds the value {example:.6g}; a mask must hold whole numbers, one a class")
+    return replace(volume, array=whole)
+
+
+def write_mask(path: Path, labels: np.ndarray, like: Volume) -> None:
+    """Write labels (Z, Y, X) onto the grid of `like`, in the format of the path's ending."""
+    dtype = np.uint8 if labels.max(initial=0) < 256 else np.uint16
+    labels = labels.astype(dtype)
+    with whole_file(path) as temporary:
+        if ending_of(path) in FLAT_ENDINGS:
+            from PIL import Image
+
+            Image.fromarray(labels[0]).save(temporary)
+        else:
+            _write_volume(temporary, labels, like.geometry)
+
+
+def require_same_grid(volume: Volume, like: Volume) -> None:
+    """Raise a DataError unless both have the same shape and geometry, up to rounding in the files' headers."""
+    if volume.shape != like.shape:
+        raise DataError(f"{volume.source} is {_times(volume.shape)} but {like.source} is {_times(like.shape)}")
+    a, b = volume.geometry, like.geometry
+    if a is None or b is None:
+        return
+    for name in ("spacing", "origin", "direction"):
+        if not np.allclose(getattr(a, name), getattr(b, name), rtol=1e-3, atol=1e-3):
+            raise DataError(
+                f"{volume.source} and {like.source} differ in {name}: {_round(getattr(a, name))} and "
+                f"{_round(getattr(b, name))}; resample one onto the other's grid"
+            )
+
+
+def _read(path: Path) -> Volume:
+    if not path.exists():
+        raise DataError(f"{path} does not exist")
+    ending = ending_of(path)
+    if path.is_dir() or not ending:
+        raise DataError(f"{path} is not an image in a known format ({', '.join(ENDINGS)})")
+    try:
+        return _read_flat(path) if ending in FLAT_ENDINGS else _read_volume(path)
+    except DataError:
+        raise
+    except Exception as error:  # the readers raise whatever their C code meets
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+        raise DataError(f"{path} can't be read as an image ({reason}); is it whole?") from None
+
+
+def _read_flat(path: Path) -> Volume:
+    from PIL import Image
+
+    with Image.open(path) as file:
+        pages = getattr(file, "n_frames", 1)
+        if pages > 1:
+            raise DataError(f"{path} holds {pages} pages; split it into files of one page")
+        image: Image.Image = file
+        if "A" in image.getbands():
+            if image.getchannel("A").getextrema() != (255, 255):
+                raise DataError(f"{path} is partly transparent; remove its alpha channel")
+            image = image.convert("RGB" if len(image.getbands()) > 2 else "L")
+        pixels = np.asarray(image)
+    if pixels.dtype == bool:
+        pixels = pixels.astype(np.uint8)
+    if pixels.ndim == 2:
+        pixels = pixels[..., None]
+    return Volume(np.moveaxis(pixels, -1, 0)[:, None], None, path)
+
+
+def _read_volume(path: Path) -> Volume:
+    import SimpleITK as sitk
+
+    sitk.ProcessObject.SetGlobalWarningDisplay(False)
+    image = sitk.ReadImage(str(path))
+    array = sitk.GetArrayFromImage(image)
+    if image.GetDimension() not in (2, 3):
+        raise DataError(f"{path} has {image.GetDimension()} dimensions; only 2 and 3 are possible")
+    array = np.moveaxis(array, -1, 0) if image.GetNumberOfComponentsPerPixel() > 1 else array[None]
+    if image.GetDimension() == 2:
+        array = array[:, None]
+    return Volume(array, Geometry(image.GetSpacing(), image.GetOrigin(), image.GetDirection()), path)
+
+
+def _write_volume(path: Path, array: np.ndarray, geometry: Geometry | None) -> None:
+    import SimpleITK as sitk
+
+    flat = geometry is not None and len(geometry.spacing) == 2
+    image: Any = sitk.GetImageFromArray(array[0] if flat else array)
+    if geometry is not None:
+        image.SetSpacing(geometry.spacing)
+        image.SetOrigin(geometry.origin)
+        image.SetDirection(geometry.direction)
+    sitk.WriteImage(image, str(path), useCompression=path.name.endswith((".gz", ".nrrd", ".mha")))
+
+
+def write_image(path: Path, array: np.ndarray, geometry: Geometry) -> None:
+    """Write intensities (Z, Y, X) as a volume of the given geometry."""
+    with whole_file(path) as temporary:
+        _write_volume(temporary, array, geometry)
+
+
+def _times(shape: Sequence[int]) -> str:
+    return " x ".join(map(str, shape))
+
+
+def _round(numbers: Sequence[float]) -> list[float]:
+    return [round(number, 4) for number in numbers]

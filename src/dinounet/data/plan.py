@@ -1,0 +1,201 @@
+"""What the data asks for: normalisation, spacing, slices and patch, and the statistics that each decision came from.
+
+The fingerprint and its uses follow nnU-Net (arXiv 1809.10486, "dataset fingerprint").
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from dinounet.data.dataset import Dataset, join_some
+from dinounet.data.images import Volume, read_image, read_mask, require_same_grid
+from dinounet.errors import ConfigError, DataError
+
+Normalisation = Literal["zscore", "ct", "rgb_to_0_1", "none"]
+
+SAMPLES_A_CASE = 10_000
+"""Foreground pixels that a case gives to the intensity statistics."""
+
+LARGEST_PATCH = 512
+PATCH_STEP = 32
+"""Sides of a patch are multiples of it, which the network needs not pad."""
+
+
+@dataclass(frozen=True)
+class Intensities:
+    """Statistics of one channel over foreground pixels, in the image's own units."""
+
+    mean: float
+    std: float
+    percentile_00_5: float
+    percentile_99_5: float
+
+
+@dataclass(frozen=True)
+class ChannelPlan:
+    """What happens to one channel."""
+
+    name: str
+    """As the dataset names it."""
+
+    normalisation: Normalisation
+    """zscore: each case by its own mean and deviation; ct: clip to percentiles, then the dataset's mean and deviation;
+    rgb_to_0_1: divide by 255; none."""
+
+    intensities: Intensities
+    """Of the training cases' foreground; ct reads them."""
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """What was measured, so that a person can check the decisions."""
+
+    cases: int
+    median_shape: tuple[int, int, int]
+    """Slices, rows and columns."""
+    median_spacing: tuple[float, float, float] | None
+    """z, y, x in mm; None for images without."""
+    label_pixels: dict[str, int]
+    """Pixels of each class in all training cases."""
+
+
+@dataclass(frozen=True)
+class DataPlan:
+    """Every decision between a file and a patch."""
+
+    dataset: str
+    """Name of the dataset it was made for."""
+
+    channels: tuple[ChannelPlan, ...]
+    """The image's channels, in order."""
+
+    labels: dict[str, int]
+    """Names and numbers of the classes, background (0) first."""
+
+    file_ending: str
+    """Ending of the training images."""
+
+    slice_axis: int
+    """Axis (of z, y, x) along which a volume is cut into slices: the coarsest."""
+
+    spacing: tuple[float, float] | None
+    """Distance of neighbouring pixels within a slice in mm, rows then columns; None: pixels are taken as they are."""
+
+    patch: tuple[int, int]
+    """Rows and columns of a training patch and of a tile in prediction."""
+
+    fingerprint: Fingerprint
+    """The statistics behind the decisions."""
+
+    def __post_init__(self) -> None:
+        if self.slice_axis not in (0, 1, 2):
+            raise ConfigError(f"data.slice_axis is {self.slice_axis}; it must be 0, 1 or 2")
+        if min(self.patch) < 1:
+            raise ConfigError(f"data.patch is {list(self.patch)}; both sides must be at least 1")
+        if self.spacing is not None and min(self.spacing) <= 0:
+            raise ConfigError(f"data.spacing is {list(self.spacing)}; both must be more than 0")
+
+
+def plan_data(
+    dataset: Dataset, patch: tuple[int, int] | None = None, on_case: Callable[[], None] = lambda: None
+) -> DataPlan:
+    """Look at every training case once, and decide.
+
+    Args:
+        dataset: whose cases to read.
+        patch: rows and columns; by default what covers the median slice, at most 512.
+        on_case: called after each case.
+
+    Raises:
+        DataError: what is wrong with the images and masks, all together.
+    """
+    shapes, spacings, samples, problems = [], [], [], []
+    label_pixels = dict.fromkeys(dataset.labels, 0)
+    for case in dataset.cases:
+        assert case.mask is not None
+        try:
+            image, mask = read_image(case.images), read_mask(case.mask)
+            check_case(image, mask, dataset)
+        except DataError as error:
+            problems.append(str(error))
+            continue
+        finally:
+            on_case()
+        shapes.append(image.shape)
+        spacings.append(image.spacing)
+        for name, label in dataset.labels.items():
+            label_pixels[name] += int((mask.array == label).sum())
+        samples.append(_sample_foreground(image.array, mask.array))
+    if problems:
+        raise DataError(join_some(problems))
+    if not any(label_pixels[name] for name, label in dataset.labels.items() if label):
+        raise DataError(f"the masks of {dataset.name} hold nothing but background; there is nothing to learn")
+
+    known = [spacing for spacing in spacings if spacing is not None]
+    median_spacing = tuple(np.median(known, axis=0).tolist()) if known else None
+    slice_axis = int(np.argmax(median_spacing)) if median_spacing else 0
+    median_shape = tuple(int(side) for side in np.median(shapes, axis=0))
+    in_plane = [axis for axis in range(3) if axis != slice_axis]
+    if patch is None:
+        sides = (min(LARGEST_PATCH, math.ceil(median_shape[axis] / PATCH_STEP) * PATCH_STEP) for axis in in_plane)
+        patch = (next(sides), next(sides))
+    return DataPlan(
+        dataset=dataset.name,
+        channels=tuple(
+            ChannelPlan(name, _normalisation_of(name), _intensities(np.concatenate([s[channel] for s in samples])))
+            for channel, name in enumerate(dataset.channels)
+        ),
+        labels=dataset.labels,
+        file_ending=dataset.file_ending,
+        slice_axis=slice_axis,
+        spacing=(median_spacing[in_plane[0]], median_spacing[in_plane[1]]) if median_spacing else None,
+        patch=patch,
+        fingerprint=Fingerprint(len(shapes), median_shape, median_spacing, label_pixels),  # type: ignore[arg-type]
+    )
+
+
+def check_case(image: Volume, mask: Volume, dataset: Dataset) -> None:
+    """Raise a DataError unless image and mask belong together and to the dataset."""
+    check_channels(image, [channel for channel in dataset.channels])
+    require_same_grid(mask, image)
+    values = np.unique(mask.array).tolist()
+    unknown = [value for value in values if value not in dataset.labels.values()]
+    if unknown:
+        named = ", ".join(f"{name} = {label}" for name, label in dataset.labels.items())
+        raise DataError(
+            f"{mask.source} holds {', '.join(map(str, unknown[:10]))}, which dataset.json does not name ({named}); "
+            "name it there or correct the mask"
+        )
+
+
+def check_channels(image: Volume, channels: Sequence[str]) -> None:
+    """Raise a DataError unless the image has these channels."""
+    if len(image.array) != len(channels):
+        raise DataError(
+            f"{image.source} has {len(image.array)} channels, but {len(channels)} are wanted ({', '.join(channels)})"
+        )
+
+
+def _normalisation_of(channel: str) -> Normalisation:
+    """nnU-Net's rule: the channel's name decides."""
+    known: dict[str, Normalisation] = {"ct": "ct", "nonorm": "none", "rgb_to_0_1": "rgb_to_0_1"}
+    return known.get(channel.casefold(), "zscore")
+
+
+def _sample_foreground(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """(C, n) intensities at foreground pixels, drawn as nnU-Net draws them; n is 0 where there is no foreground."""
+    places = np.flatnonzero(mask > 0)
+    if not len(places):
+        return image[:, :0].reshape(len(image), -1)
+    chosen = np.random.RandomState(1234).choice(places, SAMPLES_A_CASE, replace=True)
+    return image.reshape(len(image), -1)[:, chosen]
+
+
+def _intensities(values: np.ndarray) -> Intensities:
+    low, high = np.percentile(values, (0.5, 99.5))
+    return Intensities(float(values.mean()), float(values.std()), float(low), float(high))

@@ -1,0 +1,86 @@
+"""From a volume to slices that the network reads, as the plan says; and for a mask the way back.
+
+Normalisation and resampling follow nnU-Net's ("ZScoreNormalization", "CTNormalization"; cubic for images, linear
+one-hot for labels, within slices only).
+"""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+
+from dinounet.data.images import Volume
+from dinounet.data.plan import ChannelPlan, DataPlan
+
+SAME_SPACING = 0.01
+"""Relative difference of spacing below which a slice is taken as it is."""
+
+
+def image_to_slices(image: Volume, plan: DataPlan) -> np.ndarray:
+    """Normalised, resampled slices: (S, C, H, W) float32."""
+    channels = [normalise(channel, how) for channel, how in zip(image.array, plan.channels, strict=True)]
+    slices = np.moveaxis(np.stack(channels), plan.slice_axis + 1, 0)
+    size = resampled_size(image, plan)
+    if size != slices.shape[-2:]:
+        slices = np.stack([[_resize(channel, size, order=3) for channel in slice] for slice in slices])
+    return np.ascontiguousarray(slices, dtype=np.float32)
+
+
+def mask_to_slices(mask: Volume, plan: DataPlan) -> np.ndarray:
+    """Resampled slices of labels: (S, H, W) uint8."""
+    slices = np.moveaxis(mask.array, plan.slice_axis, 0).astype(np.uint8)
+    size = resampled_size(mask, plan)
+    if size != slices.shape[-2:]:
+        slices = np.stack([_resize_labels(slice, size) for slice in slices])
+    return np.ascontiguousarray(slices)
+
+
+def slices_to_mask(slices: np.ndarray, plan: DataPlan) -> np.ndarray:
+    """Slices of labels at the volume's own size, (S, H, W), back to its axes (Z, Y, X)."""
+    return np.moveaxis(slices, 0, plan.slice_axis)
+
+
+def slice_size(volume: Volume, plan: DataPlan) -> tuple[int, int]:
+    """Rows and columns of a slice as stored."""
+    rows, columns = (side for axis, side in enumerate(volume.shape) if axis != plan.slice_axis)
+    return rows, columns
+
+
+def resampled_size(volume: Volume, plan: DataPlan) -> tuple[int, int]:
+    """Rows and columns of a slice at the plan's spacing."""
+    rows, columns = slice_size(volume, plan)
+    if plan.spacing is None or volume.spacing is None:
+        return rows, columns
+    own = [distance for axis, distance in enumerate(volume.spacing) if axis != plan.slice_axis]
+    factors = [distance / wanted for distance, wanted in zip(own, plan.spacing, strict=True)]
+    if all(abs(factor - 1) < SAME_SPACING for factor in factors):
+        return rows, columns
+    return max(1, round(rows * factors[0])), max(1, round(columns * factors[1]))
+
+
+def normalise(channel: np.ndarray, how: ChannelPlan) -> np.ndarray:
+    """One channel of a whole case, (Z, Y, X), by the plan's rule."""
+    if how.normalisation == "zscore":
+        return (channel - channel.mean()) / max(channel.std(), 1e-8)
+    if how.normalisation == "ct":
+        known = how.intensities
+        clipped = np.clip(channel, known.percentile_00_5, known.percentile_99_5)
+        return (clipped - known.mean) / max(known.std, 1e-8)
+    if how.normalisation == "rgb_to_0_1":
+        return channel / 255
+    return channel
+
+
+def _resize(slice: np.ndarray, size: tuple[int, int], order: int) -> np.ndarray:
+    from skimage.transform import resize
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return resize(slice, size, order=order, mode="edge", anti_aliasing=False, clip=True)
+
+
+def _resize_labels(slice: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    labels = np.unique(slice)
+    shares = np.stack([_resize((slice == label).astype(np.float32), size, order=1) for label in labels])
+    return labels[shares.argmax(0)]

@@ -1,0 +1,113 @@
+"""Patches to train on: the n-th is a function of the seed and n alone.
+
+So a run that resumes, or a loader with more workers, sees the patches that it would have seen anyway. A share of each
+batch is centred on foreground, its class drawn evenly from those that the case holds (nnU-Net, arXiv 1809.10486).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+
+from dinounet.data.augmentation import Augmentation, enlarged, make_transform
+from dinounet.data.cache import CachedCase
+
+
+class Patches(Dataset[tuple[Tensor, Tensor]]):
+    """An endless sequence of patches: image (C, h, w) float32 and mask (h, w) int64.
+
+    Args:
+        cases: where they come from, each case as often as the others.
+        patch: rows and columns.
+        batch: how many make a batch; the last `foreground` of it (rounded) are centred on foreground.
+        foreground: from 0 to 1.
+        augmentation: what happens to them.
+        seed: of all randomness.
+    """
+
+    def __init__(
+        self,
+        cases: Sequence[CachedCase],
+        patch: tuple[int, int],
+        *,
+        batch: int,
+        foreground: float,
+        augmentation: Augmentation,
+        seed: int,
+    ) -> None:
+        self.cases = cases
+        self.cut = enlarged(patch, augmentation)
+        self.transform = make_transform(augmentation, patch)
+        self.batch = batch
+        self.first_foreground = batch - round(batch * foreground)
+        self.seed = seed
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        with own_randomness(self.seed, index):
+            case = self.cases[np.random.randint(len(self.cases))]
+            on_foreground = index % self.batch >= self.first_foreground
+            image, mask = cut_patch(case, self._centre(case, on_foreground), self.cut)
+            result = self.transform(image=torch.from_numpy(image), segmentation=torch.from_numpy(mask)[None])
+        return result["image"].float(), result["segmentation"][0].long()
+
+    def _centre(self, case: CachedCase, on_foreground: bool) -> tuple[int, int, int]:
+        """Slice, row and column of the patch's centre."""
+        if on_foreground and case.places:
+            places = case.places[np.random.choice(list(case.places))]
+            slice, row, column = places[np.random.randint(len(places))]
+            return int(slice), int(row), int(column)
+        row, column = (
+            np.random.randint(min(side // 2, length // 2), max(length - side // 2, length // 2) + 1)
+            for side, length in zip(self.cut, case.mask.shape[1:], strict=True)
+        )
+        return np.random.randint(len(case.mask)), row, column
+
+
+class FromStep(Sampler[int]):
+    """Indices of the patches from one step on to another."""
+
+    def __init__(self, first_step: int, last_step: int, batch: int) -> None:
+        self.indices = range(first_step * batch, last_step * batch)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.indices)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+
+def cut_patch(case: CachedCase, centre: tuple[int, int, int], size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Cut a window of a slice: image (C, h, w) and mask (h, w); zero and background where it sticks out."""
+    slice, *middle = centre
+    image, mask = case.image[slice], case.mask[slice]
+    starts = [m - side // 2 for m, side in zip(middle, size, strict=True)]
+    inside = tuple(
+        np.s_[max(start, 0) : min(start + side, length)]
+        for start, side, length in zip(starts, size, mask.shape, strict=True)
+    )
+    margins = [
+        (max(-start, 0), max(start + side - length, 0))
+        for start, side, length in zip(starts, size, mask.shape, strict=True)
+    ]
+    return np.pad(image[(np.s_[:], *inside)], ((0, 0), *margins)), np.pad(mask[inside], margins)
+
+
+class own_randomness:  # noqa: N801 -- used as a function
+    """Seeds NumPy's and PyTorch's global generators, which augmentation draws from, and puts them back in the end."""
+
+    def __init__(self, *seed: int) -> None:
+        self.seed = int(np.random.SeedSequence(seed).generate_state(1)[0])
+
+    def __enter__(self) -> None:
+        self.before: tuple[Any, Tensor] = np.random.get_state(), torch.get_rng_state()
+        np.random.seed(self.seed)
+        torch.manual_seed(self.seed)
+
+    def __exit__(self, *_: object) -> None:
+        np.random.set_state(self.before[0])
+        torch.set_rng_state(self.before[1])

@@ -1,0 +1,301 @@
+"""A folder of predictions against a folder of truths: `metrics.json`, and a table of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from dinounet.data.dataset import join_some
+from dinounet.data.images import Volume, ending_of, read_mask, require_same_grid, stem_of
+from dinounet.errors import ConfigError, DataError
+from dinounet.evaluation.metrics import POLICY, dice, hd95
+from dinounet.files import write_json
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+FORMAT = 1
+
+Empty = Literal["both", "truth", "prediction"]
+Unit = Literal["mm", "px"]
+
+EMPTY: dict[tuple[bool, bool], Empty | None] = {
+    (True, True): None,
+    (True, False): "prediction",
+    (False, True): "truth",
+    (False, False): "both",
+}
+"""Where a class is empty, by whether truth and prediction hold it."""
+WORDS = {"both": "empty in both", "truth": "not in the truth", "prediction": "missed"}
+"""What it means that a class is empty there."""
+
+
+@dataclass(frozen=True)
+class ClassMetrics:
+    """How well one class of one case was found."""
+
+    dice: float
+    """From 0 to 1."""
+
+    hd95: float
+    """In the case's unit."""
+
+    empty: Empty | None = None
+    """Where the class has no pixel, if anywhere; both numbers are then the policy's."""
+
+
+@dataclass(frozen=True)
+class CaseMetrics:
+    """How well one case was segmented."""
+
+    case: str
+    """The file's name without ending."""
+
+    unit: Unit
+    """Of HD95: mm, or px where the truth's format knows of no spacing."""
+
+    classes: dict[str, ClassMetrics]
+    """By name, without the background."""
+
+    @property
+    def dice(self) -> float:
+        """Mean over the classes."""
+        return _mean([found.dice for found in self.classes.values()])
+
+    @property
+    def hd95(self) -> float:
+        """Mean over the classes, in `unit`."""
+        return _mean([found.hd95 for found in self.classes.values()])
+
+
+@dataclass(frozen=True)
+class MeanMetrics:
+    """Means, empty masks counted as the policy says."""
+
+    dice: float
+    """From 0 to 1."""
+
+    hd95: float
+    """In the cases' unit."""
+
+
+@dataclass(frozen=True)
+class EmptyCounts:
+    """In how many cases one class is empty where."""
+
+    both: int
+    """Neither there nor found."""
+
+    truth: int
+    """Found, but not there."""
+
+    prediction: int
+    """There, but missed."""
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """What `metrics.json` holds."""
+
+    labels: dict[str, int]
+    """Names and numbers of the classes, with the background, which is not evaluated."""
+
+    policy: str
+    """What an empty mask counts."""
+
+    cases: tuple[CaseMetrics, ...]
+    """Sorted by name."""
+
+    mean_over_cases: dict[str, MeanMetrics]
+    """Of each class."""
+
+    mean_over_cases_and_classes: MeanMetrics
+    """Of everything; each case and class weighs the same."""
+
+    empties: dict[str, EmptyCounts]
+    """Of each class."""
+
+    format: int = FORMAT
+    """Version of this file's keys."""
+
+    def __post_init__(self) -> None:
+        if self.format != FORMAT:
+            raise ConfigError(
+                f"format is {self.format} but this version of dinounet reads {FORMAT}; use another version"
+            )
+        if not self.cases or len({case.unit for case in self.cases}) > 1:
+            raise ConfigError("cases must be at least one, and their units all mm or all px; evaluate again")
+
+    @property
+    def unit(self) -> Unit:
+        """Of every HD95."""
+        return self.cases[0].unit
+
+    @property
+    def worst_first(self) -> tuple[CaseMetrics, ...]:
+        """The cases by rising mean Dice; of equals, the farther one first."""
+        return tuple(sorted(self.cases, key=lambda case: (case.dice, -case.hd95, case.case)))
+
+
+def find_masks(folder: Path) -> dict[str, Path]:
+    """A folder's masks by case (the name without ending), sorted; files in other formats are passed over.
+
+    Raises:
+        DataError: the folder is missing or holds no mask, or a case's mask twice.
+    """
+    if not folder.is_dir():
+        raise DataError(f"{folder} is not a folder; give one that holds a mask for each case")
+    found: dict[str, list[Path]] = {}
+    for path in sorted(folder.iterdir()):
+        if ending_of(path) and not path.name.startswith("."):
+            found.setdefault(stem_of(path), []).append(path)
+    twice = [f"{paths[0].name} and {paths[1].name}" for paths in found.values() if len(paths) > 1]
+    if twice:
+        raise DataError(f"{folder} holds more than one mask of a case: {join_some(twice)}; keep one of each")
+    if not found:
+        raise DataError(f"{folder} holds no masks; give the folder with <case>.nii.gz, .png or their like")
+    return {case: paths[0] for case, paths in found.items()}
+
+
+def evaluate_folders(
+    predictions: Path,
+    truth: Path,
+    labels: Mapping[str, int],
+    output: Path | None = None,
+    on_case: Callable[[str], None] | None = None,
+) -> Metrics:
+    """Compare masks with the truth, case by case; files are paired by name without ending, formats may differ.
+
+    Args:
+        predictions: folder with a mask for each case of the truth, and no other.
+        truth: folder of masks; their spacing is what HD95 is measured by.
+        labels: names and numbers of the classes; 0 is background and not evaluated.
+        output: the file to write the metrics to as JSON.
+        on_case: is called with the name of each case that is done.
+
+    Raises:
+        DataError: all that is wrong with the masks, together: a mask is missing, superfluous or unreadable, the grids
+            of a pair differ, a value is no label, or some cases are measured in mm and others in pixels.
+    """
+    classes = {name: label for name, label in labels.items() if label != 0}
+    if not classes:
+        raise DataError(f"the labels {dict(labels)} name no class but background; name at least one, such as lesion=1")
+    truths, predicted = find_masks(truth), find_masks(predictions)
+    problems = _name_problems(predictions, truth, predicted.keys(), truths.keys())
+    wrong: list[str] = []
+    units: dict[Unit, list[str]] = {"mm": [], "px": []}
+    cases = []
+    for case in sorted(truths.keys() & predicted.keys()):
+        try:
+            pair = [read_mask(path) for path in (truths[case], predicted[case])]
+            require_same_grid(pair[1], pair[0])
+        except DataError as error:
+            wrong.append(str(error))
+            continue
+        wrong += [text for mask in pair if (text := _unknown_values(mask, labels))]
+        units["px" if pair[0].spacing is None else "mm"].append(case)
+        if not problems and not wrong:  # measuring takes long; once something is wrong, only look for more of it
+            cases.append(_evaluate_case(case, *pair, classes))
+        if on_case is not None:
+            on_case(case)
+    if wrong:
+        problems.append(join_some(wrong))
+    if all(units.values()):
+        problems.append(
+            f"{truth} mixes masks with a spacing in mm ({join_some(units['mm'])}) and without one "
+            f"({join_some(units['px'])}), whose HD95 have no common mean; evaluate them apart"
+        )
+    if problems:
+        raise DataError("; ".join(problems))
+    metrics = summarise(cases, labels)
+    if output is not None:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        write_json(output, metrics)
+    return metrics
+
+
+def summarise(cases: Sequence[CaseMetrics], labels: Mapping[str, int]) -> Metrics:
+    """Means and counts over cases, which must all have the same classes and unit."""
+    by_class = {name: [case.classes[name] for case in cases] for name, label in labels.items() if label != 0}
+    means = {name: _mean_metrics(found) for name, found in by_class.items()}
+    empties = {
+        name: EmptyCounts(*(sum(one.empty == where for one in found) for where in ("both", "truth", "prediction")))
+        for name, found in by_class.items()
+    }
+    overall = _mean_metrics([one for found in by_class.values() for one in found])
+    return Metrics(dict(labels), POLICY, tuple(cases), means, overall, empties)
+
+
+def describe_empties(metrics: Metrics) -> str:
+    """The empty masks in a sentence."""
+    counts = {where: sum(getattr(count, where) for count in metrics.empties.values()) for where in WORDS}
+    pairs = len(metrics.cases) * len(metrics.empties)
+    return (
+        f"Of {pairs} pairs of case and class, missed entirely (only the prediction is empty): {counts['prediction']}; "
+        f"found where there is nothing (only the truth is empty): {counts['truth']}; empty in both: {counts['both']}."
+    )
+
+
+def print_table(metrics: Metrics, console: Console) -> None:
+    """Print every case and class, the means, the policy and how often it applied."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table("case", "class", box=SIMPLE_HEAD)
+    table.add_column("Dice", justify="right", no_wrap=True)
+    table.add_column(f"HD95 ({metrics.unit})", justify="right", no_wrap=True)
+    table.add_column("")
+    for case in metrics.cases:
+        for index, (name, found) in enumerate(case.classes.items()):
+            first, remark = "" if index else case.case, WORDS[found.empty] if found.empty else ""
+            table.add_row(Text(first), Text(name), f"{found.dice:.3f}", f"{found.hd95:.2f}", remark)
+    table.add_section()
+    for index, (name, mean) in enumerate(metrics.mean_over_cases.items()):
+        first = "" if index else f"mean over {len(metrics.cases)} cases"
+        table.add_row(first, Text(name), f"{mean.dice:.3f}", f"{mean.hd95:.2f}", style="bold")
+    mean = metrics.mean_over_cases_and_classes
+    table.add_row("mean over cases and classes", "", f"{mean.dice:.3f}", f"{mean.hd95:.2f}", style="bold")
+    console.print(table)
+    console.print(f"{metrics.policy} {describe_empties(metrics)}", style="dim", highlight=False, markup=False)
+
+
+def _name_problems(predictions: Path, truth: Path, predicted: AbstractSet[str], truths: AbstractSet[str]) -> list[str]:
+    missing, surplus = sorted(truths - predicted), sorted(predicted - truths)
+    problems = []
+    if missing:
+        problems.append(f"{predictions} lacks masks of cases in {truth}: {join_some(missing)}; predict them too")
+    if surplus:
+        problems.append(f"{predictions} holds masks of cases that {truth} lacks: {join_some(surplus)}; remove them")
+    return problems
+
+
+def _unknown_values(mask: Volume, labels: Mapping[str, int]) -> str:
+    unknown = np.unique(mask.array[np.isin(mask.array, list(labels.values()), invert=True)])
+    if not unknown.size:
+        return ""
+    values = join_some([str(value) for value in unknown]).replace(";", ",")
+    named = ", ".join(f"{name}={label}" for name, label in labels.items())
+    return f"{mask.source} holds the values {values} but the labels are {named}; name them or correct the mask"
+
+
+def _evaluate_case(case: str, truth: Volume, prediction: Volume, classes: Mapping[str, int]) -> CaseMetrics:
+    found = {}
+    for name, label in classes.items():
+        a, b = truth.array == label, prediction.array == label
+        empty = EMPTY[bool(a.any()), bool(b.any())]
+        found[name] = ClassMetrics(dice(a, b), hd95(a, b, truth.spacing or (1.0, 1.0, 1.0)), empty)
+    return CaseMetrics(case, "px" if truth.spacing is None else "mm", found)
+
+
+def _mean_metrics(found: Sequence[ClassMetrics]) -> MeanMetrics:
+    return MeanMetrics(_mean([one.dice for one in found]), _mean([one.hd95 for one in found]))
+
+
+def _mean(numbers: Sequence[float]) -> float:
+    return sum(numbers) / len(numbers)

@@ -1,0 +1,226 @@
+"""One slice of a case in four panels, for the report: image, truth, prediction, and where they differ.
+
+Colours are Okabe and Ito's, which people of every colour vision can tell apart (https://jfly.uni-koeln.de/color/).
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from dinounet.data.images import Volume, ending_of, read_image, read_mask, require_same_grid, stem_of
+from dinounet.errors import DataError
+from dinounet.evaluation.evaluate import CaseMetrics, Metrics, find_masks
+
+COLOURS = ("#e69f00", "#0072b2", "#009e73", "#cc79a7", "#56b4e9", "#f0e442", "#d55e00")
+"""Of the classes, in the order of the labels; with more classes than colours, lighter and then darker ones follow."""
+
+ERRORS = {"predicted, not there": "#d55e00", "there, missed": "#56b4e9", "taken for another class": "#f0e442"}
+"""Colours of the error panel."""
+
+SMALLEST, LARGEST = 512, 1024
+"""Width up to which a slice is enlarged, by a whole factor, and side above which it is reduced; pixels."""
+
+FILL, FILL_OF_ERRORS = 0.5, 0.9
+"""Opacity of a class or an error over the image; the outlines are opaque."""
+
+DIMMED = 0.5
+"""Brightness of the image under the errors, so that light colours stand out."""
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One of a case's four pictures."""
+
+    title: str
+    """Image, Truth, Prediction or Errors."""
+
+    text: str
+    """What it shows, for those who can't see it."""
+
+    png: bytes
+    """The file's content."""
+
+
+@dataclass(frozen=True)
+class CasePicture:
+    """What the report shows of one case."""
+
+    case: str
+    """Its name."""
+
+    dice: float
+    """Mean over the classes."""
+
+    slice_index: int
+    """Of the slice shown, counted from 0 along the volume's coarsest axis."""
+
+    slices: int
+    """Along that axis; 1 for a flat image."""
+
+    aspect: float
+    """Width of the slice over its height, in mm where they are known."""
+
+    panels: tuple[Panel, ...]
+    """Image, truth, prediction and errors."""
+
+
+def colours_of(labels: Mapping[str, int]) -> dict[str, str]:
+    """A colour for each class but the background."""
+    classes = [name for name, label in labels.items() if label != 0]
+    return {name: _vary(COLOURS[i % len(COLOURS)], i // len(COLOURS)) for i, name in enumerate(classes)}
+
+
+def make_pictures(
+    metrics: Metrics,
+    predictions: Path,
+    truth: Path,
+    images: Path,
+    labels: Mapping[str, int],
+    channel: int = 0,
+    most: int = 12,
+) -> list[CasePicture]:
+    """Picture the worst cases, worst first, each in the slice with the most wrongly labelled pixels.
+
+    Args:
+        metrics: of these predictions.
+        predictions: folder of masks.
+        truth: folder of masks.
+        images: folder of images, `<case>_0000<ending>` with one file a channel, or `<case><ending>`.
+        labels: names and numbers of the classes.
+        channel: the one to show; a file with three channels is shown in colour.
+        most: so many cases at most.
+
+    Raises:
+        DataError: an image or mask is missing, unreadable, or doesn't fit the others.
+    """
+    truths, predicted = find_masks(truth), find_masks(predictions)
+    files = {stem_of(path): path for path in sorted(images.glob("*")) if ending_of(path)}
+    pictures = []
+    for case in metrics.worst_first[:most]:
+        for folder, masks in ((truth, truths), (predictions, predicted)):
+            if case.case not in masks:
+                raise DataError(f"{folder} holds no mask of {case.case}, which the metrics name; evaluate again")
+        name = next((name for name in (f"{case.case}_{channel:04d}", case.case) if name in files), None)
+        if name is None:
+            raise DataError(
+                f"{images} holds no image of {case.case} ({case.case}_{channel:04d} or {case.case}); add it"
+            )
+        volumes = read_image([files[name]]), read_mask(truths[case.case]), read_mask(predicted[case.case])
+        for other in (volumes[0], volumes[2]):
+            require_same_grid(other, volumes[1])
+        pictures.append(_make_picture(case, *volumes, labels, channel))
+    return pictures
+
+
+def _make_picture(
+    case: CaseMetrics, image: Volume, truth: Volume, prediction: Volume, labels: Mapping[str, int], channel: int
+) -> CasePicture:
+    spacing = truth.spacing or (1.0, 1.0, 1.0)
+    axis = _slice_axis(truth.shape, spacing)
+    index = _telling_slice(truth.array, prediction.array, axis)
+    true, predicted = (np.take(mask.array, index, axis) for mask in (truth, prediction))
+    channels = image.array if len(image.array) == 3 else image.array[min(channel, len(image.array) - 1)][None]
+    size = _size_shown(*true.shape)
+    base = _resize(_to_grey_levels(np.take(channels, index, axis + 1), *np.percentile(channels, (0.5, 99.5))), size)
+
+    colours = colours_of(labels)
+    drawn = []
+    for mask in (true, predicted):
+        shown = _resize(mask.astype(np.int32), size)
+        drawn.append(_paint(base, [(shown == labels[name], colour) for name, colour in colours.items()], FILL))
+    wrong = _errors(true, predicted)
+    regions = [(_resize(where.astype(np.uint8), size) > 0, ERRORS[name]) for name, where in wrong.items()]
+    drawn.append(_paint(base * DIMMED, regions, FILL_OF_ERRORS))
+
+    slices = truth.shape[axis]
+    place = f"{case.case}, slice {index + 1} of {slices}" if slices > 1 else case.case
+    counts = [f"{np.count_nonzero(where)} pixels {name}" for name, where in wrong.items() if where.any()]
+    panels = (
+        Panel("Image", f"{place}: the image", _png(base)),
+        Panel("Truth", f"{place}: the true outlines of {', '.join(colours)}", _png(drawn[0])),
+        Panel("Prediction", f"{place}: the predicted outlines of {', '.join(colours)}", _png(drawn[1])),
+        Panel("Errors", f"{place}: {', '.join(counts) or 'no wrong pixel'}", _png(drawn[2])),
+    )
+    rows, columns = (truth.shape[i] * spacing[i] for i in range(3) if i != axis)
+    return CasePicture(case.case, case.dice, index, slices, columns / rows, panels)
+
+
+def _slice_axis(shape: Sequence[int], spacing: Sequence[float]) -> int:
+    """The axis of length 1, else the coarsest, else the first."""
+    steps = [math.inf if length == 1 else round(step, 3) for length, step in zip(shape, spacing, strict=True)]
+    return steps.index(max(steps))
+
+
+def _telling_slice(truth: np.ndarray, prediction: np.ndarray, axis: int) -> int:
+    """The slice with the most wrong pixels; the one with the most foreground where none is wrong."""
+    others = tuple(other for other in range(3) if other != axis)
+    wrong = np.count_nonzero(truth != prediction, axis=others)
+    return int(np.argmax(wrong if wrong.any() else np.count_nonzero(truth, axis=others)))
+
+
+def _errors(true: np.ndarray, predicted: np.ndarray) -> dict[str, np.ndarray]:
+    """Where a slice is wrong in which way, by the names of ERRORS."""
+    kinds = (true == 0) & (predicted != 0), (true != 0) & (predicted == 0), (true != 0) & (predicted != 0)
+    return {name: where & (true != predicted) for name, where in zip(ERRORS, kinds, strict=True)}
+
+
+def _size_shown(rows: int, columns: int) -> tuple[int, int]:
+    """Rows and columns of a slice in the report."""
+    longest = max(rows, columns)
+    if longest > LARGEST:
+        return max(1, round(rows * LARGEST / longest)), max(1, round(columns * LARGEST / longest))
+    factor = max(1, min(math.ceil(SMALLEST / columns), LARGEST // longest))
+    return rows * factor, columns * factor
+
+
+def _to_grey_levels(channels: np.ndarray, low: float, high: float) -> np.ndarray:
+    """Intensities (1 or 3, Y, X) within a window as RGB (Y, X, 3) of 0 to 255."""
+    levels = np.clip((channels - low) / max(high - low, 1e-12), 0, 1) * 255
+    return np.moveaxis(np.broadcast_to(levels.round().astype(np.uint8), (3, *channels.shape[1:])), 0, -1)
+
+
+def _resize(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Resize labels, or RGB: copied pixels in enlarging, and in reducing averages of RGB but never of labels."""
+    from PIL import Image
+
+    if size == pixels.shape[:2]:
+        return pixels
+    average = pixels.ndim == 3 and size[0] < pixels.shape[0]
+    how = Image.Resampling.BOX if average else Image.Resampling.NEAREST
+    return np.asarray(Image.fromarray(np.ascontiguousarray(pixels)).resize((size[1], size[0]), how))
+
+
+def _paint(base: np.ndarray, regions: Sequence[tuple[np.ndarray, str]], opacity: float) -> np.ndarray:
+    """Lay regions over RGB pixels, outlined."""
+    painted = np.array(base, np.float32)
+    for where, colour in regions:
+        rgb = np.array(_rgb(colour), np.float32)
+        painted[where] += opacity * (rgb - painted[where])
+        around = np.pad(where, 1)
+        inside = around[:-2, 1:-1] & around[2:, 1:-1] & around[1:-1, :-2] & around[1:-1, 2:]
+        painted[where & ~inside] = rgb
+    return painted.round().astype(np.uint8)
+
+
+def _png(pixels: np.ndarray) -> bytes:
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "png", optimize=True)
+    return file.getvalue()
+
+
+def _rgb(colour: str) -> tuple[int, ...]:
+    return tuple(bytes.fromhex(colour[1:]))
+
+
+def _vary(colour: str, turn: int) -> str:
+    """The colour itself in the first turn through the palette, half white in the second, half black in the third."""
+    other = (None, 255, 0)[turn % 3]
+    return colour if other is None else "#" + bytes((part + other) // 2 for part in _rgb(colour)).hex()

@@ -1,0 +1,151 @@
+"""The report: one HTML file that shows what was trained on what, how well it segments, and where it fails.
+
+It stands alone: pictures and curves are inside, and opening it asks nothing of anybody.
+"""
+
+from __future__ import annotations
+
+import base64
+import importlib.resources
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from dinounet.evaluation.curves import VALIDATION, make_charts
+from dinounet.evaluation.evaluate import WORDS, Metrics, describe_empties
+from dinounet.evaluation.pictures import ERRORS, CasePicture, colours_of
+from dinounet.files import whole_file
+
+TEMPLATE = "report.html.jinja"
+
+FACTS: dict[str, tuple[tuple[str, tuple[str, ...]], ...]] = {
+    "Data": (
+        ("{}", ("dataset.name", "data.name")),
+        ("cases to learn from: {}", ("dataset.training_cases", "data.training_cases")),
+        ("cases to watch: {}", ("dataset.validation_cases", "data.validation_cases")),
+        ("fold: {}", ("fold",)),
+    ),
+    "Backbone, frozen": (
+        ("{}", ("backbone.name",)),
+        ("weights: {}", ("backbone.weights",)),
+        ("licence: {}", ("backbone.licence",)),
+        ("parameters: {}", ("parameters.frozen", "frozen_parameters")),
+    ),
+    "Network, trained": (
+        ("parameters: {}", ("parameters.trained", "trained_parameters")),
+        ("channels in: {}", ("network.in_channels", "plan.network.in_channels")),
+        ("classes out, with background: {}", ("network.num_classes", "plan.network.num_classes")),
+    ),
+    "Training": (
+        ("steps done: {}", ("steps_done",)),
+        ("planned: {}", ("recipe.steps", "plan.recipe.steps")),
+        ("patches a step: {}", ("recipe.batch", "plan.recipe.batch")),
+        ("learning rate: {}", ("recipe.learning_rate", "plan.recipe.learning_rate")),
+        ("seed: {}", ("seed", "plan.recipe.seed")),
+        ("{}", ("status",)),
+    ),
+    "Computed": (
+        ("{}", ("device",)),
+        ("{}", ("precision",)),
+        ("seconds: {}", ("seconds",)),
+        ("started: {}", ("started",)),
+    ),
+}
+"""What a reader asks of a run first: the words, and the keys under which its record may hold the answer."""
+
+
+def write_report(
+    path: Path,
+    *,
+    title: str,
+    metrics: Metrics,
+    pictures: Sequence[CasePicture] = (),
+    run: Mapping[str, Any] | None = None,
+    log: Sequence[Mapping[str, Any]] = (),
+    notes: Sequence[str] = (),
+) -> None:
+    """Write the report.
+
+    Args:
+        path: of the HTML file.
+        title: stands at its head.
+        metrics: of every case.
+        pictures: of the worst cases, worst first.
+        run: the content of `run.json`; keys that it lacks are left out.
+        log: the lines of `log.jsonl`.
+        notes: sentences that a reader must not miss; the run's own are added.
+    """
+    import jinja2
+
+    run = run or {}
+    colours = colours_of(metrics.labels)
+    source = importlib.resources.files(__package__).joinpath(TEMPLATE).read_text(encoding="utf-8")
+    environment = jinja2.Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
+    environment.filters["data_uri"] = lambda png: "data:image/png;base64," + base64.b64encode(png).decode()
+    html = environment.from_string(source).render(
+        title=title,
+        notes=list(dict.fromkeys((*notes, *run.get("notes", ())))),
+        metrics=metrics,
+        anchors={picture.case: f"case-{index}" for index, picture in enumerate(pictures, start=1)},
+        pictures=pictures,
+        charts=make_charts(log, colours),
+        colours=colours,
+        errors=ERRORS,
+        words=WORDS,
+        empties=describe_empties(metrics),
+        facts={name: text for name, parts in FACTS.items() if (text := _tell(run, parts))},
+        record=list(_flatten(run)),
+        made={
+            "Command": shlex.join(run.get("command", ())),
+            "Versions": _join(run.get("versions", {})),
+            "Machine": _join(run.get("machine", {})),
+        },
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(path) as temporary:
+        temporary.write_text(html, encoding="utf-8")
+
+
+def _tell(run: Mapping[str, Any], parts: Sequence[tuple[str, tuple[str, ...]]]) -> str:
+    """The parts that the record can fill, as one phrase."""
+    told = []
+    for words, keys in parts:
+        value = next((value for key in keys if (value := _at(run, key)) is not None), None)
+        if value is not None:
+            told.append(words.format(_write(value)))
+    return " · ".join(told)
+
+
+def _at(run: Mapping[str, Any], key: str) -> Any:
+    """What stands under a dotted key; None if nothing does."""
+    value: Any = run
+    for part in key.split("."):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return value
+
+
+def _write(value: Any) -> str:
+    """A value for reading: of a list how many it has, of a large number its groups of three."""
+    if isinstance(value, list | tuple):
+        return str(len(value))
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 10_000:
+        return f"{value:,}".replace(",", "\u202f")
+    return str(value)
+
+
+def _flatten(content: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, str]]:
+    """Every key of the record, dotted, and its value."""
+    for key, value in content.items():
+        if isinstance(value, Mapping):
+            yield from _flatten(value, f"{before}{key}.")
+        elif isinstance(value, list | tuple):
+            yield f"{before}{key}", ", ".join(map(str, value))
+        else:
+            yield f"{before}{key}", str(value)
+
+
+def _join(facts: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in facts.items())

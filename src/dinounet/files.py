@@ -1,0 +1,152 @@
+"""Files that are either whole or absent, and JSON that is a dataclass.
+
+Every output is written under a temporary name beside its own and renamed when it is complete, so that neither an error
+nor a kill leaves half a file that looks like a whole one.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import shutil
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, fields, is_dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import dacite
+
+from dinounet.errors import ConfigError, DataError, UserError
+
+PREDICTION = "prediction.json"
+"""Among predicted masks: what made them. Written by `dinounet predict`, read by `dinounet evaluate`."""
+
+T = TypeVar("T")
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Give a temporary path (of the same ending) to write to; rename it to `path` if the block ends well."""
+    temporary = path.with_name(f".{os.getpid()}.{path.name}")
+    try:
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """Give a temporary folder to fill; rename it to `path`, which must not exist, if the block ends well."""
+    temporary = path.with_name(f".{os.getpid()}.{path.name}")
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        temporary.rename(path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def new_folder(path: Path, *, what: str) -> Path:
+    """Make a folder for an output.
+
+    Raises:
+        UserError: something that is not an empty folder has that name already.
+    """
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise UserError(f"{path} exists already; give {what} another name with -o, or remove it")
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def read_json(path: Path, *, what: str) -> Any:
+    """The content of a JSON file.
+
+    Raises:
+        DataError: it is missing or no JSON; `what` says what it should have been.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DataError(f"{path} does not exist; it should be {what}") from None
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise DataError(f"{path} is not JSON ({error}); it should be {what}") from None
+    except OSError as error:
+        raise DataError(f"{path} can't be read ({error.strerror}); it should be {what}") from None
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write a dataclass, or what JSON knows, as JSON that a person can read; NaN and infinity are refused."""
+    content = asdict(content) if is_dataclass(content) and not isinstance(content, type) else content
+    with whole_file(path) as temporary:
+        temporary.write_text(
+            json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8"
+        )
+
+
+def read_record(kind: type[T], path: Path, *, what: str) -> T:
+    """Read a JSON file as the dataclass that it was written from.
+
+    Raises:
+        DataError: the file is missing or no JSON.
+        ConfigError: a key is unknown (the nearest known one is named), missing, or of a wrong type or value.
+    """
+    return to_record(kind, read_json(path, what=what), where=str(path))
+
+
+def to_record(kind: type[T], content: Any, *, where: str) -> T:
+    """Make a dataclass from what JSON gave, strictly; `where` stands first in the message of an error."""
+    if not isinstance(content, Mapping):
+        raise ConfigError(f"{where} holds {type(content).__name__} where {kind.__name__} wants an object with keys")
+    _refuse_unknown_keys(kind, content, where)
+    try:
+        return dacite.from_dict(kind, content, dacite.Config(cast=[tuple], type_hooks={float: _to_float}, strict=True))
+    except dacite.MissingValueError as error:
+        raise ConfigError(f"{where} lacks {error.field_path}; add it") from None
+    except dacite.WrongTypeError as error:
+        raise ConfigError(
+            f"{where} has {error.field_path} = {error.value!r}, which is no {_type_name(error.field_type)}; correct it"
+        ) from None
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from None
+
+
+def _to_float(value: Any) -> Any:
+    return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+def _type_name(kind: Any) -> str:
+    return getattr(kind, "__name__", None) or str(kind)
+
+
+def _refuse_unknown_keys(kind: type, content: Mapping[str, Any], where: str) -> None:
+    hints = typing.get_type_hints(kind)
+    known = {field.name: hints[field.name] for field in fields(kind)}
+    for key, value in content.items():
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
+            raise ConfigError(f"{where} has the unknown key {key!r}; did you mean {near[0]!r}?")
+        for inner, part in _records_in(known[key], value, f"{where}, {key}"):
+            _refuse_unknown_keys(inner, part[1], part[0])
+
+
+def _records_in(hint: Any, value: Any, where: str) -> Iterator[tuple[type, tuple[str, Mapping[str, Any]]]]:
+    """The dataclasses that a field of this type holds, each with its place and content."""
+    arguments = typing.get_args(hint)
+    if is_dataclass(hint) and isinstance(hint, type) and isinstance(value, Mapping):
+        yield hint, (where, value)
+    elif typing.get_origin(hint) in (typing.Union, types.UnionType):
+        for argument in arguments:
+            yield from _records_in(argument, value, where)
+    elif isinstance(value, Mapping) and len(arguments) == 2:
+        for key, part in value.items():
+            yield from _records_in(arguments[1], part, f"{where}, {key}")
+    elif isinstance(value, list | tuple) and arguments:
+        for index, part in enumerate(value):
+            yield from _records_in(arguments[0], part, f"{where}[{index}]")

@@ -1,0 +1,194 @@
+"""A trained network, ready for images: `dinounet.load(RUN).predict(image)`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from dinounet.data.dataset import Case, find_cases, join_some
+from dinounet.data.images import Volume, ending_of, read_image, write_mask
+from dinounet.data.plan import check_channels
+from dinounet.data.preprocessing import image_to_slices, slice_size, slices_to_mask
+from dinounet.device import Device, Precision, choose_device, choose_precision
+from dinounet.errors import DataError, UserError, WeightsError
+from dinounet.inference.tiling import predict_tiled
+from dinounet.network.dinounet import DinoUNet
+from dinounet.network.weights import BackboneRecord, fill_backbone
+from dinounet.plans import Plan
+from dinounet.run import MODEL, read_run
+
+BATCH = 4
+"""Tiles that go through the network together."""
+
+
+class Predictor:
+    """Segments images as a run's plan says.
+
+    Args:
+        network: trained, its backbone filled.
+        plan: of the run.
+        backbone: what the network stands on.
+        device: where to compute.
+        precision: fp32 or bf16.
+    """
+
+    def __init__(
+        self, network: DinoUNet, plan: Plan, backbone: BackboneRecord, device: torch.device, precision: str
+    ) -> None:
+        self.network = network.to(device).eval()
+        self.plan = plan
+        self.backbone = backbone
+        self.device = device
+        self.precision = precision
+
+    @property
+    def labels(self) -> dict[str, int]:
+        """Names and numbers of the classes."""
+        return self.plan.data.labels
+
+    def predict(self, image: str | Path | Sequence[str | Path] | np.ndarray) -> np.ndarray:
+        """Labels of an image.
+
+        Args:
+            image: a file, a list of one file a channel, or an array: (H, W), (C, H, W), or (C, Z, H, W) with slices
+                along the plan's axis. Arrays are taken to have the plan's spacing.
+
+        Returns:
+            uint8 or uint16 labels, (H, W) for a flat image and an array of two or three axes, else (Z, H, W).
+
+        Raises:
+            DataError: it can't be read, or isn't what the network was trained on.
+        """
+        volume = self._volume(image)
+        labels = self.predict_volume(volume)
+        flat = image.ndim < 4 if isinstance(image, np.ndarray) else volume.geometry is None
+        return labels[0] if flat else labels
+
+    def predict_volume(self, volume: Volume) -> np.ndarray:
+        """Labels (Z, Y, X) of a volume, on its own grid."""
+        labels = [logits.argmax(1).cpu().numpy() for logits in self._logits(volume)]
+        dtype = np.uint8 if self.plan.network.num_classes <= 256 else np.uint16
+        return slices_to_mask(np.concatenate(labels).astype(dtype), self.plan.data)
+
+    @torch.inference_mode()
+    def _logits(self, volume: Volume) -> Iterable[Tensor]:
+        """Logits (S, K, H, W) of a few slices at a time, at the volume's own size."""
+        check_channels(volume, [channel.name for channel in self.plan.data.channels])
+        data = self.plan.data
+        slices, size = image_to_slices(volume, data), slice_size(volume, data)
+        for first in range(0, len(slices), BATCH):
+            some = torch.from_numpy(slices[first : first + BATCH]).to(self.device)
+            logits = predict_tiled(some, data.patch, BATCH, self._network)
+            if logits.shape[-2:] != size:
+                logits = F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
+            yield logits
+
+    def _network(self, tiles: Tensor) -> Tensor:
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16"):
+            return self.network(tiles)
+
+    def _volume(self, image: Any) -> Volume:
+        if isinstance(image, np.ndarray):
+            if image.ndim not in (2, 3, 4):
+                raise DataError(f"the array has shape {image.shape}; give (H, W), (C, H, W) or (C, Z, H, W)")
+            array = image[None] if image.ndim == 2 else image
+            array = array[:, None] if array.ndim == 3 else array
+            return Volume(array.astype(np.float32), None, Path("the array"))
+        paths = [image] if isinstance(image, str | Path) else list(image)
+        return read_image([Path(path) for path in paths])
+
+
+def load(
+    run: str | Path, *, weights: str | None = None, device: Device = "auto", precision: Precision = "auto"
+) -> Predictor:
+    """Load a run for prediction.
+
+    Args:
+        run: the folder that `dinounet train` wrote.
+        weights: where to find the backbone's weights if not where they were in training.
+        device: where to compute.
+        precision: how precisely.
+
+    Raises:
+        UserError: the folder is no finished run, or the backbone isn't the one that it was trained on.
+    """
+    folder = Path(run)
+    record = read_run(folder)
+    if not (folder / MODEL).is_file():
+        raise DataError(f"{folder} holds no {MODEL}: its training is not finished; go on with it by --resume")
+    network = DinoUNet(record.plan.network)
+    seed = record.plan.recipe.seed
+    found = fill_backbone(network.backbone, record.backbone.name, weights or record.backbone.weights, seed)
+    if found.sha256 != record.backbone.sha256:
+        raise WeightsError(
+            f"the weights from {found.weights} are not those that {folder} was trained on (sha256 {found.sha256[:12]}, "
+            f"not {record.backbone.sha256[:12]}); pass the right ones with --weights"
+        )
+    try:
+        network.load_state_dict(load_file(folder / MODEL))
+    except (SafetensorError, RuntimeError) as error:
+        raise WeightsError(f"{folder / MODEL} is damaged ({str(error).splitlines()[0]}); copy the run again") from None
+    chosen = choose_device(device)
+    return Predictor(network, record.plan, found, chosen, choose_precision(precision, chosen))
+
+
+def find_inputs(inputs: Sequence[Path], plan: Plan) -> list[Case]:
+    """The images that a list of files and folders holds, as cases of the plan's channels.
+
+    Raises:
+        DataError: an input does not exist, a folder holds no image, or two images have the same name.
+    """
+    channels, cases = len(plan.data.channels), []
+    for path in inputs:
+        if path.is_dir():
+            found = find_cases(path, channels, plan.data.file_ending)
+            if not found:
+                raise DataError(f"{path} holds no image that ends with {plan.data.file_ending}")
+            cases += found
+        elif not path.exists():
+            raise DataError(f"{path} does not exist")
+        elif not ending_of(path):
+            raise DataError(f"{path} is not an image in a known format")
+        else:
+            name = path.name[: -len(ending_of(path))]
+            cases.append(Case(name.removesuffix("_0000"), (path,)))
+    names = [case.name for case in cases]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise DataError(f"several images are named {join_some(twice)}; predict them into different folders")
+    return cases
+
+
+def predict_files(
+    predictor: Predictor, cases: Sequence[Case], output: Path, on_case: Callable[[], None] = lambda: None
+) -> list[Path]:
+    """Predict cases into a folder: `<case><ending>`, in the input's format and geometry.
+
+    A file that can't be predicted doesn't keep the others from it.
+
+    Raises:
+        UserError: after the others are done, names those that failed.
+    """
+    written, problems = [], []
+    for case in cases:
+        try:
+            volume = read_image(case.images)
+            labels = predictor.predict_volume(volume)
+        except UserError as error:
+            problems.append(str(error))
+        else:
+            path = output / f"{case.name}{ending_of(case.images[0])}"
+            write_mask(path, labels, like=volume)
+            written.append(path)
+        on_case()
+    if problems:
+        raise DataError(f"{len(problems)} of {len(cases)} images could not be predicted: {join_some(problems)}")
+    return written

@@ -1,0 +1,67 @@
+"""`prediction.json`: what made a folder of masks, so that every result can be traced."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from dinounet.inference.predictor import Predictor
+from dinounet.network.weights import BackboneRecord
+from dinounet.run import MODEL, command, machine, now, versions
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class PredictionRecord:
+    """What made a folder of masks."""
+
+    labels: dict[str, int]
+    """Names and numbers of the classes in the masks."""
+
+    run: str
+    """The trained run's folder, as given."""
+
+    model_sha256: str
+    """Of the run's model file."""
+
+    backbone: BackboneRecord
+    """What the model stands on."""
+
+    device: str
+    """Where it was computed."""
+
+    precision: str
+    """fp32 or bf16."""
+
+    command: tuple[str, ...]
+    """As typed."""
+
+    versions: dict[str, str]
+    """Of what computed."""
+
+    machine: dict[str, str]
+    """That it computed on."""
+
+    started: str
+    """Time in UTC."""
+
+    format: int = FORMAT
+    """Version of this file's keys."""
+
+
+def record_prediction(run: Path, predictor: Predictor) -> PredictionRecord:
+    """The record of what a predictor that was loaded from a run is about to predict."""
+    return PredictionRecord(
+        labels=predictor.labels,
+        run=str(run),
+        model_sha256=hashlib.sha256((run / MODEL).read_bytes()).hexdigest(),
+        backbone=predictor.backbone,
+        device=predictor.device.type,
+        precision=predictor.precision,
+        command=command(),
+        versions=versions(),
+        machine=machine(),
+        started=now(),
+    )

@@ -1,0 +1,104 @@
+"""The plan: every decision of a run in one file that a person can read and edit, `plan.json`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from dinounet.data.augmentation import Augmentation
+from dinounet.data.plan import DataPlan
+from dinounet.errors import ConfigError
+from dinounet.files import read_record
+from dinounet.network.config import NetworkConfig
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How the network is trained."""
+
+    steps: int = 1000
+    """Optimizer steps."""
+
+    batch: int = 2
+    """Patches a step."""
+
+    learning_rate: float = 1e-3
+    """Of AdamW, after warm-up and before the cosine takes it to zero."""
+
+    weight_decay: float = 1e-4
+    """Of AdamW."""
+
+    warmup: int = 15
+    """Steps over which the learning rate rises from zero."""
+
+    clip: float = 12.0
+    """Largest norm of the gradient."""
+
+    foreground: float = 0.33
+    """Share of a batch's patches that are centred on foreground."""
+
+    augmentation: Augmentation = "nnunet"
+    """What happens to patches before they are learned from."""
+
+    validate_every: int = 100
+    """Steps between two looks at the validation cases."""
+
+    seed: int = 0
+    """Of initial values, patches and drop path."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch", "validate_every"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"recipe.{name} is {getattr(self, name)}; it must be at least 1")
+        for name in ("learning_rate", "clip"):
+            if getattr(self, name) <= 0:
+                raise ConfigError(f"recipe.{name} is {getattr(self, name)}; it must be more than 0")
+        for name in ("weight_decay", "warmup", "seed"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"recipe.{name} is {getattr(self, name)}; it must be at least 0")
+        if not 0 <= self.foreground <= 1:
+            raise ConfigError(f"recipe.foreground is {self.foreground}; it must be from 0 to 1")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All of it."""
+
+    data: DataPlan
+    """From a file to a patch."""
+
+    network: NetworkConfig
+    """From a patch to logits."""
+
+    recipe: Recipe
+    """From logits to a trained network."""
+
+    format: int = FORMAT
+    """Version of this file's keys."""
+
+    def __post_init__(self) -> None:
+        if self.format != FORMAT:
+            raise ConfigError(
+                f"format is {self.format} but this version of dinounet reads {FORMAT}; use another version"
+            )
+        if self.network.in_channels != len(self.data.channels):
+            raise ConfigError(
+                f"network.in_channels is {self.network.in_channels} but data names {len(self.data.channels)} channels"
+            )
+        if self.network.num_classes != len(self.data.labels):
+            raise ConfigError(
+                f"network.num_classes is {self.network.num_classes} but data names {len(self.data.labels)} labels"
+            )
+
+
+def make_plan(data: DataPlan, recipe: Recipe, backbone: str) -> Plan:
+    """Join what the data asks for with a recipe and a backbone."""
+    network = NetworkConfig(backbone=backbone, in_channels=len(data.channels), num_classes=len(data.labels))
+    return Plan(data, network, recipe)
+
+
+def read_plan(path: Path) -> Plan:
+    """Read a plan, strictly."""
+    return read_record(Plan, path, what="the plan of a run")

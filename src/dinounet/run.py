@@ -1,0 +1,155 @@
+"""A run's folder: what it holds, and `run.json`, which says everything that made it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import sys
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any, Literal
+
+from dinounet.errors import DataError
+from dinounet.files import read_record
+from dinounet.network.weights import BackboneRecord
+from dinounet.plans import Plan
+
+PLAN = "plan.json"
+RECORD = "run.json"
+LOG = "log.jsonl"
+CHECKPOINT = "checkpoint.safetensors"
+PREVIOUS_CHECKPOINT = "checkpoint.previous.safetensors"
+MODEL = "model.safetensors"
+CACHE = "cache"
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class DataRecord:
+    """Which data it was."""
+
+    name: str
+    """The dataset folder's name."""
+
+    sha256: str
+    """Of the names and contents of all training images and masks."""
+
+    training_cases: tuple[str, ...]
+    """Learned from."""
+
+    validation_cases: tuple[str, ...]
+    """Watched, not learned from."""
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """Everything that made a run."""
+
+    plan: Plan
+    """Every decision, seed included."""
+
+    data: DataRecord
+    """What it learned from."""
+
+    backbone: BackboneRecord
+    """What it stands on."""
+
+    fold: int
+    """Which of the dataset's splits."""
+
+    device: str
+    """Where it was trained."""
+
+    precision: str
+    """fp32 or bf16."""
+
+    trained_parameters: int
+    """Numbers in the checkpoint."""
+
+    frozen_parameters: int
+    """Numbers in the backbone."""
+
+    command: tuple[str, ...]
+    """As typed."""
+
+    versions: dict[str, str]
+    """Of what computed."""
+
+    machine: dict[str, str]
+    """That it computed on."""
+
+    started: str
+    """Time in UTC."""
+
+    status: Literal["running", "interrupted", "finished"] = "running"
+    """finished: the model is there."""
+
+    steps_done: int = 0
+    """Steps up to the last checkpoint."""
+
+    seconds: float = 0.0
+    """Spent training, over all sessions."""
+
+    notes: tuple[str, ...] = ()
+    """What a reader of the results must know."""
+
+    format: int = FORMAT
+    """Version of this file's keys."""
+
+
+def read_run(folder: Path) -> RunRecord:
+    """Read a run's record.
+
+    Raises:
+        DataError: the folder is no run.
+        ConfigError: the record has unknown, missing or wrong keys.
+    """
+    if not (folder / RECORD).is_file():
+        raise DataError(f"{folder} is not a run: it holds no {RECORD}; give the folder that `dinounet train` wrote")
+    return read_record(RunRecord, folder / RECORD, what="the record of a run")
+
+
+def read_log(folder: Path) -> list[dict[str, Any]]:
+    """The lines of a run's log: one a step, and one a look at the validation cases."""
+    path = folder / LOG
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide the numbers."""
+    packages = ("dinounet", "torch", "timm", "lightning-fabric", "monai", "batchgeneratorsv2", "numpy", "SimpleITK")
+    found = {"python": platform.python_version()}
+    for package in packages:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = "unknown"
+    return found
+
+
+def machine() -> dict[str, str]:
+    """What this machine is, without naming it."""
+    import torch
+
+    found = {
+        "system": f"{platform.system()} {platform.machine()}",
+        "processor": str(torch.backends.cpu.get_cpu_capability()),
+        "cores": str(os.cpu_count()),
+    }
+    if torch.cuda.is_available():
+        found["gpu"] = torch.cuda.get_device_name()
+    return found
+
+
+def command() -> tuple[str, ...]:
+    """The command as typed, the program without its folder."""
+    return (Path(sys.argv[0]).name, *sys.argv[1:])
+
+
+def now() -> str:
+    """The time in UTC, to the second."""
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")

@@ -1,0 +1,169 @@
+"""A training session from start to end: dataset, backbone, plan, run folder, cache, loop."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from dinounet.data.cache import build_cache
+from dinounet.data.dataset import Case, Dataset, read_dataset
+from dinounet.data.plan import plan_data
+from dinounet.device import Device, Precision, choose_device, choose_precision
+from dinounet.errors import ConfigError, DataError, Interrupted, WeightsError
+from dinounet.files import new_folder, write_json
+from dinounet.network.backbone import FrozenBackbone, build_backbone
+from dinounet.network.config import NetworkConfig
+from dinounet.network.dinounet import DinoUNet
+from dinounet.network.weights import fill_backbone
+from dinounet.plans import Plan, Recipe, make_plan, read_plan
+from dinounet.progress import progress, say
+from dinounet.run import CACHE, PLAN, RECORD, DataRecord, RunRecord, command, machine, now, read_run, versions
+from dinounet.training.loop import fit
+
+ALL_CASES = -1
+"""As a fold: train on every case, validate on none."""
+
+
+def start_run(
+    data: Path,
+    output: Path,
+    *,
+    recipe: Recipe,
+    backbone: str,
+    weights: str,
+    plan_file: Path | None = None,
+    patch: tuple[int, int] | None = None,
+    fold: int = 0,
+    device: Device = "auto",
+    precision: Precision = "auto",
+    notes: tuple[str, ...] = (),
+) -> RunRecord:
+    """Train a new run in the folder `output`; see `dinounet.train` for the arguments.
+
+    Raises:
+        UserError: dataset, plan, weights or output folder are wrong; or Ctrl-C, when the run can be resumed.
+    """
+    new_folder(output, what="the run")
+    try:
+        chosen = choose_device(device)
+        dataset = read_dataset(data)
+        training, validation = _split(dataset, fold)
+        edited = read_plan(plan_file) if plan_file else None
+        network_config = edited.network if edited else NetworkConfig(backbone=backbone)
+        # weights before pixels: what can fail fast, fails first
+        frozen = build_backbone(network_config)
+        seed = edited.recipe.seed if edited else recipe.seed
+        known = fill_backbone(frozen, network_config.backbone, weights, seed)
+        plan = edited or _plan(dataset, recipe, backbone, patch)
+        _check_plan(plan, dataset)
+        network = _build(plan, frozen)
+    except BaseException:
+        output.rmdir()
+        raise
+    record = RunRecord(
+        plan=plan,
+        data=DataRecord(
+            dataset.name, dataset.sha256, tuple(c.name for c in training), tuple(c.name for c in validation)
+        ),
+        backbone=known,
+        fold=fold,
+        device=chosen.type,
+        precision=choose_precision(precision, chosen),
+        trained_parameters=sum(p.numel() for p in network.parameters() if p.requires_grad),
+        frozen_parameters=sum(p.numel() for p in frozen.parameters()),
+        command=command(),
+        versions=versions(),
+        machine=machine(),
+        started=now(),
+        notes=notes,
+    )
+    write_json(output / PLAN, plan)
+    return _fit(network, record, data, output, training, validation, resume=False)
+
+
+def resume_run(data: Path, output: Path) -> RunRecord:
+    """Go on with an interrupted run.
+
+    Raises:
+        UserError: it is finished, its data or weights have changed, or it has no checkpoint.
+    """
+    record = read_run(output)
+    if record.status == "finished":
+        raise ConfigError(f"{output} is finished; there is nothing to resume")
+    dataset = read_dataset(data)
+    if dataset.sha256 != record.data.sha256:
+        raise DataError(f"{data} is not, or no longer, the dataset that {output} was started with; train a new run")
+    training, validation = _split(dataset, record.fold)
+    frozen = build_backbone(record.plan.network)
+    found = fill_backbone(frozen, record.backbone.name, record.backbone.weights, record.plan.recipe.seed)
+    if found.sha256 != record.backbone.sha256:
+        raise WeightsError(f"the weights in {found.weights} have changed since {output} was started; train a new run")
+    network = _build(record.plan, frozen)
+    say("resume", f"going on after step {record.steps_done} of {record.plan.recipe.steps}", step=record.steps_done)
+    return _fit(network, record, data, output, training, validation, resume=True)
+
+
+def _plan(dataset: Dataset, recipe: Recipe, backbone: str, patch: tuple[int, int] | None) -> Plan:
+    with progress("looking at the data", len(dataset.cases)) as advance:
+        return make_plan(plan_data(dataset, patch, on_case=advance), recipe, backbone)
+
+
+def _check_plan(plan: Plan, dataset: Dataset) -> None:
+    """An edited plan must still be one for this dataset."""
+    names = tuple(channel.name for channel in plan.data.channels)
+    if names != dataset.channels or plan.data.labels != dataset.labels:
+        raise ConfigError(
+            f"the plan is for channels {list(names)} and labels {plan.data.labels}, but {dataset.name} has "
+            f"{list(dataset.channels)} and {dataset.labels}; plan anew"
+        )
+
+
+def _split(dataset: Dataset, fold: int) -> tuple[list[Case], list[Case]]:
+    """Training and validation cases."""
+    if fold == ALL_CASES:
+        return list(dataset.cases), []
+    if not 0 <= fold < len(dataset.splits):
+        raise ConfigError(
+            f"{dataset.name} has {len(dataset.splits)} folds, numbered from 0, and no fold {fold}; "
+            f"choose another, or --fold {ALL_CASES} to train on all cases"
+        )
+    train_names, validation_names = dataset.splits[fold]
+    by_name = {case.name: case for case in dataset.cases}
+    return [by_name[name] for name in train_names], [by_name[name] for name in validation_names]
+
+
+def _build(plan: Plan, frozen: FrozenBackbone) -> DinoUNet:
+    torch.manual_seed(plan.recipe.seed)
+    return DinoUNet(plan.network, frozen)
+
+
+def _fit(
+    network: DinoUNet,
+    record: RunRecord,
+    data: Path,
+    output: Path,
+    training: list[Case],
+    validation: list[Case],
+    *,
+    resume: bool,
+) -> RunRecord:
+    write_json(output / RECORD, record)
+    try:
+        with progress("caching", len(training) + len(validation)) as advance:
+            cached = [
+                build_cache(cases, record.plan.data, output / CACHE, on_case=advance)
+                for cases in (training, validation)
+            ]
+        record = fit(network, record, output, *cached, resume=resume)
+    except (KeyboardInterrupt, Interrupted) as stop:
+        where = str(stop) or "stopped before the first step"
+        raise Interrupted(f"{where}; go on with: dinounet train {data} -o {output} --resume") from None
+    say(
+        "trained",
+        f"{output}: {record.steps_done} steps in {record.seconds / 60:.1f} minutes",
+        run=str(output),
+        steps=record.steps_done,
+        seconds=record.seconds,
+    )
+    return record

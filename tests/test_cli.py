@@ -1,0 +1,96 @@
+"""The command line: help, exit codes and messages, as a user meets them in a shell."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import dinounet
+from datasets import write_png_dataset
+from dinounet.cli.main import VERBS, function_of, main
+
+
+def run(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "dinounet", *words], capture_output=True, text=True, check=False)
+
+
+def test_help_and_version_import_nothing_heavy() -> None:
+    code = (
+        "import sys; from dinounet.cli.main import main; main(['--help']); main(['--version']); "
+        "heavy = {'torch', 'timm', 'monai', 'numpy', 'rich'} & sys.modules.keys(); sys.exit(str(heavy) if heavy else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert all(verb in done.stdout for verb in VERBS)
+    assert done.stdout.splitlines()[-1] == f"dinounet {dinounet.__version__}"
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_of_a_verb_comes_without_torch_and_is_a_python_function(verb: str) -> None:
+    code = f"import sys; from dinounet.cli.main import main; main(['{verb}', '--help'])\n"
+    done = subprocess.run([sys.executable, "-X", "importtime", "-c", code], capture_output=True, text=True, check=False)
+    assert "usage: dinounet " + verb in done.stdout
+    assert not [line for line in done.stderr.splitlines() if line.endswith(("| torch", "| timm", "| monai"))]
+    assert getattr(dinounet, verb) is function_of(verb)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["trian"], "dinounet: there is no verb 'trian'; did you mean train?"),
+        (
+            ["train", "nowhere", "-o", "run", "--weights", "random"],
+            "dinounet: nowhere is not a folder; give the folder",
+        ),
+        (["predict", "nowhere", "image.png", "-o", "out"], "dinounet: nowhere is not a run: it holds no run.json"),
+        (["evaluate", "a", "b"], "dinounet: neither a nor b says which classes the masks hold; pass --labels"),
+        (["evaluate", "a", "b", "--labels", "x"], "dinounet: --labels is 'x'; write it as background=0,lesion=1"),
+        (["info", "nowhere"], "dinounet: nowhere is not a run"),
+        (["train", "x", "-o", "y", "--steps", "0"], "dinounet: recipe.steps is 0; it must be at least 1"),
+    ],
+)
+def test_a_wrong_command_is_one_sentence_and_exit_code_2(
+    words: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(words) == 2
+    told = capsys.readouterr().err
+    assert message in told
+    assert told.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_our_own_failure_is_exit_code_1(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("dinounet.run.read_run", lambda _: 1 / 0)
+    assert main(["info", "x"]) == 1
+    assert "failed by a fault of its own (ZeroDivisionError" in capsys.readouterr().err
+    with pytest.raises(ZeroDivisionError):
+        main(["info", "x", "--debug"])
+
+
+def test_info_lists_the_backbones() -> None:
+    done = run("info")
+    assert done.returncode == 0
+    assert all(name in done.stdout for name in ("dinov3_vits16", "dinov3_vit7b16"))
+
+
+def test_the_whole_way_by_hand_on_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data, trained, out = write_png_dataset(tmp_path / "my data"), tmp_path / "run", tmp_path / "masks"
+    size = ["--patch", "64", "64", "--steps", "2", "--precision", "fp32"]
+    assert main(["train", str(data), "-o", str(trained), "--weights", "random", *size]) == 0
+    assert main(["predict", str(trained), str(data / "imagesTs"), "-o", str(out)]) == 0
+    assert main(["evaluate", str(out), str(data / "labelsTs")]) == 0
+    page = tmp_path / "report.html"
+    words = ["--images", str(data / "imagesTs"), "--run", str(trained), "-o", str(page)]
+    assert main(["report", str(out), str(data / "labelsTs"), *words]) == 0
+    assert main(["info", str(trained)]) == 0
+    told = capsys.readouterr().out
+    events = [json.loads(line) for line in told.splitlines() if line.startswith("{")]
+    assert {"training", "trained", "predicting", "predicted", "evaluated", "report"} <= {e["event"] for e in events}
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert [case["case"] for case in metrics["cases"]] == ["case_6", "case_7"]
+    assert metrics["cases"][0]["unit"] == "px"
+    assert "finished, 2 of 2 steps" in told
+    assert page.stat().st_size > 10_000

@@ -1,0 +1,303 @@
+"""Dataset, plan, preprocessing, cache and patches."""
+
+import json
+import shutil
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import torch
+from PIL import Image
+from skimage.transform import resize
+from sklearn.model_selection import KFold
+
+from datasets import LABELS, describe, picture, volume, write_nifti_dataset, write_png_dataset
+from dinounet.data.cache import build_cache
+from dinounet.data.dataset import make_splits, read_dataset
+from dinounet.data.images import Geometry, Volume, read_image, read_mask, write_mask
+from dinounet.data.plan import ChannelPlan, Intensities, plan_data
+from dinounet.data.preprocessing import image_to_slices, mask_to_slices, normalise, slices_to_mask
+from dinounet.data.sampling import Patches, cut_patch
+from dinounet.errors import ConfigError, DataError
+from dinounet.files import write_json
+from dinounet.plans import Recipe, make_plan, read_plan
+
+
+@pytest.fixture
+def png(tmp_path: Path) -> Path:
+    return write_png_dataset(tmp_path / "pictures")
+
+
+@pytest.fixture
+def nifti(tmp_path: Path) -> Path:
+    return write_nifti_dataset(tmp_path / "volumes")
+
+
+def test_an_index_is_read_without_its_pixels(png: Path) -> None:
+    dataset = read_dataset(png)
+    assert [case.name for case in dataset.cases] == [f"case_{i}" for i in range(6)]
+    assert dataset.labels == LABELS
+    assert dataset.cases[0].mask == png / "labelsTr" / "case_0.png"
+    before = dataset.sha256
+    Image.fromarray(picture((72, 80), 99)[0]).save(png / "imagesTr" / "case_0_0000.png")
+    assert read_dataset(png).sha256 != before
+
+
+@pytest.mark.parametrize("count", [2, 4, 5, 13, 31])
+def test_folds_are_those_of_scikit_learn_and_so_nnunets(count: int) -> None:
+    names = [f"case_{i:02d}" for i in range(count)]
+    folds = KFold(n_splits=min(5, count), shuffle=True, random_state=12345).split(names)
+    expected = tuple((tuple(np.array(names)[a]), tuple(np.array(names)[b])) for a, b in folds)
+    assert make_splits(names[::-1]) == expected
+
+
+def test_splits_of_the_dataset_come_first(png: Path) -> None:
+    split = {"train": ["case_0", "case_1"], "val": ["case_5"]}
+    (png / "splits_final.json").write_text(json.dumps([split]))
+    assert read_dataset(png).splits == ((("case_0", "case_1"), ("case_5",)),)
+
+
+def test_a_plan_measures_and_decides(nifti: Path) -> None:
+    plan = plan_data(read_dataset(nifti))
+    assert plan.fingerprint.median_shape == (3, 64, 70)
+    assert plan.fingerprint.median_spacing == pytest.approx((3.0, 0.8, 0.7))
+    assert plan.slice_axis == 0
+    assert plan.spacing == pytest.approx((0.8, 0.7))
+    assert plan.patch == (64, 96)
+    masks = [sitk.GetArrayFromImage(sitk.ReadImage(str(p))) for p in sorted((nifti / "labelsTr").iterdir())]
+    assert plan.fingerprint.label_pixels["disc"] == sum((mask == 1).sum() for mask in masks)
+
+
+@pytest.mark.parametrize(("spacing", "axis"), [((3.0, 1.0, 1.0), 2), ((1.0, 3.0, 1.0), 1), ((1.0, 1.0, 1.0), 0)])
+def test_slices_are_cut_along_the_coarsest_axis_and_put_back(
+    spacing: tuple[float, ...], axis: int, tmp_path: Path
+) -> None:
+    for folder in ("imagesTr", "labelsTr"):
+        (tmp_path / folder).mkdir()
+    array = np.random.RandomState(0).randint(0, 3, (5, 6, 7)).astype(np.uint8)
+    sitk.WriteImage(volume(array, spacing), str(tmp_path / "imagesTr" / "a_0000.nii.gz"))
+    sitk.WriteImage(volume(array, spacing), str(tmp_path / "labelsTr" / "a.nii.gz"))
+    describe(tmp_path, ".nii.gz")
+    plan = plan_data(read_dataset(tmp_path))
+    assert plan.slice_axis == axis
+    mask = read_mask(tmp_path / "labelsTr" / "a.nii.gz")
+    slices = mask_to_slices(mask, plan)
+    assert len(slices) == array.shape[axis]
+    np.testing.assert_array_equal(slices_to_mask(slices, plan), array)
+
+
+def channel(normalisation: str) -> ChannelPlan:
+    return ChannelPlan("x", normalisation, Intensities(50.0, 20.0, 5.0, 95.0))
+
+
+def test_normalisation_is_nnunets() -> None:
+    image = np.random.RandomState(0).normal(40, 60, (4, 5, 6)).astype(np.float32)
+    zscore = normalise(image, channel("zscore"))
+    assert (zscore.mean(), zscore.std()) == pytest.approx((0, 1), abs=1e-5)
+    np.testing.assert_allclose(normalise(image, channel("ct")), (image.clip(5, 95) - 50) / 20, rtol=1e-6)
+    np.testing.assert_allclose(normalise(image, channel("rgb_to_0_1")), image / 255)
+    np.testing.assert_array_equal(normalise(image, channel("none")), image)
+    assert np.isfinite(normalise(np.full_like(image, 7), channel("zscore"))).all()
+
+
+def test_another_spacing_is_resampled_within_slices_as_scikit_image_does(nifti: Path) -> None:
+    plan = plan_data(read_dataset(nifti))
+    array = np.stack([picture((40, 50), seed)[0] for seed in range(2)]).astype(np.float32)
+    image = Volume(array[None], Geometry((1.4, 1.6, 3.0), (0, 0, 0), (1, 0, 0, 0, 1, 0, 0, 0, 1)), Path("a"))
+    slices = image_to_slices(image, plan)
+    assert slices.shape == (2, 1, 80, 100)
+    expected = resize(normalise(array, plan.channels[0])[1], (80, 100), order=3, mode="edge", anti_aliasing=False)
+    np.testing.assert_allclose(slices[1, 0], expected, atol=1e-5)
+
+
+def test_a_mask_is_written_onto_the_images_grid_as_nibabel_sees_it(nifti: Path, tmp_path: Path) -> None:
+    path = nifti / "imagesTr" / "case_0_0000.nii.gz"
+    image = read_image([path])
+    labels = np.random.RandomState(0).randint(0, 3, image.shape)
+    write_mask(tmp_path / "mask.nii.gz", labels, like=image)
+    theirs, ours = nibabel.load(path), nibabel.load(tmp_path / "mask.nii.gz")
+    np.testing.assert_allclose(ours.affine, theirs.affine, atol=1e-5)
+    np.testing.assert_array_equal(np.asarray(ours.dataobj).T, labels)
+    assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")]
+
+
+def test_a_cache_is_used_again_and_never_when_it_is_stale(png: Path, tmp_path: Path) -> None:
+    dataset = read_dataset(png)
+    plan = plan_data(dataset)
+    first = build_cache(dataset.cases, plan, tmp_path / "cache")
+    folders = {p: p.stat().st_mtime_ns for p in (tmp_path / "cache").iterdir()}
+    build_cache(dataset.cases, plan, tmp_path / "cache")
+    assert {p: p.stat().st_mtime_ns for p in (tmp_path / "cache").iterdir()} == folders
+
+    np.testing.assert_array_equal(first[0].mask[0], np.asarray(Image.open(png / "labelsTr" / "case_0.png")))
+    rows, columns = first[0].places[1][:, 1], first[0].places[1][:, 2]
+    assert (first[0].mask[0][rows, columns] == 1).all()
+
+    Image.fromarray(picture((72, 80), 50)[1]).save(png / "labelsTr" / "case_0.png")
+    changed = build_cache(read_dataset(png).cases, plan, tmp_path / "cache")
+    np.testing.assert_array_equal(changed[0].mask[0], picture((72, 80), 50)[1])
+
+
+def patches(png: Path, tmp_path: Path, **changes: object) -> Patches:
+    dataset = read_dataset(png)
+    cases = build_cache(dataset.cases, plan_data(dataset), tmp_path / "cache")
+    settings = {"batch": 3, "foreground": 0.34, "augmentation": "none", "seed": 0, **changes}
+    return Patches(cases, (32, 48), **settings)
+
+
+@pytest.mark.parametrize("augmentation", ["none", "flip", "nnunet"])
+def test_a_patch_depends_on_seed_and_number_alone(augmentation: str, png: Path, tmp_path: Path) -> None:
+    some = patches(png, tmp_path, augmentation=augmentation)
+    state = torch.get_rng_state(), np.random.get_state()[1].copy()
+    image, mask = some[7]
+    np.testing.assert_array_equal(state[1], np.random.get_state()[1])
+    assert torch.equal(state[0], torch.get_rng_state())
+    some[3]
+    again, mask_again = patches(png, tmp_path, augmentation=augmentation)[7]
+    assert image.shape == (1, 32, 48)
+    assert mask.shape == (32, 48)
+    assert torch.equal(image, again)
+    assert torch.equal(mask, mask_again)
+    assert not torch.equal(image, patches(png, tmp_path, augmentation=augmentation, seed=1)[7][0])
+
+
+def test_the_last_third_of_each_batch_is_centred_on_foreground(png: Path, tmp_path: Path) -> None:
+    some = patches(png, tmp_path)
+    centres = [some[index][1][16, 24].item() for index in range(90)]
+    assert all(label > 0 for label in centres[2::3])
+    assert {1, 2} == set(centres[2::3])
+    assert 0 in centres[0::3]
+
+
+def test_a_window_that_sticks_out_is_filled_with_zero_and_background(png: Path, tmp_path: Path) -> None:
+    case = patches(png, tmp_path).cases[0]
+    image, mask = cut_patch(case, (0, 0, 79), (20, 20))
+    np.testing.assert_array_equal(image[:, 10:, :11], case.image[0][:, :10, 69:80])
+    assert not image[:, :10].any()
+    assert not mask[:, 11:].any()
+
+
+def break_it(png: Path, what: str) -> None:
+    description = json.loads((png / "dataset.json").read_text())
+    mask = np.asarray(Image.open(png / "labelsTr" / "case_1.png"))
+    if what == "no description":
+        (png / "dataset.json").unlink()
+    elif what == "no JSON":
+        (png / "dataset.json").write_text("{")
+    elif what == "no labels":
+        describe(png, ".png", labels={})
+    elif what == "gaps":
+        describe(png, ".png", labels={"background": 0, "disc": 2})
+    elif what == "regions":
+        describe(png, ".png", labels={"background": 0, "whole": [1, 2]})
+    elif what == "ending":
+        (png / "dataset.json").write_text(json.dumps({**description, "file_ending": ".docx"}))
+    elif what == "no masks":
+        shutil.rmtree(png / "labelsTr")
+    elif what == "mask missing":
+        (png / "labelsTr" / "case_1.png").unlink()
+    elif what == "image missing":
+        (png / "imagesTr" / "case_1_0000.png").unlink()
+    elif what == "too many channels":
+        shutil.copy(png / "imagesTr" / "case_1_0000.png", png / "imagesTr" / "case_1_0001.png")
+    elif what == "unknown case in split":
+        (png / "splits_final.json").write_text(json.dumps([{"train": ["case_9"], "val": ["case_0"]}]))
+    elif what == "leak":
+        (png / "splits_final.json").write_text(json.dumps([{"train": ["case_0"], "val": ["case_0"]}]))
+    elif what == "not an image":
+        (png / "imagesTr" / "case_1_0000.png").write_text("hello")
+    elif what == "truncated":
+        path = png / "imagesTr" / "case_1_0000.png"
+        path.write_bytes(path.read_bytes()[:200])
+    elif what == "size":
+        Image.fromarray(mask[:50]).save(png / "labelsTr" / "case_1.png")
+    elif what == "label":
+        Image.fromarray(mask * 100).save(png / "labelsTr" / "case_1.png")
+    elif what == "colour":
+        Image.fromarray(np.stack([mask, mask, mask * 0], -1)).save(png / "labelsTr" / "case_1.png")
+    elif what == "channels":
+        Image.fromarray(np.stack([mask] * 3, -1)).save(png / "imagesTr" / "case_1_0000.png")
+    elif what == "empty":
+        for path in (png / "labelsTr").iterdir():
+            Image.fromarray(np.zeros_like(mask)).save(path)
+
+
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        ("no description", r"dataset\.json does not exist; it should be the description of an nnU-Net dataset"),
+        ("no JSON", r"dataset\.json is not JSON"),
+        ("no labels", r"has the labels \{\}; they must be background = 0, then 1, 2"),
+        ("gaps", r"without gaps"),
+        ("regions", r"has regions or an ignore label \(whole\)"),
+        ("ending", r"files end with '\.docx'; known are \.nii\.gz"),
+        ("no masks", r"has no folder labelsTr"),
+        ("mask missing", r"labelsTr/case_1\.png is missing"),
+        ("image missing", r"labelsTr/case_1\.png has no image in imagesTr"),
+        ("too many channels", r"case_1 has 2 files \(case_1_0000\.png, case_1_0001\.png\)"),
+        ("unknown case in split", r"cases that imagesTr does not hold: case_9"),
+        ("leak", r"both parts of fold 0: case_0"),
+        ("not an image", r"case_1_0000\.png can't be read as an image"),
+        ("truncated", r"case_1_0000\.png can't be read as an image .*truncated"),
+        ("size", r"case_1\.png is 1 x 50 x 80 but .*case_1_0000\.png is 1 x 72 x 80"),
+        ("label", r"case_1\.png holds 100, 200, which dataset\.json does not name \(background = 0, disc = 1, square"),
+        ("colour", r"different colour channels"),
+        ("channels", r"case_1_0000\.png has 3 channels, but 1 are wanted \(MR\)"),
+        ("empty", r"nothing but background"),
+    ],
+)
+def test_a_wrong_dataset_is_answered(what: str, message: str, png: Path) -> None:
+    break_it(png, what)
+    with pytest.raises(DataError, match=message):
+        plan_data(read_dataset(png))
+
+
+def test_wrong_images_are_listed_together(png: Path) -> None:
+    break_it(png, "size")
+    (png / "imagesTr" / "case_3_0000.png").write_text("hello")
+    with pytest.raises(DataError, match=r"(?s)case_1\.png is .*; .*case_3_0000\.png can't be read"):
+        plan_data(read_dataset(png))
+
+
+def test_nan_is_answered(tmp_path: Path) -> None:
+    array = np.zeros((2, 3, 4), np.float32)
+    array[0, 1, 1:3] = np.nan, np.inf
+    sitk.WriteImage(volume(array), str(tmp_path / "a.nrrd"))
+    with pytest.raises(DataError, match=r"a\.nrrd holds 2 pixels that are NaN or infinite"):
+        read_image([tmp_path / "a.nrrd"])
+
+
+def test_another_place_in_space_is_answered(nifti: Path) -> None:
+    moved = sitk.ReadImage(str(nifti / "labelsTr" / "case_1.nii.gz"))
+    moved.SetOrigin((0, 0, 0))
+    sitk.WriteImage(moved, str(nifti / "labelsTr" / "case_1.nii.gz"))
+    with pytest.raises(DataError, match=r"case_1\.nii\.gz and .*case_1_0000\.nii\.gz differ in origin"):
+        plan_data(read_dataset(nifti))
+
+
+def test_a_plan_with_wrong_keys_or_values_is_refused_with_the_nearest_name(png: Path, tmp_path: Path) -> None:
+    path = tmp_path / "plan.json"
+    plan = make_plan(plan_data(read_dataset(png)), Recipe(), "dinov3_vits16")
+    write_json(path, plan)
+    assert read_plan(path) == plan
+
+    def edited(**changes: object) -> None:
+        path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+    content = json.loads(path.read_text())
+    for changes, message in [
+        (
+            {"recipe": {**content["recipe"], "learnig_rate": 1}},
+            r"unknown key 'learnig_rate'; did you mean 'learning_rate'",
+        ),
+        ({"recipe": {**content["recipe"], "steps": "many"}}, r"recipe\.steps = 'many', which is no int"),
+        ({"recipe": {**content["recipe"], "steps": 0}}, r"recipe\.steps is 0; it must be at least 1"),
+        ({"data": {k: v for k, v in content["data"].items() if k != "patch"}}, r"lacks data\.patch"),
+        ({"network": {**content["network"], "num_classes": 7}}, r"num_classes is 7 but data names 3 labels"),
+        ({"format": 99}, r"format is 99"),
+    ]:
+        edited(**{**content, **changes})
+        with pytest.raises(ConfigError, match=message):
+            read_plan(path)

@@ -1,0 +1,282 @@
+"""Metrics against MONAI, SciPy and numbers worked out by hand, and what is refused."""
+
+import io
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from datasets import volume
+from PIL import Image
+from rich.console import Console
+from scipy import ndimage
+
+from dinounet.errors import ConfigError, DataError
+from dinounet.evaluation.evaluate import Metrics, evaluate_folders, print_table
+from dinounet.evaluation.metrics import POLICY, dice, hd95
+from dinounet.files import read_record
+
+LABELS = {"background": 0, "grey": 1, "white": 2}
+
+
+def disc(center: tuple[int, int], radius: int, size: tuple[int, int] = (64, 80)) -> np.ndarray:
+    rows, columns = np.mgrid[: size[0], : size[1]]
+    return (rows - center[0]) ** 2 + (columns - center[1]) ** 2 <= radius**2
+
+
+def blob(seed: int, shape: tuple[int, ...], share: float = 0.2) -> np.ndarray:
+    noise = ndimage.gaussian_filter(np.random.RandomState(seed).normal(size=shape), 2)
+    return noise > np.quantile(noise, 1 - share)
+
+
+def monai_hd95(truth: np.ndarray, prediction: np.ndarray, spacing: tuple[float, ...]) -> float:
+    from monai.metrics import compute_hausdorff_distance
+
+    pair = prediction[None, None], truth[None, None]
+    return compute_hausdorff_distance(*pair, include_background=True, percentile=95, spacing=spacing).item()
+
+
+def scipy_hd95(truth: np.ndarray, prediction: np.ndarray, spacing: tuple[float, ...]) -> float:
+    """By distance transform on the whole grid: for every voxel of a surface the way to the other surface."""
+    a, b = (mask & ~ndimage.binary_erosion(mask) for mask in (truth, prediction))
+    ways = [ndimage.distance_transform_edt(~other, sampling=spacing)[own] for own, other in ((a, b), (b, a))]
+    return max(np.percentile(way, 95) for way in ways)
+
+
+@pytest.mark.parametrize("spacing", [(1.0, 1.0), (0.5, 2.0)])
+def test_hd95_of_two_discs_is_their_distance(spacing):
+    a, b = disc((32, 30), 10), disc((32, 38), 10)
+    found = hd95(a, b, spacing)
+    assert found == pytest.approx(8.0 * spacing[1], rel=0.05)
+    assert found == pytest.approx(monai_hd95(a, b, spacing))
+
+
+def test_hd95_of_two_bars_by_hand():
+    # a bar one pixel high is all surface; 3 pixels of 20 stick out on either side, by 1, 2 and 3 pixels, so that the 19
+    # steps to the 95th percentile (rank 18.05 of 0 ... 19) end between 2 and 3
+    a, b = np.zeros((2, 5, 30), bool)
+    a[2, 4:24] = b[2, 7:27] = True
+    assert hd95(a, b, (1.0, 1.0)) == pytest.approx(2.05)
+    assert hd95(a, b, (7.0, 0.1)) == pytest.approx(0.205)
+
+
+@pytest.mark.parametrize(
+    ("shape", "spacing"), [((40, 50), (1.0, 1.0)), ((40, 50), (0.4, 1.7)), ((14, 30, 26), (3.0, 0.7, 1.1))]
+)
+@pytest.mark.parametrize("seed", range(3))
+def test_hd95_equals_the_distance_transform(shape, spacing, seed):
+    truth, prediction = blob(seed, shape), blob(seed + 100, shape, share=0.1)
+    assert truth[0].any() or truth[-1].any()  # the border is touched
+    found = hd95(truth, prediction, spacing)
+    assert found == pytest.approx(scipy_hd95(truth, prediction, spacing), rel=1e-5)
+    assert found == pytest.approx(monai_hd95(truth, prediction, spacing), rel=1e-5)
+    assert found == pytest.approx(hd95(prediction, truth, spacing))
+
+
+def test_beyond_the_border_is_outside():
+    a, b = np.zeros((2, 20, 20), bool)
+    a[:6, :6] = b[:6, 3:9] = True
+    inside = [np.pad(mask, 5) for mask in (a, b)]
+    assert hd95(a, b, (1.0, 1.0)) == pytest.approx(hd95(*inside, (1.0, 1.0))) == pytest.approx(3.0)
+    full = np.ones((20, 20), bool)  # its surface is the image's border, from which the small one's is far
+    assert hd95(full, disc((10, 10), 2, (20, 20)), (1.0, 1.0)) == pytest.approx(
+        scipy_hd95(full, disc((10, 10), 2, (20, 20)), (1.0, 1.0)), rel=1e-5
+    )
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_one_slice_is_flat(axis):
+    # as a volume every pixel of a slice would be surface, and the discs' distance nearly 0
+    a, b = disc((32, 30), 25), disc((32, 31), 22)
+    flat = hd95(a, b, (0.5, 2.0))
+    spacing = np.insert([0.5, 2.0], axis, 9.0)
+    assert hd95(np.expand_dims(a, axis), np.expand_dims(b, axis), spacing) == pytest.approx(flat)
+    assert flat == pytest.approx(scipy_hd95(a, b, (0.5, 2.0)), rel=1e-5)
+    assert flat != pytest.approx(monai_hd95(a[None], b[None], (9.0, 0.5, 2.0)))
+
+
+def test_dice_by_hand_and_by_monai():
+    from monai.metrics import compute_dice
+
+    a, b = np.zeros((2, 4, 10), bool)
+    a[0, :6] = b[0, 2:10] = True
+    assert dice(a, b) == pytest.approx(2 * 4 / (6 + 8))
+    import torch
+
+    for seed in range(3):
+        pair = blob(seed, (9, 20, 20)), blob(seed + 50, (9, 20, 20), 0.3)
+        expected = compute_dice(*(torch.tensor(mask[None, None]).float() for mask in pair), include_background=True)
+        assert dice(*pair) == pytest.approx(expected.item())
+
+
+def test_policy_of_empty_masks():
+    full, empty = disc((5, 5), 2, (30, 40)), np.zeros((30, 40), bool)
+    assert (dice(empty, empty), hd95(empty, empty, (1.0, 1.0))) == (1.0, 0.0)
+    for pair in ((full, empty), (empty, full)):
+        assert dice(*pair) == 0.0
+        assert hd95(*pair, (2.0, 0.5)) == pytest.approx(math.hypot(60, 20))
+        assert hd95(*(mask[None] for mask in pair), (8.0, 2.0, 0.5)) == pytest.approx(math.hypot(60, 20))
+        assert hd95(*(np.stack([mask] * 3) for mask in pair), (8.0, 2.0, 0.5)) == pytest.approx(math.hypot(24, 60, 20))
+
+
+# folders
+
+
+def three_cases(root: Path, ending: str = ".png") -> tuple[Path, Path]:
+    """Case a is right, b is off by two columns, c misses class 2."""
+    grey, white = disc((20, 20), 8), disc((40, 50), 10)
+    right = np.where(white, 2, grey.astype(np.uint8)).astype(np.uint8)
+    folders = root / "predictions", root / "truth"
+    for folder in folders:
+        folder.mkdir()
+    for case, predicted in (("a", right), ("b", np.roll(right, 2, 1)), ("c", right * (right == 1))):
+        write(folders[0] / (case + ending), predicted)
+        write(folders[1] / (case + ending), right)
+    return folders
+
+
+def write(path: Path, mask: np.ndarray, spacing: tuple[float, ...] = (0.5, 2.0, 3.0)) -> None:
+    if path.name.endswith(".png"):
+        Image.fromarray(mask).save(path)
+    else:
+        sitk.WriteImage(volume(mask[None] if mask.ndim == 2 else mask, spacing), str(path))
+
+
+def test_folders_and_the_file_they_give(tmp_path):
+    predictions, truth = three_cases(tmp_path)
+    done = []
+    metrics = evaluate_folders(predictions, truth, LABELS, tmp_path / "metrics.json", on_case=done.append)
+    assert done == ["a", "b", "c"]
+    a, b, c = metrics.cases
+    diagonal = math.hypot(64, 80)
+    assert (a.dice, a.hd95, a.unit) == (1.0, 0.0, "px")
+    assert b.classes["grey"].hd95 == pytest.approx(2.0)
+    assert (c.classes["white"].dice, c.classes["white"].empty) == (0.0, "prediction")
+    assert c.classes["white"].hd95 == pytest.approx(diagonal)
+    assert c.classes["grey"].empty is None
+    white = metrics.mean_over_cases["white"]
+    assert white.dice == pytest.approx((1 + b.classes["white"].dice + 0) / 3)
+    assert white.hd95 == pytest.approx((0 + 2 + diagonal) / 3)
+    assert metrics.mean_over_cases_and_classes.dice == pytest.approx((a.dice + b.dice + c.dice) / 3)
+    assert metrics.mean_over_cases_and_classes.hd95 == pytest.approx((a.hd95 + b.hd95 + c.hd95) / 3)
+    assert (metrics.empties["white"].prediction, metrics.empties["grey"].prediction) == (1, 0)
+    assert [case.case for case in metrics.worst_first] == ["c", "b", "a"]
+    assert read_record(Metrics, tmp_path / "metrics.json", what="metrics") == metrics
+    content = json.loads((tmp_path / "metrics.json").read_text())
+    assert content["policy"] == POLICY and content["cases"][2]["classes"]["white"]["empty"] == "prediction"
+
+
+def test_a_changed_metrics_file_is_refused(tmp_path):
+    evaluate_folders(*three_cases(tmp_path), LABELS, tmp_path / "metrics.json")
+    content = json.loads((tmp_path / "metrics.json").read_text())
+    for change, words in (
+        (lambda new: new.update(format=2), "format is 2"),
+        (lambda new: new["cases"][0].update(unit="mm"), "all mm or all px"),
+        (lambda new: new["cases"][0]["classes"]["grey"].update(dize=1), "did you mean 'dice'"),
+        (lambda new: new["cases"][0]["classes"]["grey"].update(empty="all"), "empty"),
+    ):
+        new = json.loads(json.dumps(content))
+        change(new)
+        (tmp_path / "new.json").write_text(json.dumps(new))
+        with pytest.raises(ConfigError, match=words):
+            read_record(Metrics, tmp_path / "new.json", what="metrics")
+
+
+def test_volumes_are_measured_in_mm_in_all_three_directions(tmp_path):
+    for folder in ("predictions", "truth"):
+        (tmp_path / folder).mkdir()
+    truth, prediction = (blob(seed, (12, 30, 26)).astype(np.uint8) for seed in (1, 2))
+    write(tmp_path / "truth" / "v.nii.gz", truth)
+    write(tmp_path / "predictions" / "v.mha", prediction)
+    case = evaluate_folders(tmp_path / "predictions", tmp_path / "truth", {"background": 0, "x": 1}).cases[0]
+    assert case.unit == "mm"
+    expected = scipy_hd95(truth == 1, prediction == 1, (3.0, 2.0, 0.5))
+    assert case.classes["x"].hd95 == pytest.approx(expected, rel=1e-5)
+
+
+def test_all_that_is_wrong_is_told_together(tmp_path):
+    predictions, truth = three_cases(tmp_path)
+    (predictions / "a.png").unlink()
+    write(predictions / "z.png", np.zeros((64, 80), np.uint8))
+    write(predictions / "b.png", np.zeros((64, 81), np.uint8))
+    write(truth / "c.png", np.full((64, 80), 7, np.uint8))
+    (predictions / "plan.json").write_text("{}")
+    with pytest.raises(DataError) as caught:
+        evaluate_folders(predictions, truth, LABELS, tmp_path / "metrics.json")
+    for words in (
+        f"{predictions} lacks masks of cases in {truth}: a;",
+        f"{predictions} holds masks of cases that {truth} lacks: z;",
+        f"{predictions / 'b.png'} is 1 x 64 x 81 but {truth / 'b.png'} is 1 x 64 x 80",
+        f"{truth / 'c.png'} holds the values 7 but the labels are background=0, grey=1, white=2",
+    ):
+        assert words in str(caught.value)
+    assert not (tmp_path / "metrics.json").exists()
+
+
+def test_at_most_ten_are_named(tmp_path):
+    predictions, truth = three_cases(tmp_path)
+    for index in range(12):
+        write(truth / f"more_{index:02d}.png", np.zeros((64, 80), np.uint8))
+    with pytest.raises(DataError, match="more_09; and 2 more; predict them too") as caught:
+        evaluate_folders(predictions, truth, LABELS)
+    assert "more_10" not in str(caught.value)
+
+
+def test_one_wrong_value_in_a_prediction(tmp_path):
+    predictions, truth = three_cases(tmp_path)
+    with pytest.raises(
+        DataError, match=r"predictions/a\.png holds the values 2 but the labels are background=0, grey=1;"
+    ):
+        evaluate_folders(predictions, truth, {"background": 0, "grey": 1})
+
+
+def test_other_places_in_space_are_refused(tmp_path):
+    predictions, truth = three_cases(tmp_path, ".nii.gz")
+    write(predictions / "b.nii.gz", np.zeros((64, 80), np.uint8), (0.6, 2.0, 3.0))
+    with pytest.raises(DataError, match=r"predictions/b\.nii\.gz and .*truth/b\.nii\.gz differ in spacing"):
+        evaluate_folders(predictions, truth, LABELS)
+
+
+def test_millimetres_and_pixels_have_no_mean(tmp_path):
+    predictions, truth = three_cases(tmp_path)
+    for folder in (predictions, truth):
+        write(folder / "m.nrrd", np.ones((64, 80), np.uint8))
+    with pytest.raises(DataError, match=r"mixes masks with a spacing in mm \(m\) and without one \(a; b; c\)"):
+        evaluate_folders(predictions, truth, LABELS)
+
+
+def test_folders_that_hold_nothing_or_too_much(tmp_path):
+    predictions, truth = three_cases(tmp_path)
+    with pytest.raises(DataError, match="no class but background"):
+        evaluate_folders(predictions, truth, {"background": 0})
+    with pytest.raises(DataError, match="is not a folder"):
+        evaluate_folders(tmp_path / "elsewhere", truth, LABELS)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "readme.txt").write_text("nothing here")
+    with pytest.raises(DataError, match=r"empty holds no masks"):
+        evaluate_folders(predictions, tmp_path / "empty", LABELS)
+    write(predictions / "a.nii.gz", np.zeros((64, 80), np.uint8))
+    with pytest.raises(DataError, match=r"more than one mask of a case: a\.nii\.gz and a\.png"):
+        evaluate_folders(predictions, truth, LABELS)
+    (predictions / "a.nii.gz").unlink()
+    (predictions / "b.png").write_bytes(b"not an image")
+    with pytest.raises(DataError, match=r"predictions/b\.png can't be read as an image"):
+        evaluate_folders(predictions, truth, LABELS)
+
+
+def test_the_table_names_what_it_shows(tmp_path):
+    predictions, truth = three_cases(tmp_path)
+    for folder in (predictions, truth):
+        (folder / "a.png").rename(folder / "[red]a.png")
+    text = io.StringIO()
+    print_table(evaluate_folders(predictions, truth, LABELS), Console(file=text, width=100))
+    lines = text.getvalue().splitlines()
+    assert any("[red]a" in line and "1.000" in line and "0.00" in line for line in lines)
+    assert any("white" in line and "0.000" in line and "102.45" in line and "missed" in line for line in lines)
+    assert any("mean over 3 cases" in line and "grey" in line for line in lines)
+    assert any("mean over cases and classes" in line for line in lines)
+    flowing = " ".join(text.getvalue().split())
+    assert POLICY in flowing and "HD95 (px)" in flowing
+    assert "missed entirely (only the prediction is empty): 1" in flowing

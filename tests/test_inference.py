@@ -1,0 +1,169 @@
+"""Tiles, the predictor, and folders of files."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import torch
+from monai.inferers import sliding_window_inference
+from PIL import Image
+
+import dinounet
+from datasets import picture, volume, write_nifti_dataset, write_png_dataset
+from dinounet.data.dataset import read_dataset
+from dinounet.data.plan import plan_data
+from dinounet.errors import DataError, UserError, WeightsError
+from dinounet.files import write_json
+from dinounet.inference.tiling import gaussian, predict_tiled, tile_starts
+from dinounet.network.config import NetworkConfig
+from dinounet.plans import Plan, Recipe
+
+TINY = NetworkConfig(
+    in_channels=1,
+    num_classes=3,
+    taps=(0, 1, 2, 3),
+    stem_width=8,
+    rank=16,
+    widths=(4, 8, 16, 32),
+    backbone_args={"embed_dim": 64, "depth": 4, "num_heads": 4},
+)
+
+
+def trained(data: Path, folder: Path) -> Path:
+    """A run of a tiny network."""
+    plan = Plan(plan_data(read_dataset(data), (64, 64)), TINY, Recipe(steps=3, augmentation="none"))
+    write_json(folder / "plan.json", plan)
+    return dinounet.train(data, folder / "run", plan=folder / "plan.json", weights="random", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def png(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_png_dataset(tmp_path_factory.mktemp("png") / "pictures")
+
+
+@pytest.fixture(scope="module")
+def png_run(png: Path) -> Path:
+    return trained(png, png.parent)
+
+
+@pytest.fixture(scope="module")
+def nifti_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("nifti")
+    return trained(write_nifti_dataset(folder / "volumes"), folder)
+
+
+@pytest.mark.parametrize(("length", "tile"), [(512, 512), (513, 512), (700, 512), (1096, 512), (64, 32), (100, 7)])
+def test_tiles_cover_everything_evenly_at_half_a_tile_or_less(length: int, tile: int) -> None:
+    starts = tile_starts(length, tile)
+    steps = np.diff(starts)
+    assert (starts[0], starts[-1]) == (0, length - tile)
+    assert (steps <= np.ceil(tile / 2)).all()
+    assert len(starts) == 1 or steps.max() - steps.min() <= 1
+
+
+def test_tiles_join_to_what_monai_joins_them_to() -> None:
+    torch.manual_seed(0)
+    layer = torch.nn.Conv2d(2, 3, 9, padding=4)
+    slices = torch.randn(3, 2, 96, 128)  # starts and steps are whole here, so both tile alike
+    with torch.no_grad():
+        ours = predict_tiled(slices, (64, 64), 2, layer)
+        theirs = sliding_window_inference(slices, (64, 64), 2, layer, overlap=0.5, mode="gaussian")
+    # MONAI lifts weights below 1/1000, which shows where only the far ends of Gaussians overlap: along the border
+    torch.testing.assert_close(ours[..., 24:72, 24:104], theirs[..., 24:72, 24:104], atol=2e-2, rtol=0)
+    # deviation 8: the corner is 31.5 from the middle along both axes, the brightest pixel 0.5
+    assert gaussian((64, 64), slices.device)[0, 0].item() == pytest.approx(np.exp(-(31.5**2 - 0.5**2) / 8**2))
+
+
+def test_a_pointwise_network_does_not_notice_the_tiles() -> None:
+    slices = torch.randn(2, 1, 70, 95)
+    joined = predict_tiled(slices, (32, 48), 4, lambda tile: torch.cat([tile, tile**2], dim=1))
+    torch.testing.assert_close(joined, torch.cat([slices, slices**2], dim=1))
+
+
+def test_the_two_line_api_takes_files_and_arrays(png: Path, png_run: Path) -> None:
+    path = png / "imagesTs" / "case_6_0000.png"
+    predictor = dinounet.load(png_run)
+    mask = predictor.predict(path)
+    pixels = np.asarray(Image.open(path))
+    assert (mask.shape, mask.dtype) == (pixels.shape, np.uint8)
+    np.testing.assert_array_equal(predictor.predict(pixels), mask)
+    np.testing.assert_array_equal(predictor.predict(pixels[None]), mask)
+    np.testing.assert_array_equal(predictor.predict([str(path)]), mask)
+    stack = np.stack([pixels, pixels[::-1]])[None]
+    assert predictor.predict(stack).shape == (2, *pixels.shape)
+    assert predictor.labels == {"background": 0, "disc": 1, "square": 2}
+
+
+def test_a_new_process_predicts_the_same(png: Path, png_run: Path, tmp_path: Path) -> None:
+    import subprocess
+    import sys
+
+    command = [sys.executable, "-m", "dinounet", "predict", str(png_run), str(png / "imagesTs")]
+    done = subprocess.run([*command, "-o", str(tmp_path / "out")], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout.splitlines()[-1])["masks"] == 2
+    ours = dinounet.load(png_run).predict(png / "imagesTs" / "case_7_0000.png")
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "out" / "case_7.png")), ours)
+
+
+def test_a_prediction_lies_on_the_images_grid_also_at_another_spacing(nifti_run: Path, tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    array = np.stack([picture((50, 61), seed)[0] for seed in range(5)]).astype(np.int16)
+    image = volume(array, spacing=(1.1, 0.9, 4.0))
+    sitk.WriteImage(image, str(tmp_path / "images" / "new_0000.nii.gz"))
+    dinounet.predict(nifti_run, [tmp_path / "images"], tmp_path / "out")
+    mask = sitk.ReadImage(str(tmp_path / "out" / "new.nii.gz"))
+    assert mask.GetSize() == image.GetSize()
+    for get in ("GetSpacing", "GetOrigin", "GetDirection"):
+        np.testing.assert_allclose(getattr(mask, get)(), getattr(image, get)(), atol=1e-5)
+    record = json.loads((tmp_path / "out" / "prediction.json").read_text())
+    assert record["labels"]["square"] == 2
+    assert len(record["model_sha256"]) == 64
+
+
+def test_a_broken_file_does_not_keep_the_others_from_being_predicted(png: Path, png_run: Path, tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "a.png").write_bytes((png / "imagesTs" / "case_6_0000.png").read_bytes())
+    (tmp_path / "images" / "b.png").write_text("hello")
+    with pytest.raises(DataError, match=r"1 of 2 images could not be predicted: .*b\.png can't be read as an image"):
+        dinounet.predict(png_run, [tmp_path / "images"], tmp_path / "out")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.png", "prediction.json"]
+
+
+def test_other_weights_than_it_was_trained_on_are_refused(png_run: Path, tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    backbone = dinounet.load(png_run).network.backbone
+    state = {key: tensor.clone() for key, tensor in backbone.vit.state_dict().items()}
+    save_file(state, tmp_path / "same.safetensors")
+    dinounet.load(png_run, weights=str(tmp_path / "same.safetensors"))
+    state["norm.bias"] += 1e-3
+    save_file(state, tmp_path / "other.safetensors")
+    with pytest.raises(WeightsError, match=r"are not those that .* was trained on \(sha256 .*pass the right ones"):
+        dinounet.load(png_run, weights=str(tmp_path / "other.safetensors"))
+
+
+def test_wrong_inputs_are_answered(png: Path, png_run: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"is not a run: it holds no run\.json"):
+        dinounet.load(tmp_path)
+    with pytest.raises(DataError, match="missing does not exist"):
+        dinounet.predict(png_run, [tmp_path / "missing"], tmp_path / "out")
+    with pytest.raises(DataError, match=r"holds no image that ends with \.png"):
+        dinounet.predict(png_run, [tmp_path], tmp_path / "out")
+    with pytest.raises(DataError, match="several images are named case_6"):
+        dinounet.predict(png_run, [png / "imagesTs", png / "imagesTs" / "case_6_0000.png"], tmp_path / "out")
+    with pytest.raises(UserError, match="exists already; give the predictions another name"):
+        dinounet.predict(png_run, [png / "imagesTs"], png)
+    assert not (tmp_path / "out").exists()
+    predictor = dinounet.load(png_run)
+    with pytest.raises(DataError, match=r"the array has 3 channels, but 1 are wanted \(MR\)"):
+        predictor.predict(np.zeros((3, 20, 20)))
+    with pytest.raises(DataError, match=r"the array has shape \(5,\)"):
+        predictor.predict(np.zeros(5))
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 200), (150, 90)])
+def test_odd_sizes_are_predicted(size: tuple[int, int], png_run: Path) -> None:
+    image = np.random.RandomState(0).randint(0, 255, size).astype(np.uint8)
+    assert dinounet.load(png_run).predict(image).shape == size

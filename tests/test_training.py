@@ -1,0 +1,216 @@
+"""Loss, schedule, loop, checkpoints and resuming."""
+
+import json
+import os
+import signal
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import dinounet
+from datasets import write_nifti_dataset, write_png_dataset
+from dinounet.data.dataset import read_dataset
+from dinounet.data.plan import plan_data
+from dinounet.errors import ConfigError, DataError, UserError, WeightsError
+from dinounet.files import write_json
+from dinounet.network.config import NetworkConfig
+from dinounet.plans import Plan, Recipe
+from dinounet.run import CHECKPOINT, MODEL, PREVIOUS_CHECKPOINT, read_run
+from dinounet.training import loop
+from dinounet.training.loop import learning_rate_at
+from dinounet.training.loss import make_loss
+
+TINY = NetworkConfig(
+    in_channels=1,
+    num_classes=3,
+    taps=(0, 1, 2, 3),
+    stem_width=8,
+    rank=16,
+    widths=(4, 8, 16, 32),
+    backbone_args={"embed_dim": 64, "depth": 4, "num_heads": 4},
+)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Sums in one order, so that equal runs are equal to the bit."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def png(tmp_path: Path) -> Path:
+    return write_png_dataset(tmp_path / "pictures")
+
+
+@pytest.fixture
+def plan_file(png: Path, tmp_path: Path) -> Path:
+    """A plan for the pictures with a tiny network."""
+    recipe = Recipe(steps=6, validate_every=3, warmup=2, augmentation="flip")
+    write_json(tmp_path / "tiny.json", Plan(plan_data(read_dataset(png), (64, 64)), TINY, recipe))
+    return tmp_path / "tiny.json"
+
+
+def train(data: Path, run: Path, plan: Path, **changes: object) -> Path:
+    return dinounet.train(data, run, plan=plan, weights="random", device="cpu", precision="fp32", **changes)
+
+
+def test_loss_is_dice_plus_cross_entropy_by_hand() -> None:
+    logits = torch.randn(2, 3, 8, 8)
+    mask = torch.randint(0, 3, (2, 8, 8))
+    share = logits.softmax(1)
+    truth = torch.nn.functional.one_hot(mask, 3).permute(0, 3, 1, 2)
+    overlap, sizes = (share * truth).sum((0, 2, 3)), (share + truth).sum((0, 2, 3))
+    dice = ((2 * overlap + 1e-5) / (sizes + 1e-5))[1:].mean()  # over the batch, without background
+    expected = 1 - dice + torch.nn.functional.cross_entropy(logits, mask)
+    torch.testing.assert_close(make_loss()(logits, mask), expected)
+
+
+def test_deep_supervision_weighs_scales_by_halves() -> None:
+    loss, mask = make_loss(), torch.randint(0, 3, (2, 8, 8))
+    fine, coarse = torch.randn(2, 3, 8, 8), torch.randn(2, 3, 4, 4)
+    expected = (loss(fine, mask) + 0.5 * loss(coarse, mask[:, ::2, ::2])) / 1.5
+    torch.testing.assert_close(loss([fine, coarse], mask), expected)
+
+
+def test_learning_rate_warms_up_and_falls_to_zero() -> None:
+    recipe = Recipe(steps=100, warmup=10, learning_rate=1.0)
+    rates = [learning_rate_at(step, recipe) for step in range(100)]
+    assert rates[:10] == pytest.approx([0.1 * (i + 1) for i in range(10)])
+    assert rates[55] == pytest.approx(0.5)
+    assert max(rates) == 1.0
+    assert rates[-1] < 1e-3
+
+
+def test_a_run_learns_and_says_everything_that_made_it(png: Path, plan_file: Path, tmp_path: Path) -> None:
+    plan = json.loads(plan_file.read_text())
+    plan["recipe"] |= {"steps": 60, "validate_every": 30, "batch": 4, "learning_rate": 0.01}
+    plan_file.write_text(json.dumps(plan))
+    run = train(png, tmp_path / "run", plan_file)
+
+    log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    losses = [entry["loss"] for entry in log if "loss" in entry]
+    assert len(losses) == 60
+    assert np.mean(losses[-10:]) < 0.6 * np.mean(losses[:10])
+    watched = [entry for entry in log if "validation_dice" in entry]
+    assert [entry["step"] for entry in watched] == [30, 60]
+    assert set(watched[0]["validation_dice"]) == {"disc", "square"}
+
+    record = read_run(run)
+    assert (record.status, record.steps_done, record.fold) == ("finished", 60, 0)
+    assert record.plan.network == TINY
+    assert record.data.sha256 == read_dataset(png).sha256
+    assert set(record.data.training_cases) | set(record.data.validation_cases) == {f"case_{i}" for i in range(6)}
+    assert record.backbone.weights == "random"
+    assert len(record.backbone.sha256) == 64
+    assert torch.__version__.startswith(record.versions["torch"])
+    assert (run / MODEL).stat().st_size < 1.1 * 4 * record.trained_parameters + 200_000  # no backbone inside
+    assert not [path for path in run.rglob("*") if path.suffix in (".pt", ".pth", ".pkl")]
+
+
+def stop_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Press Ctrl-C while a step is computed."""
+    original = loop.learning_rate_at
+
+    def press(index: int, recipe: Recipe) -> float:
+        if index == step - 1:
+            os.kill(os.getpid(), signal.SIGINT)
+        return original(index, recipe)
+
+    monkeypatch.setattr(loop, "learning_rate_at", press)
+
+
+@pytest.mark.parametrize("step", [1, 4])
+def test_a_stopped_run_goes_on_to_the_same_end(
+    step: int, png: Path, plan_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = train(png, tmp_path / "whole", plan_file)
+    with monkeypatch.context() as patch:
+        stop_at(step, patch)
+        with pytest.raises(UserError, match=rf"stopped after step {step} of 6; go on with: dinounet train .* --resume"):
+            train(png, tmp_path / "broken", plan_file)
+    assert read_run(tmp_path / "broken").status == "interrupted"
+    with pytest.raises(DataError, match=r"holds no model\.safetensors: its training is not finished"):
+        dinounet.load(tmp_path / "broken")
+    broken = train(png, tmp_path / "broken", plan_file, resume=True)
+
+    ours, theirs = load_file(broken / MODEL), load_file(whole / MODEL)
+    assert ours.keys() == theirs.keys()
+    for name, tensor in ours.items():
+        assert torch.equal(tensor, theirs[name]), name
+    steps = [[json.loads(line)["step"] for line in (run / "log.jsonl").open()] for run in (whole, broken)]
+    assert steps[0] == steps[1]
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
+    png: Path, plan_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0.0)
+    with monkeypatch.context() as patch:
+        stop_at(4, patch)
+        with pytest.raises(UserError, match="stopped after step 4"):
+            train(png, tmp_path / "run", plan_file)
+    (tmp_path / "run" / CHECKPOINT).write_bytes(b"half a file")
+    assert (tmp_path / "run" / PREVIOUS_CHECKPOINT).exists()
+    train(png, tmp_path / "run", plan_file, resume=True)
+    assert "checkpoint.safetensors can't be read" in capsys.readouterr().out
+    assert read_run(tmp_path / "run").status == "finished"
+
+
+def test_what_cannot_be_resumed_is_answered(png: Path, plan_file: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"nowhere is not a run: it holds no run\.json"):
+        train(png, tmp_path / "nowhere", plan_file, resume=True)
+    run = train(png, tmp_path / "run", plan_file)
+    with pytest.raises(ConfigError, match="is finished; there is nothing to resume"):
+        train(png, run, plan_file, resume=True)
+    record = read_run(run)
+    write_json(run / "run.json", replace(record, status="interrupted"))
+    with pytest.raises(DataError, match="no longer, the dataset"):
+        train(write_png_dataset(tmp_path / "other", cases=5), run, plan_file, resume=True)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"fold": 9}, "pictures has 5 folds, numbered from 0, and no fold 9"),
+        ({"weights": "nowhere.safetensors"}, r"nowhere\.safetensors is no file; give --weights"),
+        ({"weights": __file__}, r"test_training\.py is not a \.safetensors file"),
+        ({"backbone": "dinov3_vitz16"}, "there is no backbone 'dinov3_vitz16'; the nearest names are dinov3_vit"),
+    ],
+)
+def test_a_wrong_command_is_answered_and_leaves_nothing(changes: dict, message: str, png: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=message):
+        dinounet.train(png, tmp_path / "run", **{"weights": "random", **changes})
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_output_that_exists_and_a_dataset_that_does_not_are_answered(png: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"exists already; give the run another name with -o, or remove it"):
+        dinounet.train(png, png, weights="random")
+    with pytest.raises(DataError, match=r"nothing is not a folder; give the folder that holds dataset\.json"):
+        dinounet.train(tmp_path / "nothing", tmp_path / "run", weights="random")
+
+
+def test_weights_of_another_backbone_are_refused_by_their_keys(png: Path, tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    save_file({"cls_token": torch.zeros(1, 1, 384), "surprise": torch.zeros(1)}, tmp_path / "other.safetensors")
+    with pytest.raises(
+        WeightsError, match=r"missing, as blocks\.0\..*; 1 unexpected, as surprise.*choose the backbone"
+    ):
+        dinounet.train(png, tmp_path / "run", weights=str(tmp_path / "other.safetensors"))
+
+
+def test_an_edited_plan_must_still_fit_the_dataset(plan_file: Path, tmp_path: Path) -> None:
+    other = write_nifti_dataset(tmp_path / "volumes")
+    description = json.loads((other / "dataset.json").read_text())
+    (other / "dataset.json").write_text(json.dumps({**description, "channel_names": {"0": "CT"}}))
+    with pytest.raises(ConfigError, match=r"the plan is for channels \['MR'\].* but volumes has \['CT'\]"):
+        train(other, tmp_path / "run", plan_file)
