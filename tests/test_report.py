@@ -19,10 +19,10 @@ LABELS = {"background": 0, "grey": 1, "<i>white</i>": 2}
 RUN = {
     "status": "finished",
     "command": ["dinounet", "train", "my data"],
-    "dataset": {"name": "ICBM<152>", "training_cases": ["x", "y"], "validation_cases": ["z"]},
-    "recipe": {"steps": 200, "learning_rate": 0.001},
+    "data": {"name": "ICBM<152>", "training_cases": ["x", "y"], "validation_cases": ["z"]},
+    "plan": {"recipe": {"steps": 200, "learning_rate": 0.001}},
     "backbone": {"name": "dinov3_vits16", "weights": "random"},
-    "parameters": {"trained": 6194948, "frozen": 21596160},
+    "trained_parameters": 6194948,
     "versions": {"torch": "2.14.1"},
     "machine": {"cores": 2},
     "notes": ["The weights are random."],
@@ -96,7 +96,7 @@ def rgb(colour: str) -> list[int]:
 @pytest.fixture
 def page(tmp_path) -> str:
     metrics, folders = example(tmp_path)
-    pictures = make_pictures(metrics, **folders, labels=LABELS)
+    pictures = make_pictures(metrics, **folders)
     path = tmp_path / "out" / "report.html"
     write_report(
         path, title="<b>Title</b> & co", metrics=metrics, pictures=pictures, run=RUN, log=LOG, notes=["Mind <this>."]
@@ -126,6 +126,7 @@ def test_report_asks_nobody_for_anything(page):
     for reference in parsed.references:
         assert reference.startswith(("data:", "#")), reference
         assert not reference.startswith("#") or reference[1:] in parsed.ids
+    assert "xlink" not in page
     assert not re.search(r"url\((?!#)|@import|https?://|<script|<iframe|<object", page)
 
 
@@ -155,12 +156,13 @@ def test_a_missed_class_is_told_in_words(tmp_path):
     write_report(tmp_path / "report.html", title="Missed", metrics=metrics)
     text = Page((tmp_path / "report.html").read_text(encoding="utf-8")).text
     assert text.count("missed\n") == 2
+    assert text.rindex("right") < text.rindex("<b>wrong<_b>")  # worst first, in the table too
     assert "missed entirely (only the prediction is empty): 2" in text
 
 
 def test_panels_show_image_truth_prediction_and_errors(tmp_path):
     metrics, folders = example(tmp_path)
-    wrong, right = make_pictures(metrics, **folders, labels=LABELS)
+    wrong, right = make_pictures(metrics, **folders)
     assert wrong.case == "<b>wrong<_b>" and wrong.dice < right.dice == 1.0
     assert [panel.title for panel in wrong.panels] == ["Image", "Truth", "Prediction", "Errors"]
     image, truth, prediction, errors = (pixels(panel.png) for panel in wrong.panels)
@@ -176,7 +178,7 @@ def test_panels_show_image_truth_prediction_and_errors(tmp_path):
     assert errors[0, 0].tolist() == extra
     assert errors[20 * factor, 10 * factor].tolist() == missed
     assert errors[36 * factor, 66 * factor].tolist() == other
-    assert len(np.unique(pixels(right.panels[3].png).reshape(-1, 3), axis=0)) == 3  # nothing but the dimmed image
+    assert np.unique(pixels(right.panels[3].png)).tolist() == [0, 64, 128]  # nothing but the dimmed image
 
 
 def test_the_slice_with_the_most_errors_is_shown_across_the_coarsest_axis(tmp_path):
@@ -193,23 +195,26 @@ def test_the_slice_with_the_most_errors_is_shown_across_the_coarsest_axis(tmp_pa
             sitk.WriteImage(image, str(folders[name] / f"{case}.nii.gz"))
     labels = {"background": 0, "grey": 1}
     metrics = evaluate_folders(folders["predictions"], folders["truth"], labels)
-    wrong, right = make_pictures(metrics, **folders, labels=labels)
+    wrong, right = make_pictures(metrics, **folders)
+    bright = pixels(right.panels[0].png)[:, :, 0] > 128
+    factor = bright.shape[1] // 30
+    assert np.array_equal(bright[::factor, ::factor], truth[:, 2] == 1)
     assert (wrong.slice_index, right.slice_index, wrong.slices) == (3, 2, 5)
     assert wrong.aspect == pytest.approx(30 * 0.5 / (20 * 1.0))
     assert "wrong, slice 4 of 5: 20 pixels predicted, not there" in wrong.panels[3].text
-    assert len(make_pictures(metrics, **folders, labels=labels, most=1)) == 1
+    assert len(make_pictures(metrics, **folders, most=1)) == 1
 
 
-def test_colour_images_and_channels(tmp_path):
+def test_colour_images_and_images_that_are_missing(tmp_path):
     metrics, folders = example(tmp_path)
     colour = np.zeros((60, 80, 3), np.uint8)
     colour[:30, :, 0] = 255
     Image.fromarray(colour).save(folders["images"] / "right_0000.png")
-    Image.fromarray(np.repeat(np.arange(80, dtype=np.uint8)[None], 60, 0)).save(folders["images"] / "right_0001.png")
-    shown = pixels(make_pictures(metrics, **folders, labels=LABELS)[1].panels[0].png)
+    shown = pixels(make_pictures(metrics, **folders)[1].panels[0].png)
     assert shown[0, 0].tolist() == [255, 0, 0] and shown[-1, -1].tolist() == [0, 0, 0]
-    with pytest.raises(DataError, match=r"images holds no image of <b>wrong<_b> \(<b>wrong<_b>_0001 or"):
-        make_pictures(metrics, **folders, labels=LABELS, channel=1)
+    (folders["images"] / "right_0000.png").unlink()
+    with pytest.raises(DataError, match=r"images holds no image of right \(right_0000 or right\); add it"):
+        make_pictures(metrics, **folders)
 
 
 def test_large_slices_are_reduced_and_small_ones_not_too_long(tmp_path):
@@ -220,7 +225,7 @@ def test_large_slices_are_reduced_and_small_ones_not_too_long(tmp_path):
             folder.mkdir(parents=True)
             Image.fromarray(np.eye(*shape, dtype=np.uint8)).save(folder / "x.png")
         metrics = evaluate_folders(folders["predictions"], folders["truth"], {"background": 0, "x": 1})
-        panels = make_pictures(metrics, **folders, labels={"background": 0, "x": 1})[0].panels
+        panels = make_pictures(metrics, **folders)[0].panels
         assert [pixels(panel.png).shape[:2] for panel in panels] == [expected] * 4
 
 

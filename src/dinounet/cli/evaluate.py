@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import tyro
 
-if TYPE_CHECKING:
-    from dinounet.evaluation.evaluate import Metrics
+from dinounet.evaluation.evaluate import Metrics
 
 
 def evaluate(

@@ -47,7 +47,7 @@ def report(
         output,
         title=title,
         metrics=found,
-        pictures=make_pictures(found, predictions, truth, images, found.labels),
+        pictures=make_pictures(found, predictions, truth, images),
         run=asdict(read_run(run)) if run else None,
         log=read_log(run) if run else [],
     )

@@ -125,7 +125,7 @@ def _draw(title: str, curves: Sequence[Curve], limits: tuple[float, float] | Non
 
 
 def _embed(svg: str, title: str) -> str:
-    """Make a file's SVG an element of a page: only what is drawn, in the page's font, with names like no other chart's."""
+    """Make a file's SVG an element of a page: what is drawn, in its font, with names like no other chart's."""
     view_box = re.search(r'viewBox="[^"]*"', svg)
     assert view_box is not None
     drawn = svg[svg.index(">", svg.index("<svg")) + 1 :]

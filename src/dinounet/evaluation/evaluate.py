@@ -192,7 +192,7 @@ def evaluate_folders(
     cases = []
     for case in sorted(truths.keys() & predicted.keys()):
         try:
-            pair = [read_mask(path) for path in (truths[case], predicted[case])]
+            pair = read_mask(truths[case]), read_mask(predicted[case])
             require_same_grid(pair[1], pair[0])
         except DataError as error:
             wrong.append(str(error))

@@ -1,8 +1,8 @@
 """Dice and HD95 of one class in one case.
 
-Dice (doi:10.2307/1932409) is the share of voxels in common; HD95 is the 95th percentile of the distances between the two
-surfaces, the larger of both directions, as MONAI computes it. Masks are of one, two or three dimensions; axes of length
-1 are dropped, since a flat image is two-dimensional: in three dimensions all its pixels would lie on the surface.
+Dice (doi:10.2307/1932409) is the share of voxels in common; HD95 is the 95th percentile of the distances between the
+two surfaces, the larger of both directions, as MONAI computes it. Axes of length 1 are dropped, since a flat image is
+two-dimensional: in three dimensions all its pixels would lie on the surface.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def hd95(truth: np.ndarray, prediction: np.ndarray, spacing: Sequence[float]) ->
     if not truth.any() and not prediction.any():
         return 0.0
     if not truth.any() or not prediction.any():
-        return math.hypot(*(length * step for length, step in zip(shape, spacing, strict=True) if length > 1))
+        return math.hypot(*(length * step for length, step in zip(shape, spacing, strict=True)))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from monai.metrics import compute_hausdorff_distance

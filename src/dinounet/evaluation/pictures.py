@@ -81,8 +81,6 @@ def make_pictures(
     predictions: Path,
     truth: Path,
     images: Path,
-    labels: Mapping[str, int],
-    channel: int = 0,
     most: int = 12,
 ) -> list[CasePicture]:
     """Picture the worst cases, worst first, each in the slice with the most wrongly labelled pixels.
@@ -91,9 +89,8 @@ def make_pictures(
         metrics: of these predictions.
         predictions: folder of masks.
         truth: folder of masks.
-        images: folder of images, `<case>_0000<ending>` with one file a channel, or `<case><ending>`.
-        labels: names and numbers of the classes.
-        channel: the one to show; a file with three channels is shown in colour.
+        images: folder of images, `<case>_0000<ending>` with one file a channel, or `<case><ending>`; the first file's
+            first channel is shown, or its colours if it has three.
         most: so many cases at most.
 
     Raises:
@@ -106,26 +103,24 @@ def make_pictures(
         for folder, masks in ((truth, truths), (predictions, predicted)):
             if case.case not in masks:
                 raise DataError(f"{folder} holds no mask of {case.case}, which the metrics name; evaluate again")
-        name = next((name for name in (f"{case.case}_{channel:04d}", case.case) if name in files), None)
+        name = next((name for name in (f"{case.case}_0000", case.case) if name in files), None)
         if name is None:
-            raise DataError(
-                f"{images} holds no image of {case.case} ({case.case}_{channel:04d} or {case.case}); add it"
-            )
+            raise DataError(f"{images} holds no image of {case.case} ({case.case}_0000 or {case.case}); add it")
         volumes = read_image([files[name]]), read_mask(truths[case.case]), read_mask(predicted[case.case])
         for other in (volumes[0], volumes[2]):
             require_same_grid(other, volumes[1])
-        pictures.append(_make_picture(case, *volumes, labels, channel))
+        pictures.append(_make_picture(case, *volumes, metrics.labels))
     return pictures
 
 
 def _make_picture(
-    case: CaseMetrics, image: Volume, truth: Volume, prediction: Volume, labels: Mapping[str, int], channel: int
+    case: CaseMetrics, image: Volume, truth: Volume, prediction: Volume, labels: Mapping[str, int]
 ) -> CasePicture:
     spacing = truth.spacing or (1.0, 1.0, 1.0)
     axis = _slice_axis(truth.shape, spacing)
     index = _telling_slice(truth.array, prediction.array, axis)
     true, predicted = (np.take(mask.array, index, axis) for mask in (truth, prediction))
-    channels = image.array if len(image.array) == 3 else image.array[min(channel, len(image.array) - 1)][None]
+    channels = image.array if len(image.array) == 3 else image.array[:1]
     size = _size_shown(*true.shape)
     base = _resize(_to_grey_levels(np.take(channels, index, axis + 1), *np.percentile(channels, (0.5, 99.5))), size)
 

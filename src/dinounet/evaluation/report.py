@@ -12,47 +12,42 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dinounet.evaluation.curves import VALIDATION, make_charts
+from dinounet.evaluation.curves import make_charts
 from dinounet.evaluation.evaluate import WORDS, Metrics, describe_empties
 from dinounet.evaluation.pictures import ERRORS, CasePicture, colours_of
 from dinounet.files import whole_file
 
 TEMPLATE = "report.html.jinja"
 
-FACTS: dict[str, tuple[tuple[str, tuple[str, ...]], ...]] = {
-    "Data": (
-        ("{}", ("dataset.name", "data.name")),
-        ("cases to learn from: {}", ("dataset.training_cases", "data.training_cases")),
-        ("cases to watch: {}", ("dataset.validation_cases", "data.validation_cases")),
-        ("fold: {}", ("fold",)),
-    ),
-    "Backbone, frozen": (
-        ("{}", ("backbone.name",)),
-        ("weights: {}", ("backbone.weights",)),
-        ("licence: {}", ("backbone.licence",)),
-        ("parameters: {}", ("parameters.frozen", "frozen_parameters")),
-    ),
-    "Network, trained": (
-        ("parameters: {}", ("parameters.trained", "trained_parameters")),
-        ("channels in: {}", ("network.in_channels", "plan.network.in_channels")),
-        ("classes out, with background: {}", ("network.num_classes", "plan.network.num_classes")),
-    ),
-    "Training": (
-        ("steps done: {}", ("steps_done",)),
-        ("planned: {}", ("recipe.steps", "plan.recipe.steps")),
-        ("patches a step: {}", ("recipe.batch", "plan.recipe.batch")),
-        ("learning rate: {}", ("recipe.learning_rate", "plan.recipe.learning_rate")),
-        ("seed: {}", ("seed", "plan.recipe.seed")),
-        ("{}", ("status",)),
-    ),
-    "Computed": (
-        ("{}", ("device",)),
-        ("{}", ("precision",)),
-        ("seconds: {}", ("seconds",)),
-        ("started: {}", ("started",)),
-    ),
+FACTS = {
+    "Data": {
+        "{}": "data.name",
+        "cases to learn from: {}": "data.training_cases",
+        "cases to watch: {}": "data.validation_cases",
+        "fold: {}": "fold",
+    },
+    "Backbone, frozen": {
+        "{}": "backbone.name",
+        "weights: {}": "backbone.weights",
+        "licence: {}": "backbone.licence",
+        "parameters: {}": "frozen_parameters",
+    },
+    "Network, trained": {
+        "parameters: {}": "trained_parameters",
+        "channels in: {}": "plan.network.in_channels",
+        "classes out, with background: {}": "plan.network.num_classes",
+    },
+    "Training": {
+        "{}": "status",
+        "steps done: {}": "steps_done",
+        "planned: {}": "plan.recipe.steps",
+        "patches a step: {}": "plan.recipe.batch",
+        "learning rate: {}": "plan.recipe.learning_rate",
+        "seed: {}": "plan.recipe.seed",
+    },
+    "Computed": {"on {}": "device", "in {}": "precision", "seconds: {}": "seconds", "started: {}": "started"},
 }
-"""What a reader asks of a run first: the words, and the keys under which its record may hold the answer."""
+"""What a reader asks of a run first: the words, and the key under which its record holds the answer."""
 
 
 def write_report(
@@ -109,14 +104,10 @@ def write_report(
         temporary.write_text(html, encoding="utf-8")
 
 
-def _tell(run: Mapping[str, Any], parts: Sequence[tuple[str, tuple[str, ...]]]) -> str:
+def _tell(run: Mapping[str, Any], parts: Mapping[str, str]) -> str:
     """The parts that the record can fill, as one phrase."""
-    told = []
-    for words, keys in parts:
-        value = next((value for key in keys if (value := _at(run, key)) is not None), None)
-        if value is not None:
-            told.append(words.format(_write(value)))
-    return " · ".join(told)
+    found = {words: _at(run, key) for words, key in parts.items()}
+    return " · ".join(words.format(_write(value)) for words, value in found.items() if value is not None)
 
 
 def _at(run: Mapping[str, Any], key: str) -> Any:

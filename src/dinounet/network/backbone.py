@@ -6,23 +6,16 @@ the network around it is in, it stays in evaluation mode, runs without gradient,
 
 from __future__ import annotations
 
-import warnings
 from collections import OrderedDict
 from typing import Any
 
+import timm
 import torch
 from torch import Tensor, nn
 
 from dinounet.errors import ConfigError
 from dinounet.network.config import NetworkConfig
 from dinounet.network.variants import find_variant
-
-with warnings.catch_warnings():  # timm still uses a part of torch.jit that torch has announced to remove
-    warnings.simplefilter("ignore", FutureWarning)
-    import timm
-
-PATCH = 16
-"""Pixels along the side of one patch."""
 
 
 class FrozenBackbone(nn.Module):

@@ -28,7 +28,7 @@ from dinounet.files import write_json
 from dinounet.network.dinounet import DinoUNet
 from dinounet.plans import Plan, Recipe
 from dinounet.progress import progress
-from dinounet.run import LOG, MODEL, RECORD, RunRecord
+from dinounet.run import CHECKPOINT, LOG, MODEL, PREVIOUS_CHECKPOINT, RECORD, RunRecord
 from dinounet.training.checkpoint import load_checkpoint, save_checkpoint, save_tensors
 from dinounet.training.loss import Loss, make_loss
 
@@ -124,6 +124,8 @@ def fit(
                 save(step, "running")
     save_tensors(run / MODEL, network.state_dict(), {"steps": recipe.steps})
     save(recipe.steps, "finished")
+    for name in (CHECKPOINT, PREVIOUS_CHECKPOINT):  # the model is all that is needed from here on
+        (run / name).unlink(missing_ok=True)
     return record
 
 
@@ -212,7 +214,7 @@ def _make_loader(patches: Patches, first_step: int, last_step: int, workers: int
         sampler=FromStep(first_step, last_step, patches.batch),
         num_workers=workers,
         worker_init_fn=_leave_signals_to_the_parent,
-        generator=torch.Generator(),  # its own: starting workers must not advance the generator that drop path draws from
+        generator=torch.Generator(),  # its own: starting workers must not advance the one that drop path draws from
     )
 
 
