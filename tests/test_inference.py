@@ -17,23 +17,15 @@ from dinounet.data.plan import plan_data
 from dinounet.errors import DataError, UserError, WeightsError
 from dinounet.files import write_json
 from dinounet.inference.tiling import gaussian, predict_tiled, tile_starts
-from dinounet.network.config import NetworkConfig
 from dinounet.plans import Plan, Recipe
+from networks import tiny_config
 
-TINY = NetworkConfig(
-    in_channels=1,
-    num_classes=3,
-    taps=(0, 1, 2, 3),
-    stem_width=8,
-    rank=16,
-    widths=(4, 8, 16, 32),
-    backbone_args={"embed_dim": 64, "depth": 4, "num_heads": 4},
-)
+NETWORK = tiny_config(num_classes=3)
 
 
 def trained(data: Path, folder: Path) -> Path:
     """A run of a tiny network."""
-    plan = Plan(plan_data(read_dataset(data), (64, 64)), TINY, Recipe(steps=3, augmentation="none"))
+    plan = Plan(plan_data(read_dataset(data), (64, 64)), NETWORK, Recipe(steps=3, augmentation="none"))
     write_json(folder / "plan.json", plan)
     return dinounet.train(data, folder / "run", plan=folder / "plan.json", weights="random", device="cpu")
 
@@ -149,12 +141,18 @@ def test_wrong_inputs_are_answered(png: Path, png_run: Path, tmp_path: Path) -> 
         dinounet.load(tmp_path)
     with pytest.raises(DataError, match="missing does not exist"):
         dinounet.predict(png_run, [tmp_path / "missing"], tmp_path / "out")
+    (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match=r"holds no image that ends with \.png"):
-        dinounet.predict(png_run, [tmp_path], tmp_path / "out")
+        dinounet.predict(png_run, [tmp_path / "empty"], tmp_path / "out")
     with pytest.raises(DataError, match="several images are named case_6"):
         dinounet.predict(png_run, [png / "imagesTs", png / "imagesTs" / "case_6_0000.png"], tmp_path / "out")
     with pytest.raises(UserError, match="exists already; give the predictions another name"):
         dinounet.predict(png_run, [png / "imagesTs"], png)
+    with pytest.raises(DataError, match="no image is named; name images, or folders of them, after the run"):
+        dinounet.predict(png_run, [], tmp_path / "out")
+    (tmp_path / "broken.png").write_text("hello")
+    with pytest.raises(DataError, match="1 of 1 images could not be predicted"):
+        dinounet.predict(png_run, [tmp_path / "broken.png"], tmp_path / "out")
     assert not (tmp_path / "out").exists()
     predictor = dinounet.load(png_run)
     with pytest.raises(DataError, match=r"the array has 3 channels, but 1 are wanted \(MR\)"):
@@ -167,3 +165,12 @@ def test_wrong_inputs_are_answered(png: Path, png_run: Path, tmp_path: Path) -> 
 def test_odd_sizes_are_predicted(size: tuple[int, int], png_run: Path) -> None:
     image = np.random.RandomState(0).randint(0, 255, size).astype(np.uint8)
     assert dinounet.load(png_run).predict(image).shape == size
+
+
+def test_an_image_without_spacing_is_refused_where_spacing_counts(nifti_run: Path, png: Path) -> None:
+    predictor = dinounet.load(nifti_run)
+    with pytest.raises(
+        DataError, match=r"doesn't tell its pixels' size in mm, but the run was trained at 0\.8 x 0\.7 mm"
+    ):
+        predictor.predict(png / "imagesTs" / "case_6_0000.png")
+    assert predictor.predict(np.zeros((1, 2, 20, 30))).shape == (2, 20, 30)  # an array is taken to have it

@@ -10,19 +10,12 @@ from dinounet.errors import ConfigError
 from dinounet.network.config import NetworkConfig
 from dinounet.network.dinounet import DinoUNet
 from dinounet.network.variants import VARIANTS
-
-TINY = {
-    "taps": (0, 1, 2, 3),
-    "stem_width": 8,
-    "rank": 16,
-    "widths": (4, 8, 16, 32),
-    "backbone_args": {"embed_dim": 64, "depth": 4, "num_heads": 4},
-}
+from networks import tiny_config
 
 
 def tiny(**changes: object) -> DinoUNet:
     torch.manual_seed(0)
-    return DinoUNet(NetworkConfig(**{**TINY, **changes}))
+    return DinoUNet(tiny_config(**changes))
 
 
 @pytest.mark.parametrize(

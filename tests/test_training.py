@@ -18,22 +18,14 @@ from dinounet.data.dataset import read_dataset
 from dinounet.data.plan import plan_data
 from dinounet.errors import ConfigError, DataError, UserError, WeightsError
 from dinounet.files import write_json
-from dinounet.network.config import NetworkConfig
 from dinounet.plans import Plan, Recipe
 from dinounet.run import CHECKPOINT, MODEL, PREVIOUS_CHECKPOINT, read_run
 from dinounet.training import loop
 from dinounet.training.loop import learning_rate_at
 from dinounet.training.loss import make_loss
+from networks import tiny_config
 
-TINY = NetworkConfig(
-    in_channels=1,
-    num_classes=3,
-    taps=(0, 1, 2, 3),
-    stem_width=8,
-    rank=16,
-    widths=(4, 8, 16, 32),
-    backbone_args={"embed_dim": 64, "depth": 4, "num_heads": 4},
-)
+NETWORK = tiny_config(num_classes=3)
 
 
 @pytest.fixture(autouse=True)
@@ -54,7 +46,7 @@ def png(tmp_path: Path) -> Path:
 def plan_file(png: Path, tmp_path: Path) -> Path:
     """A plan for the pictures with a tiny network."""
     recipe = Recipe(steps=6, validate_every=3, warmup=2, augmentation="flip")
-    write_json(tmp_path / "tiny.json", Plan(plan_data(read_dataset(png), (64, 64)), TINY, recipe))
+    write_json(tmp_path / "tiny.json", Plan(plan_data(read_dataset(png), (64, 64)), NETWORK, recipe))
     return tmp_path / "tiny.json"
 
 
@@ -105,7 +97,7 @@ def test_a_run_learns_and_says_everything_that_made_it(png: Path, plan_file: Pat
 
     record = read_run(run)
     assert (record.status, record.steps_done, record.fold) == ("finished", 60, 0)
-    assert record.plan.network == TINY
+    assert record.plan.network == NETWORK
     assert record.data.sha256 == read_dataset(png).sha256
     assert set(record.data.training_cases) | set(record.data.validation_cases) == {f"case_{i}" for i in range(6)}
     assert record.backbone.weights == "random"
@@ -194,6 +186,9 @@ def test_a_wrong_command_is_answered_and_leaves_nothing(changes: dict, message: 
 def test_an_output_that_exists_and_a_dataset_that_does_not_are_answered(png: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"exists already; give the run another name with -o, or remove it"):
         dinounet.train(png, png, weights="random")
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"file/run can't be made: .*file is no folder that you may write to"):
+        dinounet.train(png, tmp_path / "file" / "run", weights="random")
     with pytest.raises(DataError, match=r"nothing is not a folder; give the folder that holds dataset\.json"):
         dinounet.train(tmp_path / "nothing", tmp_path / "run", weights="random")
 

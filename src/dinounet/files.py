@@ -61,16 +61,17 @@ def whole_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def new_folder(path: Path, *, what: str) -> Path:
-    """Make a folder for an output.
+def require_new(path: Path, *, what: str) -> None:
+    """Make sure that an output folder can be made, without making it yet.
 
     Raises:
-        UserError: something that is not an empty folder has that name already.
+        UserError: something that is not an empty folder has that name already, or it can't be made there.
     """
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise UserError(f"{path} exists already; give {what} another name with -o, or remove it")
-    path.mkdir(parents=True, exist_ok=True)
-    return path
+    around = next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.exists())
+    if not around.is_dir() or not os.access(around, os.W_OK):
+        raise UserError(f"{path} can't be made: {around} is no folder that you may write to; choose another with -o")
 
 
 def read_json(path: Path, *, what: str) -> Any:

@@ -31,12 +31,12 @@ def demo(
     from dinounet.cli.report import report
     from dinounet.demonstration import DATASET, train_demo, write_demo_dataset
     from dinounet.errors import Interrupted
-    from dinounet.files import new_folder
+    from dinounet.files import require_new
     from dinounet.progress import say
 
     data, run, predictions = output / DATASET, output / "run", output / "predictions"
     if not resume:
-        new_folder(output, what="the demo")
+        require_new(output, what="the demo")
     try:
         if not data.exists():
             say("demo", f"writing {data}: slabs of the ICBM 152 average brain", dataset=str(data))

@@ -11,8 +11,8 @@ from dinounet.evaluation.evaluate import Metrics
 
 
 def evaluate(
-    predictions: Annotated[Path, tyro.conf.Positional],
-    truth: Annotated[Path, tyro.conf.Positional],
+    predictions: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="PREDICTIONS")],
+    truth: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="TRUTH")],
     /,
     output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None,
     *,

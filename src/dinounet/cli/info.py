@@ -8,7 +8,7 @@ from typing import Annotated
 import tyro
 
 
-def info(run: Annotated[Path | None, tyro.conf.Positional] = None, /) -> None:
+def info(run: Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")] = None, /) -> None:
     """List the backbones, or tell what is known of a run.
 
     Args:

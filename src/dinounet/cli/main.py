@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -63,6 +64,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(str(error), STOPPED if isinstance(error, Interrupted) else USER_ERROR)
     except KeyboardInterrupt:
         return _fail("stopped", STOPPED)
+    except BrokenPipeError:  # whoever read our output has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return DONE
+    except OSError as error:
+        if debug or error.filename is None:
+            raise
+        return _fail(f"{error.filename}: {error.strerror}; check the path, its permissions and the space that is left")
     except Exception as error:
         if debug:
             raise

@@ -11,8 +11,8 @@ from dinounet.device import Device, Precision
 
 
 def predict(
-    run: Annotated[Path, tyro.conf.Positional],
-    inputs: Annotated[list[Path], tyro.conf.Positional],
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")],
+    inputs: Annotated[list[Path], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE [IMAGE ...]")],
     /,
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"])],
     *,
@@ -33,17 +33,25 @@ def predict(
     Returns:
         The masks' paths.
     """
-    from dinounet.files import PREDICTION, new_folder, write_json
+    import shutil
+
+    from dinounet.files import PREDICTION, require_new, write_json
     from dinounet.inference.predictor import find_inputs, load, predict_files
     from dinounet.inference.record import record_prediction
     from dinounet.progress import progress, say
 
+    require_new(output, what="the predictions")
     predictor = load(run, weights=weights, device=device, precision=precision)
     cases = find_inputs(inputs, predictor.plan)
     record = record_prediction(run, predictor)
-    new_folder(output, what="the predictions")
+    output.mkdir(parents=True, exist_ok=True)
     write_json(output / PREDICTION, record)
-    with progress("predicting", len(cases)) as advance:
-        written = predict_files(predictor, cases, output, on_case=advance)
+    try:
+        with progress("predicting", len(cases)) as advance:
+            written = predict_files(predictor, cases, output, on_case=advance)
+    except BaseException:
+        if [path.name for path in output.iterdir()] == [PREDICTION]:  # not one mask: leave nothing
+            shutil.rmtree(output)
+        raise
     say("predicted", f"{output}: {len(written)} masks", output=str(output), masks=len(written))
     return written

@@ -9,8 +9,8 @@ import tyro
 
 
 def report(
-    predictions: Annotated[Path, tyro.conf.Positional],
-    truth: Annotated[Path, tyro.conf.Positional],
+    predictions: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="PREDICTIONS")],
+    truth: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="TRUTH")],
     /,
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"])],
     *,

@@ -12,7 +12,7 @@ from dinounet.plans import Recipe
 
 
 def train(
-    data: Annotated[Path, tyro.conf.Positional],
+    data: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DATASET")],
     /,
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"])],
     *,

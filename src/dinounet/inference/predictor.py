@@ -102,8 +102,21 @@ class Predictor:
             array = image[None] if image.ndim == 2 else image
             array = array[:, None] if array.ndim == 3 else array
             return Volume(array.astype(np.float32), None, Path("the array"))
-        paths = [image] if isinstance(image, str | Path) else list(image)
-        return read_image([Path(path) for path in paths])
+        return self.read([image] if isinstance(image, str | Path) else image)
+
+    def read(self, paths: Sequence[str | Path]) -> Volume:
+        """Read an image from one file a channel, or from one file with several channels.
+
+        Raises:
+            DataError: it can't be read, or doesn't tell the spacing that the network needs to know.
+        """
+        volume, spacing = read_image([Path(path) for path in paths]), self.plan.data.spacing
+        if spacing is not None and volume.spacing is None:
+            raise DataError(
+                f"{volume.source} doesn't tell its pixels' size in mm, but the run was trained at {spacing[0]:.3g} x "
+                f"{spacing[1]:.3g} mm; save it in a format that does, such as .nii.gz"
+            )
+        return volume
 
 
 def load(
@@ -144,7 +157,7 @@ def find_inputs(inputs: Sequence[Path], plan: Plan) -> list[Case]:
     """The images that a list of files and folders holds, as cases of the plan's channels.
 
     Raises:
-        DataError: an input does not exist, a folder holds no image, or two images have the same name.
+        DataError: there is no input, one does not exist, a folder holds no image, or two images have the same name.
     """
     channels, cases = len(plan.data.channels), []
     for path in inputs:
@@ -160,6 +173,8 @@ def find_inputs(inputs: Sequence[Path], plan: Plan) -> list[Case]:
         else:
             name = path.name[: -len(ending_of(path))]
             cases.append(Case(name.removesuffix("_0000"), (path,)))
+    if not cases:
+        raise DataError("no image is named; name images, or folders of them, after the run")
     names = [case.name for case in cases]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
@@ -180,7 +195,7 @@ def predict_files(
     written, problems = [], []
     for case in cases:
         try:
-            volume = read_image(case.images)
+            volume = predictor.read(case.images)
             labels = predictor.predict_volume(volume)
         except UserError as error:
             problems.append(str(error))

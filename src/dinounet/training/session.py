@@ -11,7 +11,7 @@ from dinounet.data.dataset import Case, Dataset, read_dataset
 from dinounet.data.plan import plan_data
 from dinounet.device import Device, Precision, choose_device, choose_precision
 from dinounet.errors import ConfigError, DataError, Interrupted, WeightsError
-from dinounet.files import new_folder, write_json
+from dinounet.files import require_new, write_json
 from dinounet.network.backbone import FrozenBackbone, build_backbone
 from dinounet.network.config import NetworkConfig
 from dinounet.network.dinounet import DinoUNet
@@ -44,23 +44,19 @@ def start_run(
     Raises:
         UserError: dataset, plan, weights or output folder are wrong; or Ctrl-C, when the run can be resumed.
     """
-    new_folder(output, what="the run")
-    try:
-        chosen = choose_device(device)
-        dataset = read_dataset(data)
-        training, validation = _split(dataset, fold)
-        edited = read_plan(plan_file) if plan_file else None
-        network_config = edited.network if edited else NetworkConfig(backbone=backbone)
-        # weights before pixels: what can fail fast, fails first
-        frozen = build_backbone(network_config)
-        seed = edited.recipe.seed if edited else recipe.seed
-        known = fill_backbone(frozen, network_config.backbone, weights, seed)
-        plan = edited or _plan(dataset, recipe, backbone, patch)
-        _check_plan(plan, dataset)
-        network = _build(plan, frozen)
-    except BaseException:
-        output.rmdir()
-        raise
+    require_new(output, what="the run")
+    chosen = choose_device(device)
+    dataset = read_dataset(data)
+    training, validation = _split(dataset, fold)
+    edited = read_plan(plan_file) if plan_file else None
+    network_config = edited.network if edited else NetworkConfig(backbone=backbone)
+    # weights before pixels: what can fail fast, fails first
+    frozen = build_backbone(network_config)
+    seed = edited.recipe.seed if edited else recipe.seed
+    known = fill_backbone(frozen, network_config.backbone, weights, seed)
+    plan = edited or _plan(dataset, recipe, backbone, patch)
+    _check_plan(plan, dataset)
+    network = _build(plan, frozen)
     record = RunRecord(
         plan=plan,
         data=DataRecord(
@@ -78,6 +74,7 @@ def start_run(
         started=now(),
         notes=notes,
     )
+    output.mkdir(parents=True, exist_ok=True)
     write_json(output / PLAN, plan)
     return _fit(network, record, data, output, training, validation, resume=False)
 
