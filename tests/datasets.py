@@ -55,14 +55,20 @@ def volume(array: np.ndarray, spacing: tuple[float, ...] = (0.7, 0.8, 3.0)) -> s
     return image
 
 
-def write_nifti_dataset(root: Path, cases: int = 4, slices: int = 3, size: tuple[int, int] = (64, 70)) -> Path:
+def write_nifti_dataset(
+    root: Path,
+    cases: int = 4,
+    slices: int = 3,
+    size: tuple[int, int] = (64, 70),
+    spacing: tuple[float, ...] = (0.7, 0.8, 3.0),
+) -> Path:
     for folder in ("imagesTr", "labelsTr"):
         (root / folder).mkdir(parents=True)
     for index in range(cases):
         pictures = [picture(size, 10 * index + z) for z in range(slices)]
         image = np.stack([p[0] for p in pictures]).astype(np.int16)
         mask = np.stack([p[1] for p in pictures])
-        sitk.WriteImage(volume(image), str(root / "imagesTr" / f"case_{index}_0000.nii.gz"))
-        sitk.WriteImage(volume(mask), str(root / "labelsTr" / f"case_{index}.nii.gz"))
+        sitk.WriteImage(volume(image, spacing), str(root / "imagesTr" / f"case_{index}_0000.nii.gz"))
+        sitk.WriteImage(volume(mask, spacing), str(root / "labelsTr" / f"case_{index}.nii.gz"))
     describe(root, ".nii.gz")
     return root

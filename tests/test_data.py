@@ -85,7 +85,32 @@ def test_slices_are_cut_along_the_coarsest_axis_and_put_back(
     mask = read_mask(tmp_path / "labelsTr" / "a.nii.gz")
     slices = mask_to_slices(mask, plan)
     assert len(slices) == array.shape[axis]
-    np.testing.assert_array_equal(slices_to_mask(slices, plan), array)
+    np.testing.assert_array_equal(slices_to_mask(slices, mask, plan), array)
+
+
+def test_flat_images_with_a_spacing_are_one_slice_each(tmp_path: Path) -> None:
+    for folder in ("imagesTr", "labelsTr"):
+        (tmp_path / folder).mkdir()
+    pixels, mask = picture((40, 50), 0)
+    for path, array in ((tmp_path / "imagesTr" / "a_0000.nrrd", pixels), (tmp_path / "labelsTr" / "a.nrrd", mask)):
+        image = sitk.GetImageFromArray(array)
+        image.SetSpacing((2.5, 3.5))  # coarser than the 1 mm that stands for the missing axis
+        sitk.WriteImage(image, str(path))
+    describe(tmp_path, ".nrrd")
+    plan = plan_data(read_dataset(tmp_path))
+    assert (plan.slice_axis, plan.spacing, plan.patch) == (0, (3.5, 2.5), (64, 64))
+    image = read_image([tmp_path / "imagesTr" / "a_0000.nrrd"])
+    assert image_to_slices(image, plan).shape == (1, 1, 40, 50)
+
+
+def test_a_palette_colours_a_mask_but_spoils_an_image(tmp_path: Path) -> None:
+    mask = picture((40, 50), 0)[1]
+    coloured = Image.fromarray(mask, mode="P")
+    coloured.putpalette([0, 0, 0, 255, 0, 0, 0, 0, 255])
+    coloured.save(tmp_path / "a.png")
+    np.testing.assert_array_equal(read_mask(tmp_path / "a.png").array[0], mask)
+    with pytest.raises(DataError, match=r"a\.png has a palette; convert it to grey levels or RGB"):
+        read_image([tmp_path / "a.png"])
 
 
 def channel(normalisation: str) -> ChannelPlan:

@@ -88,6 +88,14 @@ def test_the_two_line_api_takes_files_and_arrays(png: Path, png_run: Path) -> No
     assert predictor.labels == {"background": 0, "disc": 1, "square": 2}
 
 
+def test_slices_along_another_axis_are_predicted_like_flat_arrays(tmp_path: Path) -> None:
+    data = write_nifti_dataset(tmp_path / "volumes", spacing=(3.0, 0.8, 0.7))  # x is the coarsest
+    predictor = dinounet.load(trained(data, tmp_path))
+    assert predictor.plan.data.slice_axis == 2
+    volume = np.random.RandomState(0).normal(size=(1, 40, 50, 1)).astype(np.float32)
+    np.testing.assert_array_equal(predictor.predict(volume)[..., 0], predictor.predict(volume[..., 0]))
+
+
 def test_a_new_process_predicts_the_same(png: Path, png_run: Path, tmp_path: Path) -> None:
     import subprocess
     import sys

@@ -156,6 +156,19 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
     assert read_run(tmp_path / "run").status == "finished"
 
 
+def test_options_that_contradict_a_plan_or_an_interrupted_run_are_refused(
+    png: Path, plan_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ConfigError, match=r"tiny\.json holds recipe, backbone and patch already; change them there"):
+        train(png, tmp_path / "run", plan_file, recipe=Recipe(steps=9))
+    stop_at(1, monkeypatch)
+    with pytest.raises(UserError, match="stopped after step 1"):
+        train(png, tmp_path / "run", plan_file)
+    for name, value in {"recipe": Recipe(steps=9), "fold": 2, "backbone": "dinov3_vitb16", "patch": (32, 32)}.items():
+        with pytest.raises(ConfigError, match=f"was started with another {name}; resume it without that option"):
+            dinounet.train(png, tmp_path / "run", resume=True, **{name: value})
+
+
 def test_what_cannot_be_resumed_is_answered(png: Path, plan_file: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"nowhere is not a run: it holds no run\.json"):
         train(png, tmp_path / "nowhere", plan_file, resume=True)

@@ -61,11 +61,11 @@ class RunRecord:
     fold: int
     """Which of the dataset's splits."""
 
-    device: str
+    device: Literal["cpu", "cuda", "mps"]
     """Where it was trained."""
 
-    precision: str
-    """fp32 or bf16."""
+    precision: Literal["fp32", "bf16"]
+    """Of the computation; the weights are float32."""
 
     trained_parameters: int
     """Numbers in the checkpoint."""

@@ -8,6 +8,7 @@ from typing import Annotated
 import tyro
 
 from dinounet.device import Device, Precision
+from dinounet.network.config import NetworkConfig
 from dinounet.plans import Recipe
 
 
@@ -17,7 +18,7 @@ def train(
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"])],
     *,
     recipe: Annotated[Recipe, tyro.conf.arg(name="")] = Recipe(),  # noqa: B008 -- frozen
-    backbone: str = "dinov3_vits16",
+    backbone: str = NetworkConfig.backbone,
     weights: str = "hub",
     plan: Path | None = None,
     patch: tuple[int, int] | None = None,
@@ -44,13 +45,23 @@ def train(
     Returns:
         The run's folder.
     """
+    from dinounet.network.weights import source_of
+    from dinounet.plans import read_plan
     from dinounet.training.session import resume_run, start_run
 
+    # what stands at its default is not asked for: a plan or an interrupted run decides it
+    asked_recipe = None if recipe == Recipe() else recipe
+    asked_backbone = None if backbone == NetworkConfig.backbone else backbone
     if resume:
-        resume_run(data, output)
+        resume_run(
+            data, output, recipe=asked_recipe, backbone=asked_backbone, patch=patch, fold=fold or None,
+            plan=read_plan(plan) if plan else None,
+            weights=None if weights == "hub" else source_of(weights),
+            precision=None if precision == "auto" else precision,
+        )  # fmt: skip
     else:
         start_run(
-            data, output, recipe=recipe, backbone=backbone, weights=weights, plan_file=plan, patch=patch, fold=fold,
-            device=device, precision=precision,
+            data, output, recipe=asked_recipe, backbone=asked_backbone, patch=patch, fold=fold,
+            plan_file=plan, weights=weights, device=device, precision=precision,
         )  # fmt: skip
     return output

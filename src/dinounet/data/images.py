@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -50,6 +50,11 @@ class Volume:
         return z, y, x
 
     @property
+    def is_flat(self) -> bool:
+        """Whether it is a two-dimensional image, rather than a volume that happens to have one slice."""
+        return self.shape[0] == 1 and (self.geometry is None or len(self.geometry.spacing) == 2)
+
+    @property
     def spacing(self) -> tuple[float, float, float] | None:
         """Distance of neighbours along z, y and x in mm; None where it isn't known."""
         if self.geometry is None:
@@ -74,7 +79,7 @@ def read_image(paths: Sequence[Path]) -> Volume:
     Raises:
         DataError: a file is missing, broken, of no known format, or holds NaN or infinity, or the grids differ.
     """
-    channels = [_read(path) for path in paths]
+    channels = [_read(path, of="image") for path in paths]
     first = channels[0]
     for other in channels[1:]:
         require_same_grid(other, first)
@@ -91,7 +96,7 @@ def read_mask(path: Path) -> Volume:
     Raises:
         DataError: the file is missing, broken, in no known format, or doesn't hold whole numbers.
     """
-    volume = _read(path)
+    volume = _read(path, of="mask")
     if any(not np.array_equal(volume.array[0], channel) for channel in volume.array[1:]):
         raise DataError(f"{path} is a mask with different colour channels; convert it to one number a pixel")
     labels = volume.array[0]
@@ -130,14 +135,14 @@ def require_same_grid(volume: Volume, like: Volume) -> None:
             )
 
 
-def _read(path: Path) -> Volume:
+def _read(path: Path, of: Literal["image", "mask"]) -> Volume:
     if not path.exists():
         raise DataError(f"{path} does not exist")
     ending = ending_of(path)
     if path.is_dir() or not ending:
         raise DataError(f"{path} is not an image in a known format ({', '.join(ENDINGS)})")
     try:
-        return _read_flat(path) if ending in FLAT_ENDINGS else _read_volume(path)
+        return _read_flat(path, of) if ending in FLAT_ENDINGS else _read_volume(path)
     except DataError:
         raise
     except Exception as error:  # the readers raise whatever their C code meets
@@ -145,7 +150,7 @@ def _read(path: Path) -> Volume:
         raise DataError(f"{path} can't be read as an image ({reason}); is it whole?") from None
 
 
-def _read_flat(path: Path) -> Volume:
+def _read_flat(path: Path, of: Literal["image", "mask"]) -> Volume:
     from PIL import Image
 
     with Image.open(path) as file:
@@ -153,6 +158,8 @@ def _read_flat(path: Path) -> Volume:
         if pages > 1:
             raise DataError(f"{path} holds {pages} pages; split it into files of one page")
         image: Image.Image = file
+        if image.mode == "P" and of == "image":  # a mask's palette only colours its labels
+            raise DataError(f"{path} has a palette; convert it to grey levels or RGB")
         if "A" in image.getbands():
             if image.getchannel("A").getextrema() != (255, 255):
                 raise DataError(f"{path} is partly transparent; remove its alpha channel")

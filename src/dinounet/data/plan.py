@@ -114,7 +114,7 @@ def plan_data(
     Raises:
         DataError: what is wrong with the images and masks, all together.
     """
-    shapes, spacings, samples, problems = [], [], [], []
+    shapes, spacings, flat, samples, problems = [], [], [], [], []
     label_pixels = dict.fromkeys(dataset.labels, 0)
     for case in dataset.cases:
         assert case.mask is not None
@@ -128,6 +128,7 @@ def plan_data(
             on_case()
         shapes.append(image.shape)
         spacings.append(image.spacing)
+        flat.append(image.is_flat)
         for name, label in dataset.labels.items():
             label_pixels[name] += int((mask.array == label).sum())
         samples.append(_sample_foreground(image.array, mask.array))
@@ -138,7 +139,7 @@ def plan_data(
 
     known = [spacing for spacing in spacings if spacing is not None]
     median_spacing = tuple(np.median(known, axis=0).tolist()) if known else None
-    slice_axis = int(np.argmax(median_spacing)) if median_spacing else 0
+    slice_axis = int(np.argmax(median_spacing)) if median_spacing and not all(flat) else 0
     median_shape = tuple(int(side) for side in np.median(shapes, axis=0))
     in_plane = [axis for axis in range(3) if axis != slice_axis]
     if patch is None:

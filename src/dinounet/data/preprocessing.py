@@ -20,7 +20,7 @@ SAME_SPACING = 0.01
 def image_to_slices(image: Volume, plan: DataPlan) -> np.ndarray:
     """Normalised, resampled slices: (S, C, H, W) float32."""
     channels = [normalise(channel, how) for channel, how in zip(image.array, plan.channels, strict=True)]
-    slices = np.moveaxis(np.stack(channels), plan.slice_axis + 1, 0)
+    slices = np.moveaxis(np.stack(channels), slice_axis(image, plan) + 1, 0)
     size = resampled_size(image, plan)
     if size != slices.shape[-2:]:
         slices = np.stack([[_resize(channel, size, order=3) for channel in slice] for slice in slices])
@@ -29,21 +29,26 @@ def image_to_slices(image: Volume, plan: DataPlan) -> np.ndarray:
 
 def mask_to_slices(mask: Volume, plan: DataPlan) -> np.ndarray:
     """Resampled slices of labels: (S, H, W) uint8."""
-    slices = np.moveaxis(mask.array, plan.slice_axis, 0).astype(np.uint8)
+    slices = np.moveaxis(mask.array, slice_axis(mask, plan), 0).astype(np.uint8)
     size = resampled_size(mask, plan)
     if size != slices.shape[-2:]:
         slices = np.stack([_resize_labels(slice, size) for slice in slices])
     return np.ascontiguousarray(slices)
 
 
-def slices_to_mask(slices: np.ndarray, plan: DataPlan) -> np.ndarray:
+def slices_to_mask(slices: np.ndarray, volume: Volume, plan: DataPlan) -> np.ndarray:
     """Slices of labels at the volume's own size, (S, H, W), back to its axes (Z, Y, X)."""
-    return np.moveaxis(slices, 0, plan.slice_axis)
+    return np.moveaxis(slices, 0, slice_axis(volume, plan))
+
+
+def slice_axis(volume: Volume, plan: DataPlan) -> int:
+    """The axis (of z, y, x) along which a volume is cut: the plan's, but a flat image is one slice."""
+    return 0 if volume.is_flat else plan.slice_axis
 
 
 def slice_size(volume: Volume, plan: DataPlan) -> tuple[int, int]:
     """Rows and columns of a slice as stored."""
-    rows, columns = (side for axis, side in enumerate(volume.shape) if axis != plan.slice_axis)
+    rows, columns = np.delete(volume.shape, slice_axis(volume, plan)).tolist()
     return rows, columns
 
 
@@ -52,7 +57,7 @@ def resampled_size(volume: Volume, plan: DataPlan) -> tuple[int, int]:
     rows, columns = slice_size(volume, plan)
     if plan.spacing is None or volume.spacing is None:
         return rows, columns
-    own = [distance for axis, distance in enumerate(volume.spacing) if axis != plan.slice_axis]
+    own = np.delete(volume.spacing, slice_axis(volume, plan)).tolist()
     factors = [distance / wanted for distance, wanted in zip(own, plan.spacing, strict=True)]
     if all(abs(factor - 1) < SAME_SPACING for factor in factors):
         return rows, columns

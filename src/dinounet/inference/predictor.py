@@ -40,9 +40,7 @@ class Predictor:
         precision: fp32 or bf16.
     """
 
-    def __init__(
-        self, network: DinoUNet, plan: Plan, backbone: BackboneRecord, device: torch.device, precision: str
-    ) -> None:
+    def __init__(self, network: DinoUNet, plan: Plan, backbone: BackboneRecord, device: str, precision: str) -> None:
         self.network = network.to(device).eval()
         self.plan = plan
         self.backbone = backbone
@@ -69,14 +67,14 @@ class Predictor:
         """
         volume = self._volume(image)
         labels = self.predict_volume(volume)
-        flat = image.ndim < 4 if isinstance(image, np.ndarray) else volume.geometry is None
+        flat = image.ndim < 4 if isinstance(image, np.ndarray) else volume.is_flat
         return labels[0] if flat else labels
 
     def predict_volume(self, volume: Volume) -> np.ndarray:
         """Labels (Z, Y, X) of a volume, on its own grid."""
         labels = [logits.argmax(1).cpu().numpy() for logits in self._logits(volume)]
         dtype = np.uint8 if self.plan.network.num_classes <= 256 else np.uint16
-        return slices_to_mask(np.concatenate(labels).astype(dtype), self.plan.data)
+        return slices_to_mask(np.concatenate(labels).astype(dtype), volume, self.plan.data)
 
     @torch.inference_mode()
     def _logits(self, volume: Volume) -> Iterable[Tensor]:
@@ -92,7 +90,7 @@ class Predictor:
             yield logits
 
     def _network(self, tiles: Tensor) -> Tensor:
-        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16"):
+        with torch.autocast(self.device, dtype=torch.bfloat16, enabled=self.precision == "bf16"):
             return self.network(tiles)
 
     def _volume(self, image: Any) -> Volume:

@@ -58,7 +58,7 @@ def record_prediction(run: Path, predictor: Predictor) -> PredictionRecord:
         run=str(run),
         model_sha256=hashlib.sha256((run / MODEL).read_bytes()).hexdigest(),
         backbone=predictor.backbone,
-        device=predictor.device.type,
+        device=predictor.device,
         precision=predictor.precision,
         command=command(),
         versions=versions(),

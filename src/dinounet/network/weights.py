@@ -57,8 +57,12 @@ def fill_backbone(backbone: FrozenBackbone, name: str, weights: str, seed: int =
         _fill_at_random(backbone, seed)
         return BackboneRecord(name, weights, hash_backbone(backbone), "none (random weights)")
     _fill_from_file(backbone, path, name)
-    source = weights if weights == "hub" else str(path.absolute())
-    return BackboneRecord(name, source, hash_backbone(backbone), find_variant(name).licence)
+    return BackboneRecord(name, source_of(weights), hash_backbone(backbone), find_variant(name).licence)
+
+
+def source_of(weights: str) -> str:
+    """hub, random, or the file's absolute path: as a record names it."""
+    return weights if weights in ("hub", "random") else str(Path(weights).absolute())
 
 
 def find_weights(name: str, weights: str) -> Path | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -29,9 +30,9 @@ def start_run(
     data: Path,
     output: Path,
     *,
-    recipe: Recipe,
-    backbone: str,
-    weights: str,
+    recipe: Recipe | None = None,
+    backbone: str | None = None,
+    weights: str = "hub",
     plan_file: Path | None = None,
     patch: tuple[int, int] | None = None,
     fold: int = 0,
@@ -48,13 +49,15 @@ def start_run(
     chosen = choose_device(device)
     dataset = read_dataset(data)
     training, validation = _split(dataset, fold)
+    if plan_file and (recipe or backbone or patch):
+        raise ConfigError(f"{plan_file} holds recipe, backbone and patch already; change them there, or leave it out")
     edited = read_plan(plan_file) if plan_file else None
-    network_config = edited.network if edited else NetworkConfig(backbone=backbone)
+    recipe = edited.recipe if edited else recipe or Recipe()
+    config = edited.network if edited else NetworkConfig(backbone=backbone or NetworkConfig.backbone)
     # weights before pixels: what can fail fast, fails first
-    frozen = build_backbone(network_config)
-    seed = edited.recipe.seed if edited else recipe.seed
-    known = fill_backbone(frozen, network_config.backbone, weights, seed)
-    plan = edited or _plan(dataset, recipe, backbone, patch)
+    frozen = build_backbone(config)
+    known = fill_backbone(frozen, config.backbone, weights, recipe.seed)
+    plan = edited or _plan(dataset, recipe, config.backbone, patch)
     _check_plan(plan, dataset)
     network = _build(plan, frozen)
     record = RunRecord(
@@ -64,7 +67,7 @@ def start_run(
         ),
         backbone=known,
         fold=fold,
-        device=chosen.type,
+        device=chosen,
         precision=choose_precision(precision, chosen),
         trained_parameters=sum(p.numel() for p in network.parameters() if p.requires_grad),
         frozen_parameters=sum(p.numel() for p in frozen.parameters()),
@@ -79,25 +82,45 @@ def start_run(
     return _fit(network, record, data, output, training, validation, resume=False)
 
 
-def resume_run(data: Path, output: Path) -> RunRecord:
+def resume_run(data: Path, output: Path, **asked: Any) -> RunRecord:
     """Go on with an interrupted run.
 
+    Args:
+        data: the dataset that it was started with.
+        output: the run's folder.
+        asked: options that are given once more; what is None is not asked for. See `dinounet.train`.
+
     Raises:
-        UserError: it is finished, its data or weights have changed, or it has no checkpoint.
+        UserError: it is finished, its data or weights have changed, it was started with other options, or it has no
+            checkpoint that can be read.
     """
     record = read_run(output)
     if record.status == "finished":
         raise ConfigError(f"{output} is finished; there is nothing to resume")
+    plan = record.plan
+    started_with = {
+        "recipe": plan.recipe,
+        "backbone": plan.network.backbone,
+        "plan": plan,
+        "patch": plan.data.patch,
+        "fold": record.fold,
+        "precision": record.precision,
+        "weights": record.backbone.weights,
+    }
+    for name, value in asked.items():
+        if value is not None and value != started_with[name]:
+            raise ConfigError(f"{output} was started with another {name}; resume it without that option, or train anew")
+    choose_device(record.device)
     dataset = read_dataset(data)
     if dataset.sha256 != record.data.sha256:
         raise DataError(f"{data} is not, or no longer, the dataset that {output} was started with; train a new run")
     training, validation = _split(dataset, record.fold)
-    frozen = build_backbone(record.plan.network)
-    found = fill_backbone(frozen, record.backbone.name, record.backbone.weights, record.plan.recipe.seed)
+    frozen = build_backbone(plan.network)
+    found = fill_backbone(frozen, record.backbone.name, record.backbone.weights, plan.recipe.seed)
     if found.sha256 != record.backbone.sha256:
         raise WeightsError(f"the weights in {found.weights} have changed since {output} was started; train a new run")
-    network = _build(record.plan, frozen)
-    say("resume", f"going on after step {record.steps_done} of {record.plan.recipe.steps}", step=record.steps_done)
+    network = _build(plan, frozen)
+    say("resume", f"going on after step {record.steps_done} of {plan.recipe.steps}", step=record.steps_done)
     return _fit(network, record, data, output, training, validation, resume=True)
 
 
