@@ -196,6 +196,14 @@ def test_the_last_third_of_each_batch_is_centred_on_foreground(png: Path, tmp_pa
     assert 0 in centres[0::3]
 
 
+@pytest.mark.parametrize("augmentation", ["flip", "nnunet"])
+def test_patches_come_from_everywhere_and_stay_inside(augmentation: str, png: Path, tmp_path: Path) -> None:
+    some = patches(png, tmp_path, augmentation=augmentation)  # for nnunet, what is cut is larger than the image
+    centres = np.array([some._centre(some.cases[0], on_foreground=False) for _ in range(2000)])
+    assert set(centres[:, 1]) == set(range(16, 72 - 16 + 1))
+    assert set(centres[:, 2]) == set(range(24, 80 - 24 + 1))
+
+
 def test_a_window_that_sticks_out_is_filled_with_zero_and_background(png: Path, tmp_path: Path) -> None:
     case = patches(png, tmp_path).cases[0]
     image, mask = cut_patch(case, (0, 0, 79), (20, 20))

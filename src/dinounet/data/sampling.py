@@ -6,13 +6,13 @@ batch is centred on foreground, its class drawn evenly from those that the case 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset
 
 from dinounet.data.augmentation import Augmentation, enlarged, make_transform
 from dinounet.data.cache import CachedCase
@@ -41,6 +41,7 @@ class Patches(Dataset[tuple[Tensor, Tensor]]):
         seed: int,
     ) -> None:
         self.cases = cases
+        self.patch = patch
         self.cut = enlarged(patch, augmentation)
         self.transform = make_transform(augmentation, patch)
         self.batch = batch
@@ -56,29 +57,16 @@ class Patches(Dataset[tuple[Tensor, Tensor]]):
         return result["image"].float(), result["segmentation"][0].long()
 
     def _centre(self, case: CachedCase, on_foreground: bool) -> tuple[int, int, int]:
-        """Slice, row and column of the patch's centre."""
+        """Slice, row and column of the patch's centre: on foreground, or anywhere that keeps the patch inside."""
         if on_foreground and case.places:
             places = case.places[np.random.choice(list(case.places))]
             slice, row, column = places[np.random.randint(len(places))]
             return int(slice), int(row), int(column)
         row, column = (
             np.random.randint(min(side // 2, length // 2), max(length - side // 2, length // 2) + 1)
-            for side, length in zip(self.cut, case.mask.shape[1:], strict=True)
+            for side, length in zip(self.patch, case.mask.shape[1:], strict=True)
         )
         return np.random.randint(len(case.mask)), row, column
-
-
-class FromStep(Sampler[int]):
-    """Indices of the patches from one step on to another."""
-
-    def __init__(self, first_step: int, last_step: int, batch: int) -> None:
-        self.indices = range(first_step * batch, last_step * batch)
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(self.indices)
-
-    def __len__(self) -> int:
-        return len(self.indices)
 
 
 def cut_patch(case: CachedCase, centre: tuple[int, int, int], size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:

@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader
 
 from dinounet.data.augmentation import Augmentation
 from dinounet.data.cache import CachedCase
-from dinounet.data.sampling import FromStep, Patches
+from dinounet.data.sampling import Patches
 from dinounet.errors import Interrupted
 from dinounet.files import write_json
 from dinounet.network.dinounet import DinoUNet
@@ -211,7 +211,7 @@ def _make_loader(patches: Patches, first_step: int, last_step: int, workers: int
     return DataLoader(
         patches,
         batch_size=patches.batch,
-        sampler=FromStep(first_step, last_step, patches.batch),
+        sampler=range(first_step * patches.batch, last_step * patches.batch),
         num_workers=workers,
         worker_init_fn=_leave_signals_to_the_parent,
         generator=torch.Generator(),  # its own: starting workers must not advance the one that drop path draws from
