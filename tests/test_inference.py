@@ -165,6 +165,8 @@ def test_wrong_inputs_are_answered(png: Path, png_run: Path, tmp_path: Path) -> 
     predictor = dinounet.load(png_run)
     with pytest.raises(DataError, match=r"the array has 3 channels, but 1 are wanted \(MR\)"):
         predictor.predict(np.zeros((3, 20, 20)))
+    with pytest.raises(DataError, match="the array holds 400 pixels that are NaN or infinite"):
+        predictor.predict(np.full((20, 20), np.nan))
     with pytest.raises(DataError, match=r"the array has shape \(5,\)"):
         predictor.predict(np.zeros(5))
 

@@ -157,6 +157,8 @@ def _read_description(description: Any, path: Path) -> tuple[tuple[str, ...], di
         raise DataError(
             f"{path} has the labels {dict(labels)}; they must be background = 0, then 1, 2 ... without gaps"
         )
+    if len(labels) > 256:
+        raise DataError(f"{path} has {len(labels)} labels; there can be 256 at most, background included")
     ending = description["file_ending"]
     if ending not in ENDINGS:
         raise DataError(f"{path} says that files end with {ending!r}; known are {', '.join(ENDINGS)}")

@@ -84,9 +84,7 @@ def read_image(paths: Sequence[Path]) -> Volume:
     for other in channels[1:]:
         require_same_grid(other, first)
     array = np.concatenate([channel.array for channel in channels]).astype(np.float32, copy=False)
-    if not np.isfinite(array).all():
-        count = np.size(array) - np.isfinite(array).sum()
-        raise DataError(f"{first.source} holds {count} pixels that are NaN or infinite; repair or exclude it")
+    require_finite(array, first.source)
     return replace(first, array=array)
 
 
@@ -118,6 +116,13 @@ def write_mask(path: Path, labels: np.ndarray, like: Volume) -> None:
             Image.fromarray(labels[0]).save(temporary)
         else:
             _write_volume(temporary, labels, like.geometry)
+
+
+def require_finite(array: np.ndarray, source: Path) -> None:
+    """Raise a DataError if a pixel is NaN or infinite."""
+    count = array.size - np.isfinite(array).sum()
+    if count:
+        raise DataError(f"{source} holds {count} pixels that are NaN or infinite; repair or exclude it")
 
 
 def require_same_grid(volume: Volume, like: Volume) -> None:

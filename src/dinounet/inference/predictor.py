@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from dinounet.data.dataset import Case, find_cases, join_some
-from dinounet.data.images import Volume, ending_of, read_image, write_mask
+from dinounet.data.images import Volume, ending_of, read_image, require_finite, write_mask
 from dinounet.data.plan import check_channels
 from dinounet.data.preprocessing import image_to_slices, slice_size, slices_to_mask
 from dinounet.device import Device, Precision, choose_device, choose_precision
@@ -60,7 +60,7 @@ class Predictor:
                 along the plan's axis. Arrays are taken to have the plan's spacing.
 
         Returns:
-            uint8 or uint16 labels, (H, W) for a flat image and an array of two or three axes, else (Z, H, W).
+            uint8 labels, (H, W) for a flat image and an array of two or three axes, else (Z, H, W).
 
         Raises:
             DataError: it can't be read, or isn't what the network was trained on.
@@ -73,8 +73,7 @@ class Predictor:
     def predict_volume(self, volume: Volume) -> np.ndarray:
         """Labels (Z, Y, X) of a volume, on its own grid."""
         labels = [logits.argmax(1).cpu().numpy() for logits in self._logits(volume)]
-        dtype = np.uint8 if self.plan.network.num_classes <= 256 else np.uint16
-        return slices_to_mask(np.concatenate(labels).astype(dtype), volume, self.plan.data)
+        return slices_to_mask(np.concatenate(labels).astype(np.uint8), volume, self.plan.data)
 
     @torch.inference_mode()
     def _logits(self, volume: Volume) -> Iterable[Tensor]:
@@ -99,7 +98,9 @@ class Predictor:
                 raise DataError(f"the array has shape {image.shape}; give (H, W), (C, H, W) or (C, Z, H, W)")
             array = image[None] if image.ndim == 2 else image
             array = array[:, None] if array.ndim == 3 else array
-            return Volume(array.astype(np.float32), None, Path("the array"))
+            volume = Volume(array.astype(np.float32), None, Path("the array"))
+            require_finite(volume.array, volume.source)
+            return volume
         return self.read([image] if isinstance(image, str | Path) else image)
 
     def read(self, paths: Sequence[str | Path]) -> Volume:
