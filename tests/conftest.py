@@ -1,4 +1,4 @@
-"""Where tests find the files that are shared between checkouts, and what happens when they are absent."""
+"""Files that are shared between checkouts, and what the parity tests tell at the end."""
 
 import os
 from pathlib import Path
@@ -17,3 +17,12 @@ def shared(relative: str) -> Path:
             pytest.fail(message)
         pytest.skip(message)
     return path
+
+
+compared: list[str] = []
+"""Names of the tensors that were compared with the published network's."""
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if compared:
+        terminalreporter.write_line(f"parity: {len(compared)} tensors compared with the published network")

@@ -5,14 +5,13 @@ The vectors come from the published modules with random weights; `manifest.json`
 
 import json
 import re
-from collections.abc import Iterator
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from conftest import shared
+from conftest import compared, shared
 from dinounet.errors import WeightsError
 from dinounet.network.adapter import cell_centres
 from dinounet.network.backbone import build_backbone
@@ -30,8 +29,6 @@ TINY = {
     "backbone_args": {"embed_dim": 64, "depth": 4, "num_heads": 4},
 }
 
-compared: list[str] = []
-
 
 @pytest.fixture(scope="module")
 def manifest() -> dict:
@@ -41,13 +38,6 @@ def manifest() -> dict:
 @pytest.fixture(scope="module")
 def published() -> dict[str, Tensor]:
     return load_file(shared("parity/tiny_state_dict.safetensors"))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def report_count(request: pytest.FixtureRequest) -> Iterator[None]:
-    yield
-    reporter = request.config.pluginmanager.get_plugin("terminalreporter")
-    reporter.write_line(f"\nparity: {len(compared)} tensors compared with the published network")
 
 
 def tiny(state_dict: dict[str, Tensor], **changes: object) -> DinoUNet:
