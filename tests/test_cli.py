@@ -94,3 +94,17 @@ def test_the_whole_way_by_hand_on_pictures(tmp_path: Path, capsys: pytest.Captur
     assert metrics["cases"][0]["unit"] == "px"
     assert "finished, 2 of 2 steps" in told
     assert page.stat().st_size > 10_000
+
+
+def test_plain_pictures_with_masks_of_0_and_255(tmp_path: Path) -> None:
+    from test_data import write_pairs
+
+    data = write_pairs(tmp_path / "pictures", "images/*.jpg", "masks/*_mask.png")
+    size = ["--patch", "64", "64", "--steps", "2", "--batch", "1", "--precision", "fp32", "--device", "cpu"]
+    assert main(["train", str(data), "-o", str(tmp_path / "run"), "--weights", "random", *size]) == 0
+    assert main(["predict", str(tmp_path / "run"), str(data / "images"), "-o", str(tmp_path / "out")]) == 0
+    assert sorted(path.name for path in (tmp_path / "out").glob("*.png")) == [f"IMG_000{i}.png" for i in range(4)]
+    assert main(["evaluate", str(tmp_path / "out"), str(data / "masks"), "-o", str(tmp_path / "metrics.json")]) == 0
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert metrics["labels"] == {"background": 0, "foreground": 255}
+    assert len(metrics["cases"]) == 4

@@ -15,9 +15,10 @@ from sklearn.model_selection import KFold
 
 from datasets import LABELS, describe, picture, volume, write_nifti_dataset, write_png_dataset
 from dinounet.data.cache import build_cache
-from dinounet.data.dataset import make_splits, read_dataset
+from dinounet.data.dataset import make_splits, parse_labels, read_dataset
 from dinounet.data.images import Geometry, Volume, read_image, read_mask, write_mask
-from dinounet.data.plan import ChannelPlan, Intensities, plan_data
+from dinounet.data.pairs import image_files, mask_files
+from dinounet.data.plan import ChannelPlan, Intensities, infer_labels, plan_data
 from dinounet.data.preprocessing import image_to_slices, mask_to_slices, normalise, slices_to_mask
 from dinounet.data.sampling import Patches, cut_patch
 from dinounet.errors import ConfigError, DataError
@@ -111,6 +112,131 @@ def test_a_palette_colours_a_mask_but_spoils_an_image(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read_mask(tmp_path / "a.png").array[0], mask)
     with pytest.raises(DataError, match=r"a\.png has a palette; convert it to grey levels or RGB"):
         read_image([tmp_path / "a.png"])
+
+
+def write_pairs(root: Path, images: str, masks: str, cases: int = 4, label: int = 255) -> Path:
+    """Plain pictures of one class; the patterns say where, * stands for the case."""
+    for index in range(cases):
+        image, mask = picture((40, 50), index)
+        for pattern, pixels in ((images, image), (masks, (mask > 0) * np.uint8(label))):
+            path = root / pattern.replace("*", f"IMG_000{index}")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(path)
+    return root
+
+
+@pytest.mark.parametrize(
+    ("images", "masks"),
+    [
+        ("images/*.png", "masks/*.png"),
+        ("images/*.jpg", "labels/*.png"),
+        ("images/*.tif", "masks/*_mask.png"),
+        ("*.png", "*_segmentation.tif"),
+        ("*_image.png", "*-label.png"),
+        ("* img.bmp", "* Mask.bmp"),
+    ],
+)
+def test_plain_images_and_masks_are_paired_by_name(images: str, masks: str, tmp_path: Path) -> None:
+    dataset = read_dataset(write_pairs(tmp_path / "data", images, masks))
+    assert [case.name for case in dataset.cases] == [f"IMG_000{index}" for index in range(4)]
+    for case in dataset.cases:
+        assert read_image(case.images).shape == read_mask(case.mask).shape
+    plan = plan_data(dataset)
+    assert plan.labels == {"background": 0, "foreground": 255}
+    assert plan.channels[0].name == "channel 0"
+    assert len(dataset.splits) == 4
+
+
+def test_a_single_pair_bears_the_folders_name(tmp_path: Path) -> None:
+    image, mask = picture((40, 50), 0)
+    (tmp_path / "nerve").mkdir()
+    Image.fromarray(np.stack([image] * 3, -1)).save(tmp_path / "nerve" / "image.png")
+    Image.fromarray(np.stack([np.array([0, 128, 255], np.uint8)[mask]] * 3, -1)).save(tmp_path / "nerve" / "mask.png")
+    with pytest.raises(
+        DataError, match=r"nerve hold 0, 128, 255; .*such as --labels background=0,class1=128,class2=255"
+    ):
+        plan_data(read_dataset(tmp_path / "nerve"))
+    dataset = read_dataset(tmp_path / "nerve", {"axon": 255, "background": 0, "myelin": 128})
+    assert [case.name for case in dataset.cases] == ["nerve"]
+    plan = plan_data(dataset)
+    assert list(plan.labels) == ["background", "myelin", "axon"]
+    assert [channel.name for channel in plan.channels] == ["R", "G", "B"]
+    classes = mask_to_slices(read_mask(dataset.cases[0].mask), plan)
+    np.testing.assert_array_equal(classes[0], mask)
+    whole = read_mask(dataset.cases[0].mask)
+    np.testing.assert_array_equal(slices_to_mask(classes, whole, plan), whole.array)
+
+
+def test_no_file_is_passed_over_for_its_name_alone(tmp_path: Path) -> None:
+    write_pairs(tmp_path, "*.png", "*_mask.png", cases=2)
+    shutil.copy(tmp_path / "IMG_0000.png", tmp_path / "atlas_gt.png")
+    images = [path.name for path in image_files(tmp_path)]
+    assert images == ["IMG_0000.png", "IMG_0001.png", "atlas_gt.png"]
+    assert [path.name for path in mask_files(tmp_path)] == ["IMG_0000_mask.png", "IMG_0001_mask.png", "atlas_gt.png"]
+
+
+def test_numbers_that_tell_are_named() -> None:
+    assert infer_labels({0: 5, 7: 1}, "x") == {"background": 0, "foreground": 7}
+    assert infer_labels({1: 5, 2: 1}, "x") == {"background": 0, "class 1": 1, "class 2": 2}
+    with pytest.raises(
+        DataError, match=r"hold 0, 2, 3; say what they stand for, such as --labels background=0,class1=2"
+    ):
+        infer_labels({2: 1, 3: 1}, "x")
+
+
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        ("nothing", r"holds 0 images and 0 masks; give a folder with dataset\.json"),
+        ("no masks", r"has a folder images but no masks beside it; name their folder masks"),
+        ("no mask", r"IMG_0001\.png has no mask; add, rename or remove files"),
+        ("no image", r"IMG_0001\.png has no image"),
+        ("twice", r"2 files in .*images are named IMG_0002"),
+        (
+            "smooth",
+            r"hold \d+ different values \(0, .*as smoothed masks do; export them without anti-aliasing",
+        ),
+        ("jpeg", r"IMG_0003\.jpg is a JPEG, which changes labels in storing them; export the masks as PNG"),
+    ],
+)
+def test_wrong_pairs_are_answered(what: str, message: str, tmp_path: Path) -> None:
+    root = write_pairs(tmp_path / "data", "images/*.png", "masks/*.png")
+    mask = root / "masks" / "IMG_0003.png"
+    if what == "nothing":
+        shutil.rmtree(root)
+        root.mkdir()
+    elif what == "no masks":
+        shutil.rmtree(root / "masks")
+    elif what == "no mask":
+        (root / "masks" / "IMG_0001.png").unlink()
+    elif what == "no image":
+        (root / "images" / "IMG_0001.png").unlink()
+    elif what == "twice":
+        shutil.copy(root / "images" / "IMG_0002.png", root / "images" / "IMG_0002_image.png")
+    elif what == "smooth":
+        Image.open(mask).resize((51, 41), Image.Resampling.BICUBIC).resize((50, 40), Image.Resampling.BICUBIC).save(
+            mask
+        )
+    elif what == "jpeg":
+        Image.open(mask).save(mask.with_suffix(".jpg"))
+        mask.unlink()
+    with pytest.raises(DataError, match=message):
+        plan_data(read_dataset(root))
+
+
+def test_labels_are_read_as_the_user_writes_them() -> None:
+    assert parse_labels("background=0, grey matter=1,a=b=2") == {"background": 0, "grey matter": 1, "a=b": 2}
+    for text in ("", "background", "background=0,x=", "background=0,x=-1", "background=0,background=1", "a=1,b=1"):
+        with pytest.raises(ConfigError, match="--labels is"):
+            parse_labels(text)
+
+
+def test_labels_where_the_dataset_names_them_or_without_background_are_refused(png: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"dataset\.json names the labels; correct them there"):
+        read_dataset(png, {"background": 0, "x": 1})
+    root = write_pairs(tmp_path / "data", "images/*.png", "masks/*.png")
+    with pytest.raises(ConfigError, match="name what 0 stands for"):
+        read_dataset(root, {"x": 255})
 
 
 def channel(normalisation: str) -> ChannelPlan:
@@ -275,7 +401,7 @@ def break_it(png: Path, what: str) -> None:
         ("not an image", r"case_1_0000\.png can't be read as an image"),
         ("truncated", r"case_1_0000\.png can't be read as an image .*truncated"),
         ("size", r"case_1\.png is 1 x 50 x 80 but .*case_1_0000\.png is 1 x 72 x 80"),
-        ("label", r"case_1\.png holds 100, 200, which dataset\.json does not name \(background = 0, disc = 1, square"),
+        ("label", r"case_1\.png holds 100, 200, but the labels are background=0,disc=1,square=2; name them or correct"),
         ("colour", r"different colour channels"),
         ("channels", r"case_1_0000\.png has 3 channels, but 1 are wanted \(MR\)"),
         ("empty", r"nothing but background"),

@@ -12,7 +12,7 @@ import os
 import shutil
 import types
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
@@ -124,6 +124,11 @@ def to_record(kind: type[T], content: Any, *, where: str) -> T:
         ) from None
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from None
+
+
+def join_some(items: Sequence[str], most: int = 10) -> str:
+    """The first items in a row, and how many more there are."""
+    return "; ".join(items[:most]) + (f"; and {len(items) - most} more" if len(items) > most else "")
 
 
 def _to_float(value: Any) -> Any:

@@ -23,6 +23,7 @@ def train(
     plan: Path | None = None,
     patch: tuple[int, int] | None = None,
     fold: int = 0,
+    labels: str | None = None,
     device: Device = "auto",
     precision: Precision = "auto",
     resume: bool = False,
@@ -30,7 +31,7 @@ def train(
     """Train Dino U-Net on a dataset: look at the data, plan, cache, train.
 
     Args:
-        data: Folder of an nnU-Net dataset: dataset.json, imagesTr, labelsTr.
+        data: Folder with images/ and masks/, or with pairs such as a.png and a_mask.png, or an nnU-Net dataset.
         output: Folder of the run; but for --resume it must not exist yet.
         recipe: How to train.
         backbone: Frozen backbone, as listed by `dinounet info`.
@@ -38,6 +39,7 @@ def train(
         plan: An edited plan.json to train by; backbone, recipe and patch are taken from it.
         patch: Rows and columns of a patch; by default what covers the median slice, at most 512.
         fold: Which of the dataset's splits; -1 trains on all cases.
+        labels: Of plain masks, what their numbers stand for, as background=0,lesion=255; by default told by the masks.
         device: Where to compute.
         precision: How precisely; auto is bf16 where the device computes with it natively.
         resume: Go on with a run that was interrupted, as it was planned.
@@ -61,7 +63,7 @@ def train(
         )  # fmt: skip
     else:
         start_run(
-            data, output, recipe=asked_recipe, backbone=asked_backbone, patch=patch, fold=fold,
+            data, output, recipe=asked_recipe, backbone=asked_backbone, patch=patch, fold=fold, labels=labels,
             plan_file=plan, weights=weights, device=device, precision=precision,
         )  # fmt: skip
     return output

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from dinounet.data.dataset import Case
 from dinounet.data.images import read_image, read_mask
+from dinounet.data.pairs import Case
 from dinounet.data.plan import DataPlan
 from dinounet.data.preprocessing import image_to_slices, mask_to_slices
 from dinounet.files import whole_folder
@@ -84,5 +84,7 @@ def _key(case: Case, plan: DataPlan) -> str:
     """Hash of all that the slices depend on; files count by name, size and time of change."""
     assert case.mask is not None
     files = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in (*case.images, case.mask)]
-    decisions = {key: value for key, value in asdict(plan).items() if key in ("channels", "slice_axis", "spacing")}
+    decisions = {
+        key: value for key, value in asdict(plan).items() if key in ("channels", "labels", "slice_axis", "spacing")
+    }
     return hashlib.sha256(json.dumps([FORMAT, files, decisions]).encode()).hexdigest()[:16]

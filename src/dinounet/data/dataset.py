@@ -1,7 +1,8 @@
-"""The dataset as an index of cases, read from an nnU-Net folder without touching a pixel.
+"""The dataset as an index of cases, read from a folder without touching a pixel.
 
-Layout (nnU-Net's "dataset format", version 2): `dataset.json`, `imagesTr/<case>_0000<ending>` with one file a channel
-or one file for all channels, `labelsTr/<case><ending>`, and optionally `imagesTs`, `labelsTs`, `splits_final.json`.
+Two layouts: nnU-Net's ("dataset format", version 2: `dataset.json`, `imagesTr/<case>_0000<ending>` with one file a
+channel or one file for all channels, `labelsTr/<case><ending>`, and optionally `imagesTs`, `labelsTs`,
+`splits_final.json`), and plain images with masks of the same name (`pairs.py`).
 """
 
 from __future__ import annotations
@@ -16,26 +17,13 @@ from typing import Any
 import numpy as np
 
 from dinounet.data.images import ENDINGS
-from dinounet.errors import DataError
-from dinounet.files import read_json
+from dinounet.data.pairs import Case, find_pairs, image_files, name_of
+from dinounet.errors import ConfigError, DataError
+from dinounet.files import join_some, read_json
 
 FOLDS = 5
 SPLIT_SEED = 12345
 """nnU-Net's, so that its folds are ours."""
-
-
-@dataclass(frozen=True)
-class Case:
-    """One subject or image: its files, not its pixels."""
-
-    name: str
-    """Identifier, which is the file name without channel and ending."""
-
-    images: tuple[Path, ...]
-    """One file a channel, or one file with all channels."""
-
-    mask: Path | None = None
-    """The truth, where it is known."""
 
 
 @dataclass(frozen=True)
@@ -45,14 +33,16 @@ class Dataset:
     name: str
     """The folder's name."""
 
-    channels: tuple[str, ...]
-    """Names of the channels; as in nnU-Net they decide the normalisation ("CT", "noNorm", "rgb_to_0_1", others)."""
+    channels: tuple[str, ...] | None
+    """Names of the channels; as in nnU-Net they decide the normalisation ("CT", "noNorm", "rgb_to_0_1", others). None
+    where only the images can tell."""
 
-    labels: dict[str, int]
-    """Names and numbers of the classes, background (0) first."""
+    labels: dict[str, int] | None
+    """Names of the classes and the numbers that stand for them in masks, background (0) first; None where only the
+    masks can tell."""
 
-    file_ending: str
-    """Ending of all images and masks."""
+    file_ending: str | None
+    """Ending of all images and masks; None where each file has its own and holds all channels."""
 
     cases: tuple[Case, ...]
     """The cases to train on, sorted by name."""
@@ -64,14 +54,48 @@ class Dataset:
     """Of the names and contents of all files that training reads."""
 
 
-def read_dataset(root: Path) -> Dataset:
-    """Index an nnU-Net dataset folder.
+def read_dataset(root: Path, labels: Mapping[str, int] | None = None) -> Dataset:
+    """Index a dataset's folder.
+
+    Args:
+        root: nnU-Net's layout if it holds `dataset.json`, else plain images and masks.
+        labels: of plain masks, names of the classes and their numbers; by default the masks tell.
 
     Raises:
         DataError: all that is wrong with the layout, together.
+        ConfigError: labels are given where `dataset.json` names them, or without background.
     """
     if not root.is_dir():
-        raise DataError(f"{root} is not a folder; give the folder that holds dataset.json, imagesTr and labelsTr")
+        raise DataError(f"{root} is not a folder; give the folder that holds the images and masks")
+    if (root / "dataset.json").exists() or (root / "imagesTr").is_dir():
+        if labels is not None:
+            raise ConfigError(f"{root / 'dataset.json'} names the labels; correct them there, or leave --labels out")
+        return _read_nnunet(root)
+    if labels is not None and (0 not in labels.values() or len(labels) < 2):
+        raise ConfigError(f"the labels are {dict(labels)}; name what 0 stands for, and one class at least")
+    cases = find_pairs(root)
+    known = None if labels is None else dict(sorted(labels.items(), key=lambda item: item[1]))
+    return Dataset(
+        root.resolve().name, None, known, None, cases, make_splits([c.name for c in cases]), _hash(root, cases)
+    )
+
+
+def parse_labels(text: str) -> dict[str, int]:
+    """ "background=0,lesion=1" as a mapping.
+
+    Raises:
+        ConfigError: it isn't of that form, or names something twice.
+    """
+    pairs = [part.rsplit("=", 1) for part in text.split(",")]
+    if any(len(pair) != 2 or not pair[0].strip() or not pair[1].strip().isdecimal() for pair in pairs):
+        raise ConfigError(f"--labels is {text!r}; write it as background=0,lesion=1")
+    labels = {name.strip(): int(number) for name, number in pairs}
+    if len(labels) < len(pairs) or len(set(labels.values())) < len(pairs):
+        raise ConfigError(f"--labels is {text!r}, which has a name or a number twice; give each class its own")
+    return labels
+
+
+def _read_nnunet(root: Path) -> Dataset:
     description = read_json(root / "dataset.json", what="the description of an nnU-Net dataset")
     channels, labels, ending = _read_description(description, root / "dataset.json")
     for folder in ("imagesTr", "labelsTr"):
@@ -91,12 +115,16 @@ def read_dataset(root: Path) -> Dataset:
     return Dataset(root.name, channels, labels, ending, cases, _read_splits(root, cases), _hash(root, cases))
 
 
-def find_cases(folder: Path, channels: int, ending: str) -> list[Case]:
+def find_cases(folder: Path, channels: int, ending: str | None) -> list[Case]:
     """Group a folder's images by case: `<case>_0000<ending>` and so on, or `<case><ending>` with all channels in one.
+
+    Without an ending every file of a known format is a case.
 
     Raises:
         DataError: a case lacks some of its channels' files, or has more than there are channels.
     """
+    if ending is None:
+        return [Case(name_of(path), (path,)) for path in image_files(folder)]
     grouped: dict[str, list[Path]] = {}
     for path in _files(folder, ending):
         grouped.setdefault(re.sub(r"_\d{4}$", "", path.name[: -len(ending)]), []).append(path)
@@ -129,11 +157,6 @@ def make_splits(names: Sequence[str]) -> tuple[tuple[tuple[str, ...], tuple[str,
         for fold in folds
         if len(names) > 1
     )
-
-
-def join_some(items: Sequence[str], most: int = 10) -> str:
-    """The first items in a row, and how many more there are."""
-    return "; ".join(items[:most]) + (f"; and {len(items) - most} more" if len(items) > most else "")
 
 
 def _files(folder: Path, ending: str) -> list[Path]:

@@ -1,7 +1,7 @@
 """Images and masks, read and written with their geometry.
 
-NIfTI, NRRD and MHA through SimpleITK; PNG, BMP and TIFF through Pillow. Inside, everything is a volume: a flat image
-has one slice and no spacing.
+NIfTI, NRRD and MHA through SimpleITK; PNG, BMP, TIFF and JPEG through Pillow. Inside, everything is a volume: a flat
+image has one slice and no spacing.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from dinounet.errors import DataError
 from dinounet.files import whole_file
 
 VOLUME_ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha")
-FLAT_ENDINGS = (".png", ".bmp", ".tif", ".tiff")
+JPEG_ENDINGS = (".jpg", ".jpeg")
+FLAT_ENDINGS = (".png", ".bmp", ".tif", ".tiff", *JPEG_ENDINGS)
 ENDINGS = VOLUME_ENDINGS + FLAT_ENDINGS
 
 
@@ -94,6 +95,8 @@ def read_mask(path: Path) -> Volume:
     Raises:
         DataError: the file is missing, broken, in no known format, or doesn't hold whole numbers.
     """
+    if ending_of(path) in JPEG_ENDINGS:
+        raise DataError(f"{path} is a JPEG, which changes labels in storing them; export the masks as PNG")
     volume = _read(path, of="mask")
     if any(not np.array_equal(volume.array[0], channel) for channel in volume.array[1:]):
         raise DataError(f"{path} is a mask with different colour channels; convert it to one number a pixel")

@@ -6,20 +6,25 @@ The fingerprint and its uses follow nnU-Net (arXiv 1809.10486, "dataset fingerpr
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
-from dinounet.data.dataset import Dataset, join_some
+from dinounet.data.dataset import Dataset
 from dinounet.data.images import Volume, read_image, read_mask, require_same_grid
 from dinounet.errors import ConfigError, DataError
+from dinounet.files import join_some
 
 Normalisation = Literal["zscore", "ct", "rgb_to_0_1", "none"]
 
 SAMPLES_A_CASE = 10_000
 """Foreground pixels that a case gives to the intensity statistics."""
+
+MOST_LABELS = 12
+"""Masks with more different values, with gaps between them and without names, are taken for smoothed ones."""
 
 LARGEST_PATCH = 512
 PATCH_STEP = 32
@@ -75,10 +80,10 @@ class DataPlan:
     """The image's channels, in order."""
 
     labels: dict[str, int]
-    """Names and numbers of the classes, background (0) first."""
+    """Names of the classes and the numbers that stand for them in masks, background (0) first."""
 
-    file_ending: str
-    """Ending of the training images."""
+    file_ending: str | None
+    """Ending of all images; None where each file has its own and holds all channels."""
 
     slice_axis: int
     """Axis (of z, y, x) along which a volume is cut into slices: the coarsest."""
@@ -115,12 +120,16 @@ def plan_data(
         DataError: what is wrong with the images and masks, all together.
     """
     shapes, spacings, flat, samples, problems = [], [], [], [], []
-    label_pixels = dict.fromkeys(dataset.labels, 0)
+    channels = dataset.channels
+    pixels: Counter[int] = Counter()
     for case in dataset.cases:
         assert case.mask is not None
         try:
             image, mask = read_image(case.images), read_mask(case.mask)
-            check_case(image, mask, dataset)
+            channels = channels or _channel_names(len(image.array))
+            check_channels(image, channels)
+            require_same_grid(mask, image)
+            found = _count_labels(mask, dataset.labels)
         except DataError as error:
             problems.append(str(error))
             continue
@@ -129,18 +138,20 @@ def plan_data(
         shapes.append(image.shape)
         spacings.append(image.spacing)
         flat.append(image.is_flat)
-        for name, label in dataset.labels.items():
-            label_pixels[name] += int((mask.array == label).sum())
+        pixels.update(found)
         samples.append(_sample_foreground(image.array, mask.array))
     if problems:
         raise DataError(join_some(problems))
-    if not any(label_pixels[name] for name, label in dataset.labels.items() if label):
+    assert channels is not None
+    labels = dataset.labels or infer_labels(pixels, dataset.name)
+    if not any(pixels[label] for label in labels.values() if label):
         raise DataError(f"the masks of {dataset.name} hold nothing but background; there is nothing to learn")
 
     known = [spacing for spacing in spacings if spacing is not None]
     median_spacing = tuple(np.median(known, axis=0).tolist()) if known else None
     slice_axis = int(np.argmax(median_spacing)) if median_spacing and not all(flat) else 0
-    median_shape = tuple(int(side) for side in np.median(shapes, axis=0))
+    depth, height, width = (int(side) for side in np.median(shapes, axis=0))
+    median_shape = depth, height, width
     in_plane = [axis for axis in range(3) if axis != slice_axis]
     if patch is None:
         sides = (min(LARGEST_PATCH, math.ceil(median_shape[axis] / PATCH_STEP) * PATCH_STEP) for axis in in_plane)
@@ -149,29 +160,63 @@ def plan_data(
         dataset=dataset.name,
         channels=tuple(
             ChannelPlan(name, _normalisation_of(name), _intensities(np.concatenate([s[channel] for s in samples])))
-            for channel, name in enumerate(dataset.channels)
+            for channel, name in enumerate(channels)
         ),
-        labels=dataset.labels,
+        labels=labels,
         file_ending=dataset.file_ending,
         slice_axis=slice_axis,
         spacing=(median_spacing[in_plane[0]], median_spacing[in_plane[1]]) if median_spacing else None,
         patch=patch,
-        fingerprint=Fingerprint(len(shapes), median_shape, median_spacing, label_pixels),  # type: ignore[arg-type]
+        fingerprint=Fingerprint(
+            len(shapes),
+            median_shape,
+            median_spacing,
+            {name: pixels[label] for name, label in labels.items()},
+        ),
     )
 
 
-def check_case(image: Volume, mask: Volume, dataset: Dataset) -> None:
-    """Raise a DataError unless image and mask belong together and to the dataset."""
-    check_channels(image, [channel for channel in dataset.channels])
-    require_same_grid(mask, image)
-    values = np.unique(mask.array).tolist()
-    unknown = [value for value in values if value not in dataset.labels.values()]
-    if unknown:
-        named = ", ".join(f"{name} = {label}" for name, label in dataset.labels.items())
+def infer_labels(pixels: Mapping[int, int], dataset: str) -> dict[str, int]:
+    """Name the classes of masks that nobody named: 0 and one other number, or 0, 1, 2 ... without gaps.
+
+    Raises:
+        DataError: the numbers don't tell; the message says how to name them.
+    """
+    found = sorted(set(pixels) | {0})
+    if len(found) == 2:
+        return {"background": 0, "foreground": found[1]}
+    if found == list(range(len(found))):
+        return {"background": 0} | {f"class {label}": label for label in found[1:]}
+    if len(found) > MOST_LABELS:
         raise DataError(
-            f"{mask.source} holds {', '.join(map(str, unknown[:10]))}, which dataset.json does not name ({named}); "
-            "name it there or correct the mask"
+            f"the masks of {dataset} hold {len(found)} different values ({_listed(found)}), as smoothed masks do; "
+            "export them without anti-aliasing, or name every value with --labels"
         )
+    named = ",".join(["background=0", *(f"class{index}={label}" for index, label in enumerate(found[1:], start=1))])
+    raise DataError(f"the masks of {dataset} hold {_listed(found)}; say what they stand for, such as --labels {named}")
+
+
+def _count_labels(mask: Volume, labels: Mapping[str, int] | None) -> dict[int, int]:
+    """How many pixels of each label a mask holds; a DataError if they can't be labels, or aren't the dataset's."""
+    values, counts = np.unique(mask.array, return_counts=True)
+    found = dict(zip(values.tolist(), counts.tolist(), strict=True))
+    if labels is not None:
+        unknown = [value for value in found if value not in labels.values()]
+        if unknown:
+            named = ",".join(f"{name}={label}" for name, label in labels.items())
+            raise DataError(
+                f"{mask.source} holds {_listed(unknown)}, but the labels are {named}; name them or correct the mask"
+            )
+    return found
+
+
+def _listed(values: Sequence[int]) -> str:
+    return ", ".join(map(str, values[:10])) + (", ..." if len(values) > 10 else "")
+
+
+def _channel_names(count: int) -> tuple[str, ...]:
+    """Of images that nobody described."""
+    return ("R", "G", "B") if count == 3 else tuple(f"channel {index}" for index in range(count))
 
 
 def check_channels(image: Volume, channels: Sequence[str]) -> None:

@@ -28,8 +28,11 @@ def image_to_slices(image: Volume, plan: DataPlan) -> np.ndarray:
 
 
 def mask_to_slices(mask: Volume, plan: DataPlan) -> np.ndarray:
-    """Resampled slices of labels: (S, H, W) uint8."""
-    slices = np.moveaxis(mask.array, slice_axis(mask, plan), 0).astype(np.uint8)
+    """Resampled slices of classes: (S, H, W) uint8, each pixel the place of its label in the plan."""
+    classes = np.zeros(mask.array.shape, np.uint8)
+    for index, label in enumerate(plan.labels.values()):
+        classes[mask.array == label] = index
+    slices: np.ndarray = np.moveaxis(classes, slice_axis(mask, plan), 0)
     size = resampled_size(mask, plan)
     if size != slices.shape[-2:]:
         slices = np.stack([_resize_labels(slice, size) for slice in slices])
@@ -37,8 +40,9 @@ def mask_to_slices(mask: Volume, plan: DataPlan) -> np.ndarray:
 
 
 def slices_to_mask(slices: np.ndarray, volume: Volume, plan: DataPlan) -> np.ndarray:
-    """Slices of labels at the volume's own size, (S, H, W), back to its axes (Z, Y, X)."""
-    return np.moveaxis(slices, 0, slice_axis(volume, plan))
+    """Slices of classes at the volume's own size, (S, H, W), as labels on its axes (Z, Y, X)."""
+    labels = np.array(list(plan.labels.values()), np.uint8 if max(plan.labels.values()) < 256 else np.uint16)
+    return np.moveaxis(labels[slices], 0, slice_axis(volume, plan))
 
 
 def slice_axis(volume: Volume, plan: DataPlan) -> int:

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from dinounet.data.dataset import join_some
-from dinounet.data.images import Volume, ending_of, read_mask, require_same_grid, stem_of
+from dinounet.data.images import Volume, read_mask, require_same_grid
+from dinounet.data.pairs import mask_files, name_of
 from dinounet.errors import ConfigError, DataError
 from dinounet.evaluation.metrics import POLICY, dice, hd95
-from dinounet.files import write_json
+from dinounet.files import join_some, write_json
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -143,7 +143,7 @@ class Metrics:
 
 
 def find_masks(folder: Path) -> dict[str, Path]:
-    """A folder's masks by case (the name without ending), sorted; files in other formats are passed over.
+    """A folder's masks by case (`pairs.name_of`), sorted; files in other formats are passed over.
 
     Raises:
         DataError: the folder is missing or holds no mask, or a case's mask twice.
@@ -151,9 +151,8 @@ def find_masks(folder: Path) -> dict[str, Path]:
     if not folder.is_dir():
         raise DataError(f"{folder} is not a folder; give one that holds a mask for each case")
     found: dict[str, list[Path]] = {}
-    for path in sorted(folder.iterdir()):
-        if ending_of(path) and not path.name.startswith("."):
-            found.setdefault(stem_of(path), []).append(path)
+    for path in mask_files(folder):
+        found.setdefault(name_of(path), []).append(path)
     twice = [f"{paths[0].name} and {paths[1].name}" for paths in found.values() if len(paths) > 1]
     if twice:
         raise DataError(f"{folder} holds more than one mask of a case: {join_some(twice)}; keep one of each")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from dinounet.data.dataset import parse_labels
 from dinounet.errors import ConfigError
 from dinounet.files import PREDICTION, read_json
 
@@ -32,18 +33,3 @@ def find_labels(predictions: Path, truth: Path, given: str | None = None) -> dic
     raise ConfigError(
         f"neither {predictions} nor {truth} says which classes the masks hold; pass --labels background=0,lesion=1"
     )
-
-
-def parse_labels(text: str) -> dict[str, int]:
-    """ "background=0,lesion=1" as a mapping.
-
-    Raises:
-        ConfigError: it isn't of that form, or names something twice.
-    """
-    pairs = [part.rsplit("=", 1) for part in text.split(",")]
-    if any(len(pair) != 2 or not pair[0].strip() or not pair[1].strip().isdecimal() for pair in pairs):
-        raise ConfigError(f"--labels is {text!r}; write it as background=0,lesion=1")
-    labels = {name.strip(): int(number) for name, number in pairs}
-    if len(labels) < len(pairs) or len(set(labels.values())) < len(pairs):
-        raise ConfigError(f"--labels is {text!r}, which has a name or a number twice; give each class its own")
-    return labels

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from dinounet.data.images import Volume, ending_of, read_image, read_mask, require_same_grid, stem_of
+from dinounet.data.images import Volume, read_image, read_mask, require_same_grid
+from dinounet.data.pairs import image_files, name_of
 from dinounet.errors import DataError
 from dinounet.evaluation.evaluate import CaseMetrics, Metrics, find_masks
 
@@ -97,7 +98,7 @@ def make_pictures(
         DataError: an image or mask is missing, unreadable, or doesn't fit the others.
     """
     truths, predicted = find_masks(truth), find_masks(predictions)
-    files = {stem_of(path): path for path in sorted(images.glob("*")) if ending_of(path)}
+    files = {name_of(path): path for path in image_files(images)} if images.is_dir() else {}
     pictures = []
     for case in metrics.worst_first[:most]:
         for folder, masks in ((truth, truths), (predictions, predicted)):

@@ -13,12 +13,23 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from dinounet.data.dataset import Case, find_cases, join_some
-from dinounet.data.images import Volume, ending_of, read_image, require_finite, write_mask
+from dinounet.data.dataset import find_cases
+from dinounet.data.images import (
+    ENDINGS,
+    JPEG_ENDINGS,
+    Volume,
+    ending_of,
+    read_image,
+    require_finite,
+    stem_of,
+    write_mask,
+)
+from dinounet.data.pairs import Case, name_of
 from dinounet.data.plan import check_channels
 from dinounet.data.preprocessing import image_to_slices, slice_size, slices_to_mask
 from dinounet.device import Device, Precision, choose_device, choose_precision
 from dinounet.errors import DataError, UserError, WeightsError
+from dinounet.files import join_some
 from dinounet.inference.tiling import predict_tiled
 from dinounet.network.dinounet import DinoUNet
 from dinounet.network.weights import BackboneRecord, fill_backbone
@@ -60,7 +71,7 @@ class Predictor:
                 along the plan's axis. Arrays are taken to have the plan's spacing.
 
         Returns:
-            uint8 labels, (H, W) for a flat image and an array of two or three axes, else (Z, H, W).
+            the plan's labels, (H, W) for a flat image and an array of two or three axes, else (Z, H, W).
 
         Raises:
             DataError: it can't be read, or isn't what the network was trained on.
@@ -73,7 +84,7 @@ class Predictor:
     def predict_volume(self, volume: Volume) -> np.ndarray:
         """Labels (Z, Y, X) of a volume, on its own grid."""
         labels = [logits.argmax(1).cpu().numpy() for logits in self._logits(volume)]
-        return slices_to_mask(np.concatenate(labels).astype(np.uint8), volume, self.plan.data)
+        return slices_to_mask(np.concatenate(labels), volume, self.plan.data)
 
     @torch.inference_mode()
     def _logits(self, volume: Volume) -> Iterable[Tensor]:
@@ -163,15 +174,15 @@ def find_inputs(inputs: Sequence[Path], plan: Plan) -> list[Case]:
         if path.is_dir():
             found = find_cases(path, channels, plan.data.file_ending)
             if not found:
-                raise DataError(f"{path} holds no image that ends with {plan.data.file_ending}")
+                raise DataError(f"{path} holds no image that ends with {plan.data.file_ending or ' or '.join(ENDINGS)}")
             cases += found
         elif not path.exists():
             raise DataError(f"{path} does not exist")
         elif not ending_of(path):
             raise DataError(f"{path} is not an image in a known format")
         else:
-            name = path.name[: -len(ending_of(path))]
-            cases.append(Case(name.removesuffix("_0000"), (path,)))
+            name = stem_of(path).removesuffix("_0000") if plan.data.file_ending else name_of(path)
+            cases.append(Case(name, (path,)))
     if not cases:
         raise DataError("no image is named; name images, or folders of them, after the run")
     names = [case.name for case in cases]
@@ -199,7 +210,8 @@ def predict_files(
         except UserError as error:
             problems.append(str(error))
         else:
-            path = output / f"{case.name}{ending_of(case.images[0])}"
+            ending = ending_of(case.images[0])
+            path = output / f"{case.name}{'.png' if ending in JPEG_ENDINGS else ending}"  # JPEG would change labels
             write_mask(path, labels, like=volume)
             written.append(path)
         on_case()

@@ -149,7 +149,7 @@ def validate(network: torch.nn.Module, loss_of: Loss, loader: Any, plan: Plan) -
         "validation_loss": round(sum(losses) / len(losses), 5),
         "validation_dice": {
             name: round(dice[label].item(), 5)
-            for name, label in plan.data.labels.items()
+            for label, name in enumerate(plan.data.labels)
             if label and both[label]  # a class that is nowhere has no Dice
         },
     }

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from dinounet.data.cache import build_cache
-from dinounet.data.dataset import Case, Dataset, read_dataset
+from dinounet.data.dataset import Dataset, parse_labels, read_dataset
+from dinounet.data.pairs import Case
 from dinounet.data.plan import plan_data
 from dinounet.device import Device, Precision, choose_device, choose_precision
 from dinounet.errors import ConfigError, DataError, Interrupted, WeightsError
@@ -36,6 +37,7 @@ def start_run(
     plan_file: Path | None = None,
     patch: tuple[int, int] | None = None,
     fold: int = 0,
+    labels: str | None = None,
     device: Device = "auto",
     precision: Precision = "auto",
     notes: tuple[str, ...] = (),
@@ -47,7 +49,7 @@ def start_run(
     """
     require_new(output, what="the run")
     chosen = choose_device(device)
-    dataset = read_dataset(data)
+    dataset = read_dataset(data, parse_labels(labels) if labels else None)
     training, validation = _split(dataset, fold)
     if plan_file and (recipe or backbone or patch):
         raise ConfigError(f"{plan_file} holds recipe, backbone and patch already; change them there, or leave it out")
@@ -132,10 +134,10 @@ def _plan(dataset: Dataset, recipe: Recipe, backbone: str, patch: tuple[int, int
 def _check_plan(plan: Plan, dataset: Dataset) -> None:
     """An edited plan must still be one for this dataset."""
     names = tuple(channel.name for channel in plan.data.channels)
-    if names != dataset.channels or plan.data.labels != dataset.labels:
+    if dataset.channels not in (None, names) or dataset.labels not in (None, plan.data.labels):
         raise ConfigError(
             f"the plan is for channels {list(names)} and labels {plan.data.labels}, but {dataset.name} has "
-            f"{list(dataset.channels)} and {dataset.labels}; plan anew"
+            f"{list(dataset.channels or names)} and {dataset.labels}; plan anew"
         )
 
 
@@ -143,6 +145,10 @@ def _split(dataset: Dataset, fold: int) -> tuple[list[Case], list[Case]]:
     """Training and validation cases."""
     if fold == ALL_CASES:
         return list(dataset.cases), []
+    if not dataset.splits:
+        raise ConfigError(
+            f"{dataset.name} has one case, which can't be split; train on it, without validation, by --fold {ALL_CASES}"
+        )
     if not 0 <= fold < len(dataset.splits):
         raise ConfigError(
             f"{dataset.name} has {len(dataset.splits)} folds, numbered from 0, and no fold {fold}; "
