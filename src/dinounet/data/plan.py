@@ -23,8 +23,9 @@ Normalisation = Literal["zscore", "ct", "rgb_to_0_1", "none"]
 SAMPLES_A_CASE = 10_000
 """Foreground pixels that a case gives to the intensity statistics."""
 
-MOST_LABELS = 12
-"""Masks with more different values, with gaps between them and without names, are taken for smoothed ones."""
+MOST_CLASSES, MOST_LABELS = 64, 12
+"""Masks that nobody named are taken for smoothed ones if they hold more different values than these: without gaps
+between them, and with gaps."""
 
 LARGEST_PATCH = 512
 PATCH_STEP = 32
@@ -185,7 +186,7 @@ def infer_labels(pixels: Mapping[int, int], dataset: str) -> dict[str, int]:
     found = sorted(set(pixels) | {0})
     if len(found) == 2:
         return {"background": 0, "foreground": found[1]}
-    if found == list(range(len(found))):
+    if found == list(range(len(found))) and len(found) <= MOST_CLASSES:
         return {"background": 0} | {f"class {label}": label for label in found[1:]}
     if len(found) > MOST_LABELS:
         raise DataError(
