@@ -178,6 +178,8 @@ def test_no_file_is_passed_over_for_its_name_alone(tmp_path: Path) -> None:
 def test_numbers_that_tell_are_named() -> None:
     assert infer_labels({0: 5, 7: 1}, "x") == {"background": 0, "foreground": 7}
     assert infer_labels({1: 5, 2: 1}, "x") == {"background": 0, "class 1": 1, "class 2": 2}
+    with pytest.raises(DataError, match="as smoothed masks do"):
+        infer_labels(dict.fromkeys(range(256), 1), "x")
     with pytest.raises(
         DataError, match=r"hold 0, 2, 3; say what they stand for, such as --labels background=0,class1=2"
     ):
