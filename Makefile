@@ -5,8 +5,8 @@ BIN := .venv/bin
 .PHONY: demo test lint
 
 demo: .venv/demo-installed
-	rm -rf demo
-	$(BIN)/dinounet demo --output demo
+	@if [ -e demo/report.html ]; then rm -rf demo; fi  # an interrupted demo goes on
+	PATH="$(CURDIR)/$(BIN):$$PATH" dinounet demo --output demo $$(test -d demo && echo --resume)
 
 test: .venv/dev-installed
 	$(BIN)/python -m pytest --durations=10

@@ -1,6 +1,7 @@
 """Dataset, plan, preprocessing, cache and patches."""
 
 import json
+import pickle
 import shutil
 from pathlib import Path
 
@@ -15,8 +16,8 @@ from sklearn.model_selection import KFold
 
 from datasets import LABELS, describe, picture, volume, write_nifti_dataset, write_png_dataset
 from dinounet.data.cache import build_cache
-from dinounet.data.dataset import make_splits, parse_labels, read_dataset
-from dinounet.data.images import Geometry, Volume, read_image, read_mask, write_mask
+from dinounet.data.dataset import find_cases, hash_dataset, make_splits, parse_labels, read_dataset
+from dinounet.data.images import Geometry, Volume, coarsest_axis, read_image, read_mask, write_mask
 from dinounet.data.pairs import image_files, mask_files
 from dinounet.data.plan import ChannelPlan, Intensities, infer_labels, plan_data
 from dinounet.data.preprocessing import image_to_slices, mask_to_slices, normalise, slices_to_mask
@@ -41,9 +42,9 @@ def test_an_index_is_read_without_its_pixels(png: Path) -> None:
     assert [case.name for case in dataset.cases] == [f"case_{i}" for i in range(6)]
     assert dataset.labels == LABELS
     assert dataset.cases[0].mask == png / "labelsTr" / "case_0.png"
-    before = dataset.sha256
+    before = hash_dataset(dataset)
     Image.fromarray(picture((72, 80), 99)[0]).save(png / "imagesTr" / "case_0_0000.png")
-    assert read_dataset(png).sha256 != before
+    assert hash_dataset(read_dataset(png)) != before
 
 
 @pytest.mark.parametrize("count", [2, 4, 5, 13, 31])
@@ -112,6 +113,43 @@ def test_a_palette_colours_a_mask_but_spoils_an_image(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read_mask(tmp_path / "a.png").array[0], mask)
     with pytest.raises(DataError, match=r"a\.png has a palette; convert it to grey levels or RGB"):
         read_image([tmp_path / "a.png"])
+
+
+def test_a_volume_of_one_slice_and_a_headers_last_digits_do_not_turn_the_slices() -> None:
+    assert coarsest_axis((1, 64, 70), (1.0, 1.5, 1.5)) == 0
+    assert coarsest_axis((30, 64, 70), (1.0, 1.0000001, 1.0)) == 0
+    assert coarsest_axis((30, 64, 70), (1.0, 1.0, 4.0)) == 2
+    assert coarsest_axis((30, 64, 70), None) == 0
+
+
+def test_only_numbered_channels_are_joined_to_cases() -> None:
+    def names(files: list[str], channels: int) -> dict[str, int]:
+        cases = find_cases([Path(file) for file in files], channels, ".png")
+        return {case.name: len(case.images) for case in cases}
+
+    assert names(["a_0000.png", "a_0001.png", "b_0001.png", "b_0000.png"], 2) == {"a": 2, "b": 2}
+    assert names(["a_0000.png", "scan_2021.png", "c.png"], 1) == {"a": 1, "scan_2021": 1, "c": 1}
+    with pytest.raises(DataError, match=r"scan should have one file a channel \(2\).* but has scan_0001\.png"):
+        names(["scan_0001.png", "scan_0002.png"], 2)
+    with pytest.raises(DataError, match=r"these don't end with \.png, as the dataset's images do: b\.tif"):
+        names(["a.png", "b.tif"], 1)
+
+
+def test_what_a_killed_process_left_is_removed(png: Path, tmp_path: Path) -> None:
+    dataset = read_dataset(png)
+    (tmp_path / ".partial-abc").mkdir()
+    build_cache(dataset.cases, plan_data(dataset), tmp_path)
+    assert len(list(tmp_path.glob("case_*"))) == 6
+    assert not list(tmp_path.glob(".partial-*"))
+
+
+def test_a_worker_gets_a_cached_cases_place_and_not_its_pixels(png: Path, tmp_path: Path) -> None:
+    dataset = read_dataset(png)
+    case = build_cache(dataset.cases, plan_data(dataset), tmp_path / "cache")[0]
+    image = np.array(case.image)
+    sent = pickle.dumps(case)
+    assert len(sent) < 1000
+    np.testing.assert_array_equal(pickle.loads(sent).image, image)
 
 
 def write_pairs(root: Path, images: str, masks: str, cases: int = 4, label: int = 255) -> Path:
@@ -365,6 +403,12 @@ def break_it(png: Path, what: str) -> None:
         shutil.copy(png / "imagesTr" / "case_1_0000.png", png / "imagesTr" / "case_1_0001.png")
     elif what == "unknown case in split":
         (png / "splits_final.json").write_text(json.dumps([{"train": ["case_9"], "val": ["case_0"]}]))
+    elif what == "no folds":
+        (png / "splits_final.json").write_text("5")
+    elif what == "no list in fold":
+        (png / "splits_final.json").write_text(json.dumps([{"train": None, "val": ["case_0"]}]))
+    elif what == "nothing to train on":
+        (png / "splits_final.json").write_text(json.dumps([{"train": [], "val": ["case_0"]}]))
     elif what == "leak":
         (png / "splits_final.json").write_text(json.dumps([{"train": ["case_0"], "val": ["case_0"]}]))
     elif what == "not an image":
@@ -397,8 +441,11 @@ def break_it(png: Path, what: str) -> None:
         ("no masks", r"has no folder labelsTr"),
         ("mask missing", r"labelsTr/case_1\.png is missing"),
         ("image missing", r"labelsTr/case_1\.png has no image in imagesTr"),
-        ("too many channels", r"case_1 has 2 files \(case_1_0000\.png, case_1_0001\.png\)"),
+        ("too many channels", r"labelsTr/case_1_0001\.png is missing"),
         ("unknown case in split", r"cases that imagesTr does not hold: case_9"),
+        ("no folds", r"splits_final\.json is no list of folds"),
+        ("no list in fold", r"has a fold 0 without train and val"),
+        ("nothing to train on", r"has a fold 0 with no case to train on"),
         ("leak", r"both parts of fold 0: case_0"),
         ("not an image", r"case_1_0000\.png can't be read as an image"),
         ("truncated", r"case_1_0000\.png can't be read as an image .*truncated"),
@@ -422,12 +469,13 @@ def test_wrong_images_are_listed_together(png: Path) -> None:
         plan_data(read_dataset(png))
 
 
-def test_nan_is_answered(tmp_path: Path) -> None:
+@pytest.mark.parametrize("ending", [".nrrd", ".nii.gz", ".mha"])
+def test_nan_is_answered(ending: str, tmp_path: Path) -> None:
     array = np.zeros((2, 3, 4), np.float32)
     array[0, 1, 1:3] = np.nan, np.inf
-    sitk.WriteImage(volume(array), str(tmp_path / "a.nrrd"))
-    with pytest.raises(DataError, match=r"a\.nrrd holds 2 pixels that are NaN or infinite"):
-        read_image([tmp_path / "a.nrrd"])
+    sitk.WriteImage(volume(array), str(tmp_path / f"a{ending}"))
+    with pytest.raises(DataError, match=r"holds 2 pixels that are NaN or infinite; repair or exclude it"):
+        read_image([tmp_path / f"a{ending}"])
 
 
 def test_another_place_in_space_is_answered(nifti: Path) -> None:
@@ -454,9 +502,17 @@ def test_a_plan_with_wrong_keys_or_values_is_refused_with_the_nearest_name(png: 
             r"unknown key 'learnig_rate'; did you mean 'learning_rate'",
         ),
         ({"recipe": {**content["recipe"], "steps": "many"}}, r"recipe\.steps = 'many', which is no int"),
-        ({"recipe": {**content["recipe"], "steps": 0}}, r"recipe\.steps is 0; it must be at least 1"),
+        ({"recipe": {**content["recipe"], "steps": 0}}, r"recipe\.steps is 0; it must be a number of at least 1"),
         ({"data": {k: v for k, v in content["data"].items() if k != "patch"}}, r"lacks data\.patch"),
         ({"network": {**content["network"], "num_classes": 7}}, r"num_classes is 7 but data names 3 labels"),
+        (
+            {"recipe": {**content["recipe"], "learning_rate": float("nan")}},
+            r"learning_rate is nan; it must be a number",
+        ),
+        ({"recipe": {**content["recipe"], "seed": 2**32}}, r"seed is 4294967296; it must be below"),
+        ({"data": {**content["data"], "patch": 64}}, r"data\.patch = 64, which is no tuple\[int, int\]"),
+        ({"data": {**content["data"], "patch": [64]}}, r"data\.patch = \(64, None\), which is no tuple"),
+        ({"network": {**content["network"], "taps": [-1, 2, 3, 4]}}, r"four different blocks, from 0, in ascending"),
         ({"format": 99}, r"format is 99"),
     ]:
         edited(**{**content, **changes})

@@ -11,7 +11,7 @@ from monai.inferers import sliding_window_inference
 from PIL import Image
 
 import dinounet
-from datasets import picture, volume, write_nifti_dataset, write_png_dataset
+from datasets import describe, picture, volume, write_nifti_dataset, write_png_dataset
 from dinounet.data.dataset import read_dataset
 from dinounet.data.plan import plan_data
 from dinounet.errors import DataError, UserError, WeightsError
@@ -88,6 +88,31 @@ def test_the_two_line_api_takes_files_and_arrays(png: Path, png_run: Path) -> No
     assert predictor.labels == {"background": 0, "disc": 1, "square": 2}
 
 
+def test_two_channels_from_files_and_folders_and_every_path_as_a_string(tmp_path: Path) -> None:
+    data = write_nifti_dataset(tmp_path / "volumes")
+    for path in list((data / "imagesTr").iterdir()):
+        (data / "imagesTr" / path.name.replace("_0000", "_0001")).write_bytes(path.read_bytes())
+    describe(data, ".nii.gz", channels=("T1", "T2"))
+    network = tiny_config(num_classes=3, in_channels=2)
+    plan = Plan(plan_data(read_dataset(data), (64, 64)), network, Recipe(steps=1, augmentation="none"))
+    write_json(tmp_path / "plan.json", plan)
+    run = dinounet.train(str(data), str(tmp_path / "run"), plan=str(tmp_path / "plan.json"), weights="random")
+    files = sorted(str(path) for path in (data / "imagesTr").glob("case_0_*"))
+    dinounet.predict(str(run), files, str(tmp_path / "a"))
+    dinounet.predict(str(run), [str(data / "imagesTr")], str(tmp_path / "b"))
+    assert (tmp_path / "a" / "case_0.nii.gz").read_bytes() == (tmp_path / "b" / "case_0.nii.gz").read_bytes()
+    metrics = dinounet.evaluate(str(tmp_path / "b"), str(data / "labelsTr"))
+    page = dinounet.report(
+        str(tmp_path / "b"),
+        str(data / "labelsTr"),
+        str(tmp_path / "r.html"),
+        images=str(data / "imagesTr"),
+        run=str(run),
+    )
+    assert len(metrics.cases) == 4
+    assert page.exists()
+
+
 def test_slices_along_another_axis_are_predicted_like_flat_arrays(tmp_path: Path) -> None:
     data = write_nifti_dataset(tmp_path / "volumes", spacing=(3.0, 0.8, 0.7))  # x is the coarsest
     predictor = dinounet.load(trained(data, tmp_path))
@@ -150,9 +175,9 @@ def test_wrong_inputs_are_answered(png: Path, png_run: Path, tmp_path: Path) -> 
     with pytest.raises(DataError, match="missing does not exist"):
         dinounet.predict(png_run, [tmp_path / "missing"], tmp_path / "out")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match=r"holds no image that ends with \.png"):
+    with pytest.raises(DataError, match=r"holds no image in a known format \(\.nii\.gz"):
         dinounet.predict(png_run, [tmp_path / "empty"], tmp_path / "out")
-    with pytest.raises(DataError, match="several images are named case_6"):
+    with pytest.raises(DataError, match="several images are named case_6_0000"):
         dinounet.predict(png_run, [png / "imagesTs", png / "imagesTs" / "case_6_0000.png"], tmp_path / "out")
     with pytest.raises(UserError, match="exists already; give the predictions another name"):
         dinounet.predict(png_run, [png / "imagesTs"], png)

@@ -10,11 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 import dinounet
 from datasets import write_nifti_dataset, write_png_dataset
-from dinounet.data.dataset import read_dataset
+from dinounet.data.dataset import hash_dataset, read_dataset
 from dinounet.data.plan import plan_data
 from dinounet.errors import ConfigError, DataError, UserError, WeightsError
 from dinounet.files import write_json
@@ -98,7 +99,7 @@ def test_a_run_learns_and_says_everything_that_made_it(png: Path, plan_file: Pat
     record = read_run(run)
     assert (record.status, record.steps_done, record.fold) == ("finished", 60, 0)
     assert record.plan.network == NETWORK
-    assert record.data.sha256 == read_dataset(png).sha256
+    assert record.data.sha256 == hash_dataset(read_dataset(png))
     assert set(record.data.training_cases) | set(record.data.validation_cases) == {f"case_{i}" for i in range(6)}
     assert record.backbone.weights == "random"
     assert len(record.backbone.sha256) == 64
@@ -169,6 +170,47 @@ def test_options_that_contradict_a_plan_or_an_interrupted_run_are_refused(
             dinounet.train(png, tmp_path / "run", resume=True, **{name: value})
 
 
+def test_a_run_goes_on_on_another_device(
+    png: Path, plan_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        stop_at(1, patch)
+        with pytest.raises(UserError, match="stopped after step 1"):
+            train(png, tmp_path / "run", plan_file)
+    write_json(tmp_path / "run" / "run.json", replace(read_run(tmp_path / "run"), device="cuda"))
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(ConfigError, match="this machine has no cuda device"):
+        dinounet.train(png, tmp_path / "run", resume=True)
+    run = dinounet.train(png, tmp_path / "run", resume=True, device="cpu")
+    assert (read_run(run).status, read_run(run).device) == ("finished", "cpu")
+
+
+def test_images_are_checked_also_by_an_edited_plan(png: Path, plan_file: Path, tmp_path: Path) -> None:
+    path = png / "labelsTr" / "case_2.png"
+    mask = np.asarray(Image.open(path))
+    for wrong, message in ((mask[:40, :40], r"is 1 x 40 x 40 but"), (mask * 9, r"holds 9, 18, but the labels are")):
+        Image.fromarray(wrong).save(path)
+        with pytest.raises(DataError, match=rf"case_2\.png {message}"):
+            train(png, tmp_path / str(wrong.shape), plan_file)
+
+
+def test_a_run_that_diverges_stops_with_its_last_good_weights(png: Path, plan_file: Path, tmp_path: Path) -> None:
+    plan = json.loads(plan_file.read_text())
+    plan["recipe"] |= {"learning_rate": 1e30, "warmup": 0}
+    plan_file.write_text(json.dumps(plan))
+    with pytest.raises(UserError, match=r"of step \d is not finite; train anew with a lower --learning-rate"):
+        train(png, tmp_path / "run", plan_file)
+    assert read_run(tmp_path / "run").status == "interrupted"
+
+
+def test_a_record_of_another_version_is_refused(png: Path, plan_file: Path, tmp_path: Path) -> None:
+    run = train(png, tmp_path / "run", plan_file)
+    content = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps({**content, "format": 7}))
+    with pytest.raises(ConfigError, match=r"run\.json: format is 7"):
+        dinounet.load(run)
+
+
 def test_what_cannot_be_resumed_is_answered(png: Path, plan_file: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"nowhere is not a run: it holds no run\.json"):
         train(png, tmp_path / "nowhere", plan_file, resume=True)
@@ -202,7 +244,7 @@ def test_an_output_that_exists_and_a_dataset_that_does_not_are_answered(png: Pat
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"file/run can't be made: .*file is no folder that you may write to"):
         dinounet.train(png, tmp_path / "file" / "run", weights="random")
-    with pytest.raises(DataError, match=r"nothing is not a folder; give the folder that holds dataset\.json"):
+    with pytest.raises(DataError, match=r"nothing is not a folder; give the folder that holds the images"):
         dinounet.train(tmp_path / "nothing", tmp_path / "run", weights="random")
 
 

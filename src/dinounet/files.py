@@ -10,6 +10,7 @@ import difflib
 import json
 import os
 import shutil
+import tempfile
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,6 +25,9 @@ from dinounet.errors import ConfigError, DataError, UserError
 
 PREDICTION = "prediction.json"
 """Among predicted masks: what made them. Written by `dinounet predict`, read by `dinounet evaluate`."""
+
+PARTIAL = ".partial-"
+"""How the name of a folder begins that is being filled, or was when its process was killed."""
 
 T = TypeVar("T")
 
@@ -52,10 +56,11 @@ def _umask() -> int:
 @contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
     """Give a temporary folder to fill; rename it to `path`, which must not exist, if the block ends well."""
-    temporary = path.with_name(f".{os.getpid()}.{path.name}")
-    temporary.mkdir(parents=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=PARTIAL, dir=path.parent))
     try:
         yield temporary
+        temporary.chmod(0o777 & ~_umask())
         temporary.rename(path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -70,6 +75,19 @@ def require_new(path: Path, *, what: str) -> None:
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise UserError(f"{path} exists already; give {what} another name with -o, or remove it")
     around = next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.exists())
+    if not around.is_dir() or not os.access(around, os.W_OK):
+        raise UserError(f"{path} can't be made: {around} is no folder that you may write to; choose another with -o")
+
+
+def require_file(path: Path) -> None:
+    """Make sure that an output file can be written, which may replace an older one.
+
+    Raises:
+        UserError: a folder has that name, or it can't be made there.
+    """
+    if path.is_dir():
+        raise UserError(f"{path} is a folder; name a file with -o")
+    around = next(folder for folder in path.absolute().parents if folder.exists())
     if not around.is_dir() or not os.access(around, os.W_OK):
         raise UserError(f"{path} can't be made: {around} is no folder that you may write to; choose another with -o")
 
@@ -115,7 +133,7 @@ def to_record(kind: type[T], content: Any, *, where: str) -> T:
         raise ConfigError(f"{where} holds {type(content).__name__} where {kind.__name__} wants an object with keys")
     _refuse_unknown_keys(kind, content, where)
     try:
-        return dacite.from_dict(kind, content, dacite.Config(cast=[tuple], type_hooks={float: _to_float}, strict=True))
+        return dacite.from_dict(kind, _with_tuples(content), dacite.Config(type_hooks={float: _to_float}, strict=True))
     except dacite.MissingValueError as error:
         raise ConfigError(f"{where} lacks {error.field_path}; add it") from None
     except dacite.WrongTypeError as error:
@@ -135,8 +153,15 @@ def _to_float(value: Any) -> Any:
     return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
+def _with_tuples(content: Any) -> Any:
+    """JSON knows lists only, records hold tuples only."""
+    if isinstance(content, Mapping):
+        return {key: _with_tuples(value) for key, value in content.items()}
+    return tuple(map(_with_tuples, content)) if isinstance(content, list) else content
+
+
 def _type_name(kind: Any) -> str:
-    return getattr(kind, "__name__", None) or str(kind)
+    return kind.__name__ if isinstance(kind, type) and not typing.get_args(kind) else str(kind).replace("typing.", "")
 
 
 def _refuse_unknown_keys(kind: type, content: Mapping[str, Any], where: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,15 +50,15 @@ class Recipe:
     """Of initial values, patches and drop path."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch", "validate_every"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"recipe.{name} is {getattr(self, name)}; it must be at least 1")
+        least = {"steps": 1, "batch": 1, "validate_every": 1, "warmup": 0, "seed": 0, "weight_decay": 0}
+        for name, smallest in least.items():
+            if not smallest <= getattr(self, name) < math.inf:
+                raise ConfigError(f"recipe.{name} is {getattr(self, name)}; it must be a number of at least {smallest}")
         for name in ("learning_rate", "clip"):
-            if getattr(self, name) <= 0:
-                raise ConfigError(f"recipe.{name} is {getattr(self, name)}; it must be more than 0")
-        for name in ("weight_decay", "warmup", "seed"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"recipe.{name} is {getattr(self, name)}; it must be at least 0")
+            if not 0 < getattr(self, name) < math.inf:
+                raise ConfigError(f"recipe.{name} is {getattr(self, name)}; it must be a number of more than 0")
+        if self.seed >= 2**32:
+            raise ConfigError(f"recipe.seed is {self.seed}; it must be below 2**32")
         if not 0 <= self.foreground <= 1:
             raise ConfigError(f"recipe.foreground is {self.foreground}; it must be from 0 to 1")
 

@@ -12,7 +12,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Literal
 
-from dinounet.errors import DataError
+from dinounet.errors import ConfigError, DataError
 from dinounet.files import read_record
 from dinounet.network.weights import BackboneRecord
 from dinounet.plans import Plan
@@ -100,6 +100,12 @@ class RunRecord:
     format: int = FORMAT
     """Version of this file's keys."""
 
+    def __post_init__(self) -> None:
+        if self.format != FORMAT:
+            raise ConfigError(
+                f"format is {self.format} but this version of dinounet reads {FORMAT}; use another version"
+            )
+
 
 def read_run(folder: Path) -> RunRecord:
     """Read a run's record.
@@ -116,7 +122,8 @@ def read_run(folder: Path) -> RunRecord:
 def read_log(folder: Path) -> list[dict[str, Any]]:
     """The lines of a run's log: one a step, and one a look at the validation cases."""
     path = folder / LOG
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]  # the last may still be written
 
 
 def versions() -> dict[str, str]:

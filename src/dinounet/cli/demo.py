@@ -24,19 +24,23 @@ def demo(
     Returns:
         The report's path.
     """
+    import shlex
     import shutil
 
     from dinounet.cli.evaluate import evaluate
     from dinounet.cli.predict import predict
     from dinounet.cli.report import report
     from dinounet.demonstration import DATASET, train_demo, write_demo_dataset
-    from dinounet.errors import Interrupted
+    from dinounet.errors import Interrupted, UserError
     from dinounet.files import require_new
     from dinounet.progress import say
 
+    output = Path(output)
     data, run, predictions = output / DATASET, output / "run", output / "predictions"
     if not resume:
         require_new(output, what="the demo")
+    elif not data.exists():
+        raise UserError(f"{output} holds no demo to go on with; leave --resume out")
     try:
         if not data.exists():
             say("demo", f"writing {data}: slabs of the ICBM 152 average brain", dataset=str(data))
@@ -47,7 +51,8 @@ def demo(
         evaluate(predictions, data / "labelsTs")
     except (Interrupted, KeyboardInterrupt) as stop:
         where = str(stop).split(";")[0] or "stopped"
-        raise Interrupted(f"{where}; go on with: dinounet demo -o {output} --resume") from None
+        again = shlex.join(["dinounet", "demo", "-o", str(output), "--resume"])
+        raise Interrupted(f"{where}; go on with: {again}") from None
     images = data / "imagesTs"
     return report(
         predictions, data / "labelsTs", output / "report.html", images=images, run=run, title="Dino U-Net demo"

@@ -29,14 +29,17 @@ def evaluate(
     Returns:
         The metrics.
     """
+    predictions, truth = Path(predictions), Path(truth)  # Python users may give strings
     import sys
 
     from dinounet.evaluation.evaluate import evaluate_folders, find_masks, print_table
     from dinounet.evaluation.labels import find_labels
+    from dinounet.files import require_file
     from dinounet.progress import progress, say
 
     classes = find_labels(predictions, truth, labels)
-    path = output or predictions / "metrics.json"
+    path = Path(output) if output else predictions / "metrics.json"
+    require_file(path)
     with progress("evaluating", len(find_masks(truth))) as advance:
         metrics = evaluate_folders(predictions, truth, classes, path, on_case=lambda _: advance())
     if sys.stdout.isatty():

@@ -16,6 +16,7 @@ def info(run: Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar
     """
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     if run is None:
         from dinounet.network.variants import VARIANTS
@@ -30,7 +31,7 @@ def info(run: Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar
 
         record = read_run(run)
         plan = record.plan
-        table = Table("", "", title=str(run), show_header=False)
+        table = Table("", "", title=Text(str(run)), show_header=False)
         for name, value in {
             "status": f"{record.status}, {record.steps_done} of {plan.recipe.steps} steps",
             "dataset": f"{record.data.name}, sha256 {record.data.sha256[:12]}",
@@ -46,5 +47,5 @@ def info(run: Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar
             "versions": ", ".join(f"{name} {version}" for name, version in record.versions.items()),
             "notes": "; ".join(record.notes) or "none",
         }.items():
-            table.add_row(name, value)
+            table.add_row(name, Text(value))
     Console().print(table)

@@ -68,9 +68,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE
     except OSError as error:
-        if debug or error.filename is None:
+        if debug:
             raise
-        return _fail(f"{error.filename}: {error.strerror}; check the path, its permissions and the space that is left")
+        where = error.filename or "the output"
+        return _fail(f"{where}: {error.strerror or error}; check the path, its permissions and the space that is left")
     except Exception as error:
         if debug:
             raise

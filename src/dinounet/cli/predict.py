@@ -33,6 +33,7 @@ def predict(
     Returns:
         The masks' paths.
     """
+    run, inputs, output = Path(run), [Path(path) for path in inputs], Path(output)  # Python users may give strings
     import shutil
 
     from dinounet.files import PREDICTION, require_new, write_json

@@ -33,23 +33,27 @@ def report(
     Returns:
         The page's path.
     """
+    predictions, truth, output, images = Path(predictions), Path(truth), Path(output), Path(images)
     from dataclasses import asdict
 
     from dinounet.evaluation.evaluate import Metrics
     from dinounet.evaluation.pictures import make_pictures
     from dinounet.evaluation.report import write_report
-    from dinounet.files import read_record
+    from dinounet.files import read_record, require_file
     from dinounet.progress import say
     from dinounet.run import read_log, read_run
 
-    found = read_record(Metrics, metrics or predictions / "metrics.json", what="what `dinounet evaluate` wrote")
+    require_file(output)
+    found = read_record(
+        Metrics, Path(metrics) if metrics else predictions / "metrics.json", what="what `dinounet evaluate` wrote"
+    )
     write_report(
         output,
         title=title,
         metrics=found,
         pictures=make_pictures(found, predictions, truth, images),
-        run=asdict(read_run(run)) if run else None,
-        log=read_log(run) if run else [],
+        run=asdict(read_run(Path(run))) if run else None,
+        log=read_log(Path(run)) if run else [],
     )
     say("report", f"open {output}", report=str(output))
     return output

@@ -47,6 +47,7 @@ def train(
     Returns:
         The run's folder.
     """
+    data, output = Path(data), Path(output)  # Python users may give strings
     from dinounet.network.weights import source_of
     from dinounet.plans import read_plan
     from dinounet.training.session import resume_run, start_run
@@ -56,14 +57,14 @@ def train(
     asked_backbone = None if backbone == NetworkConfig.backbone else backbone
     if resume:
         resume_run(
-            data, output, recipe=asked_recipe, backbone=asked_backbone, patch=patch, fold=fold or None,
-            plan=read_plan(plan) if plan else None,
+            data, output, device=device, recipe=asked_recipe, backbone=asked_backbone, patch=patch, fold=fold or None,
+            plan=read_plan(Path(plan)) if plan else None,
             weights=None if weights == "hub" else source_of(weights),
             precision=None if precision == "auto" else precision,
         )  # fmt: skip
     else:
         start_run(
             data, output, recipe=asked_recipe, backbone=asked_backbone, patch=patch, fold=fold, labels=labels,
-            plan_file=plan, weights=weights, device=device, precision=precision,
+            plan_file=Path(plan) if plan else None, weights=weights, device=device, precision=precision,
         )  # fmt: skip
     return output

@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from dinounet.data.images import read_image, read_mask
 from dinounet.data.pairs import Case
-from dinounet.data.plan import DataPlan
+from dinounet.data.plan import DataPlan, check_case
 from dinounet.data.preprocessing import image_to_slices, mask_to_slices
-from dinounet.files import whole_folder
+from dinounet.files import PARTIAL, whole_folder
 
 FORMAT = 1
 PLACES_A_CLASS = 10_000
@@ -27,39 +30,56 @@ PLACES_A_CLASS = 10_000
 
 @dataclass(frozen=True)
 class CachedCase:
-    """One case, preprocessed and memory-mapped."""
+    """One case, preprocessed; a process that gets it maps the files into its own memory."""
 
     name: str
     """As in the dataset."""
 
-    image: np.ndarray
-    """(S, C, H, W) float32."""
+    folder: Path
+    """Where its files are."""
 
-    mask: np.ndarray
-    """(S, H, W) uint8."""
+    @cached_property
+    def image(self) -> np.ndarray:
+        """(S, C, H, W) float32."""
+        return np.load(self.folder / "image.npy", mmap_mode="r")
 
-    places: dict[int, np.ndarray]
-    """Of each foreground class that the case holds: (n, 3) slice, row and column of pixels of it."""
+    @cached_property
+    def mask(self) -> np.ndarray:
+        """(S, H, W) uint8, classes in the plan's order."""
+        return np.load(self.folder / "mask.npy", mmap_mode="r")
+
+    @cached_property
+    def places(self) -> dict[int, np.ndarray]:
+        """Of each foreground class that the case holds: (n, 3) slice, row and column of pixels of it."""
+        files = sorted(self.folder.glob("places_*.npy"))
+        return {int(path.stem.removeprefix("places_")): np.load(path) for path in files}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Name and place, not the pixels, which a memory map would copy."""
+        return {"name": self.name, "folder": self.folder}
 
 
 def build_cache(
     cases: Sequence[Case], plan: DataPlan, root: Path, on_case: Callable[[], None] = lambda: None
 ) -> list[CachedCase]:
     """Preprocess what isn't cached yet below `root`, and open all of it."""
+    for left in root.glob(f"{PARTIAL}*"):  # by a process that was killed
+        shutil.rmtree(left, ignore_errors=True)
     cached = []
     for case in cases:
         folder = root / f"{case.name}-{_key(case, plan)}"
         if not folder.exists():
             _write(case, plan, folder)
-        cached.append(_open(case.name, folder))
+        cached.append(CachedCase(case.name, folder))
         on_case()
     return cached
 
 
 def _write(case: Case, plan: DataPlan, folder: Path) -> None:
     assert case.mask is not None
-    image = image_to_slices(read_image(case.images), plan)
-    mask = mask_to_slices(read_mask(case.mask), plan)
+    volume, labels = read_image(case.images), read_mask(case.mask)
+    check_case(volume, labels, [channel.name for channel in plan.channels], plan.labels)
+    image, mask = image_to_slices(volume, plan), mask_to_slices(labels, plan)
     random = np.random.RandomState(0)
     with whole_folder(folder) as temporary:
         np.save(temporary / "image.npy", image)
@@ -69,15 +89,6 @@ def _write(case: Case, plan: DataPlan, folder: Path) -> None:
             if len(places) > PLACES_A_CLASS:
                 places = places[random.choice(len(places), PLACES_A_CLASS, replace=False)]
             np.save(temporary / f"places_{label}.npy", places)
-
-
-def _open(name: str, folder: Path) -> CachedCase:
-    return CachedCase(
-        name,
-        np.load(folder / "image.npy", mmap_mode="r"),
-        np.load(folder / "mask.npy", mmap_mode="r"),
-        {int(path.stem.removeprefix("places_")): np.load(path) for path in sorted(folder.glob("places_*.npy"))},
-    )
 
 
 def _key(case: Case, plan: DataPlan) -> str:

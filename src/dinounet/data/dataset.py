@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from dinounet.data.images import ENDINGS
-from dinounet.data.pairs import Case, find_pairs, image_files, name_of
+from dinounet.data.images import ENDINGS, ending_of, stem_of
+from dinounet.data.pairs import Case, find_pairs, known_files, name_of
 from dinounet.errors import ConfigError, DataError
 from dinounet.files import join_some, read_json
 
@@ -50,9 +50,6 @@ class Dataset:
     splits: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...]
     """Names of the training and validation cases of each fold."""
 
-    sha256: str
-    """Of the names and contents of all files that training reads."""
-
 
 def read_dataset(root: Path, labels: Mapping[str, int] | None = None) -> Dataset:
     """Index a dataset's folder.
@@ -75,9 +72,21 @@ def read_dataset(root: Path, labels: Mapping[str, int] | None = None) -> Dataset
         raise ConfigError(f"the labels are {dict(labels)}; name what 0 stands for, and one class at least")
     cases = find_pairs(root)
     known = None if labels is None else dict(sorted(labels.items(), key=lambda item: item[1]))
-    return Dataset(
-        root.resolve().name, None, known, None, cases, make_splits([c.name for c in cases]), _hash(root, cases)
-    )
+    return Dataset(root.resolve().name, None, known, None, cases, make_splits([case.name for case in cases]))
+
+
+def hash_dataset(dataset: Dataset, on_case: Callable[[], None] = lambda: None) -> str:
+    """sha256 of the names and contents of all files that training reads."""
+    digest = hashlib.sha256()
+    for case in dataset.cases:
+        for path in (*case.images, case.mask):
+            assert path is not None
+            digest.update(f"{path.parent.name}/{path.name}\0".encode())
+            with path.open("rb") as file:
+                while block := file.read(1 << 20):
+                    digest.update(block)
+        on_case()
+    return digest.hexdigest()
 
 
 def parse_labels(text: str) -> dict[str, int]:
@@ -102,8 +111,8 @@ def _read_nnunet(root: Path) -> Dataset:
         if not (root / folder).is_dir():
             raise DataError(f"{root} has no folder {folder}; an nnU-Net dataset keeps its training data there")
 
-    images = find_cases(root / "imagesTr", len(channels), ending)
-    masks = {path.name[: -len(ending)]: path for path in _files(root / "labelsTr", ending)}
+    images = find_cases(known_files(root / "imagesTr"), len(channels), ending)
+    masks = {stem_of(path): path for path in known_files(root / "labelsTr")}
     problems = [f"{root / 'labelsTr' / (case.name + ending)} is missing" for case in images if case.name not in masks]
     names = {case.name for case in images}
     problems += [f"{masks[name]} has no image in imagesTr" for name in sorted(masks.keys() - names)]
@@ -112,32 +121,43 @@ def _read_nnunet(root: Path) -> Dataset:
     if not images:
         raise DataError(f"{root / 'imagesTr'} holds no file that ends with {ending}; check file_ending in dataset.json")
     cases = tuple(Case(case.name, case.images, masks[case.name]) for case in images)
-    return Dataset(root.name, channels, labels, ending, cases, _read_splits(root, cases), _hash(root, cases))
+    return Dataset(root.name, channels, labels, ending, cases, _read_splits(root, cases))
 
 
-def find_cases(folder: Path, channels: int, ending: str | None) -> list[Case]:
-    """Group a folder's images by case: `<case>_0000<ending>` and so on, or `<case><ending>` with all channels in one.
+def find_cases(files: Sequence[Path], channels: int, ending: str | None) -> list[Case]:
+    """Group images by case: `<case>_0000<ending>` and so on, one file a channel; or `<case><ending>` with all in one.
 
-    Without an ending every file of a known format is a case.
+    Args:
+        files: in known formats.
+        channels: how many there are.
+        ending: that all files must have; None: each file is a case, in any format.
 
     Raises:
-        DataError: a case lacks some of its channels' files, or has more than there are channels.
+        DataError: a file has another ending, or a case lacks some of its channels' files.
     """
     if ending is None:
-        return [Case(name_of(path), (path,)) for path in image_files(folder)]
-    grouped: dict[str, list[Path]] = {}
-    for path in _files(folder, ending):
-        grouped.setdefault(re.sub(r"_\d{4}$", "", path.name[: -len(ending)]), []).append(path)
-    problems = [
-        f"{name} has {len(paths)} files ({', '.join(path.name for path in paths)})"
-        for name, paths in grouped.items()
-        if len(paths) not in (1, channels)
-    ]
-    if problems:
-        raise DataError(
-            f"{folder} should hold one file a case or one a channel ({channels}), but {join_some(problems)}"
-        )
-    return [Case(name, tuple(paths)) for name, paths in sorted(grouped.items())]
+        return [Case(name_of(path), (path,)) for path in files]
+    others = [str(path) for path in files if ending_of(path) != ending]
+    if others:
+        raise DataError(f"these don't end with {ending}, as the dataset's images do: {join_some(others)}")
+    suffix = re.compile(r"_(\d{4})$")
+    grouped: dict[str, dict[int, Path]] = {}
+    cases = []
+    for path in files:
+        found = suffix.search(stem_of(path))
+        if found and int(found[1]) < channels:
+            of_case = grouped.setdefault(stem_of(path)[: found.start()], {})
+            if int(found[1]) in of_case:
+                raise DataError(f"several images are named {path.name}; keep them apart, in folders of their own")
+            of_case[int(found[1])] = path
+        else:
+            cases.append(Case(stem_of(path), (path,)))
+    for name, paths in grouped.items():
+        if sorted(paths) not in ([0], list(range(channels))):
+            held = ", ".join(path.name for path in paths.values())
+            raise DataError(f"{name} should have one file a channel ({channels}), or one with all, but has {held}")
+        cases.append(Case(name, tuple(paths[channel] for channel in sorted(paths))))
+    return sorted(cases, key=lambda case: case.name)
 
 
 def make_splits(names: Sequence[str]) -> tuple[tuple[tuple[str, ...], tuple[str, ...]], ...]:
@@ -157,10 +177,6 @@ def make_splits(names: Sequence[str]) -> tuple[tuple[tuple[str, ...], tuple[str,
         for fold in folds
         if len(names) > 1
     )
-
-
-def _files(folder: Path, ending: str) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.name.endswith(ending) and not path.name.startswith("."))
 
 
 def _read_description(description: Any, path: Path) -> tuple[tuple[str, ...], dict[str, int], str]:
@@ -194,10 +210,16 @@ def _read_splits(root: Path, cases: Sequence[Case]) -> tuple[tuple[tuple[str, ..
     path = root / "splits_final.json"
     if not path.exists():
         return make_splits(sorted(names))
+    content_of_file = read_json(path, what="a list of folds, each with train and val")
+    if not isinstance(content_of_file, list) or not content_of_file:
+        raise DataError(f"{path} is no list of folds; write a list of objects with train and val")
     splits = []
-    for fold, content in enumerate(read_json(path, what="a list of folds, each with train and val")):
-        if not isinstance(content, Mapping) or not {"train", "val"} <= content.keys():
+    for fold, content in enumerate(content_of_file):
+        parts = [content.get(part) for part in ("train", "val")] if isinstance(content, Mapping) else [None, None]
+        if not all(isinstance(part, list) and all(isinstance(name, str) for name in part) for part in parts):
             raise DataError(f"{path} has a fold {fold} without train and val; write both as lists of cases")
+        if not parts[0]:
+            raise DataError(f"{path} has a fold {fold} with no case to train on; name some")
         unknown = sorted({*content["train"], *content["val"]} - names)
         both = sorted(set(content["train"]) & set(content["val"]))
         if unknown:
@@ -206,15 +228,3 @@ def _read_splits(root: Path, cases: Sequence[Case]) -> tuple[tuple[tuple[str, ..
             raise DataError(f"{path} has cases in both parts of fold {fold}: {join_some(both)}; keep them in one")
         splits.append((tuple(content["train"]), tuple(content["val"])))
     return tuple(splits)
-
-
-def _hash(root: Path, cases: Sequence[Case]) -> str:
-    digest = hashlib.sha256()
-    for case in cases:
-        for path in (*case.images, case.mask):
-            assert path is not None
-            digest.update(f"{path.relative_to(root)}\0".encode())
-            with path.open("rb") as file:
-                while block := file.read(1 << 20):
-                    digest.update(block)
-    return digest.hexdigest()

@@ -6,6 +6,7 @@ image has one slice and no spacing.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -62,6 +63,15 @@ class Volume:
             return None
         x, y, *z = self.geometry.spacing
         return (z[0] if z else 1.0), y, x
+
+
+def coarsest_axis(shape: Sequence[int], spacing: Sequence[float] | None) -> int:
+    """The axis (of z, y, x) along which to cut slices: one of length 1, else the coarsest, else the first."""
+    steps = [
+        math.inf if length == 1 else round(step, 3)  # a header's last digits must not decide
+        for length, step in zip(shape, spacing or (1.0, 1.0, 1.0), strict=True)
+    ]
+    return steps.index(max(steps))
 
 
 def ending_of(path: Path) -> str:
@@ -188,6 +198,11 @@ def _read_volume(path: Path) -> Volume:
     array = sitk.GetArrayFromImage(image)
     if image.GetDimension() not in (2, 3):
         raise DataError(f"{path} has {image.GetDimension()} dimensions; only 2 and 3 are possible")
+    if array.dtype.kind == "f" and ending_of(path).startswith(".nii"):
+        import nibabel
+
+        # ITK silently reads NaN and infinity in NIfTI as 0
+        require_finite(np.asarray(nibabel.load(path).dataobj), path)  # type: ignore[attr-defined]
     array = np.moveaxis(array, -1, 0) if image.GetNumberOfComponentsPerPixel() > 1 else array[None]
     if image.GetDimension() == 2:
         array = array[:, None]

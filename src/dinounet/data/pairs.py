@@ -90,8 +90,13 @@ def _twice(paths: Sequence[Path], root: Path) -> list[str]:
     return [f"{count} files in {paths[0].parent} are named {name}" for name, count in counts.items() if count > 1]
 
 
+def known_files(folder: Path) -> list[Path]:
+    """A folder's files of known formats, sorted."""
+    return sorted(path for path in folder.iterdir() if ending_of(path) and not path.name.startswith("."))
+
+
 def _told_apart(folder: Path) -> tuple[list[Path], list[Path]]:
     """Files of known formats: those whose names don't say that they are masks, and those whose names do."""
-    files = sorted(path for path in folder.iterdir() if ending_of(path) and not path.name.startswith("."))
+    files = known_files(folder)
     masks = [path for path in files if MASK_WORDS.search(stem_of(path))]
     return [path for path in files if path not in masks], masks

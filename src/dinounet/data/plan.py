@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 
 from dinounet.data.dataset import Dataset
-from dinounet.data.images import Volume, read_image, read_mask, require_same_grid
+from dinounet.data.images import Volume, coarsest_axis, read_image, read_mask, require_same_grid
 from dinounet.errors import ConfigError, DataError
 from dinounet.files import join_some
 
@@ -128,9 +128,7 @@ def plan_data(
         try:
             image, mask = read_image(case.images), read_mask(case.mask)
             channels = channels or _channel_names(len(image.array))
-            check_channels(image, channels)
-            require_same_grid(mask, image)
-            found = _count_labels(mask, dataset.labels)
+            found = check_case(image, mask, channels, dataset.labels)
         except DataError as error:
             problems.append(str(error))
             continue
@@ -150,9 +148,9 @@ def plan_data(
 
     known = [spacing for spacing in spacings if spacing is not None]
     median_spacing = tuple(np.median(known, axis=0).tolist()) if known else None
-    slice_axis = int(np.argmax(median_spacing)) if median_spacing and not all(flat) else 0
     depth, height, width = (int(side) for side in np.median(shapes, axis=0))
     median_shape = depth, height, width
+    slice_axis = 0 if all(flat) else coarsest_axis(median_shape, median_spacing)
     in_plane = [axis for axis in range(3) if axis != slice_axis]
     if patch is None:
         sides = (min(LARGEST_PATCH, math.ceil(median_shape[axis] / PATCH_STEP) * PATCH_STEP) for axis in in_plane)
@@ -197,17 +195,24 @@ def infer_labels(pixels: Mapping[int, int], dataset: str) -> dict[str, int]:
     raise DataError(f"the masks of {dataset} hold {_listed(found)}; say what they stand for, such as --labels {named}")
 
 
-def _count_labels(mask: Volume, labels: Mapping[str, int] | None) -> dict[int, int]:
-    """How many pixels of each label a mask holds; a DataError if they can't be labels, or aren't the dataset's."""
+def check_case(
+    image: Volume, mask: Volume, channels: Sequence[str], labels: Mapping[str, int] | None
+) -> dict[int, int]:
+    """How many pixels of each label a case holds.
+
+    Raises:
+        DataError: image and mask don't lie on one grid, or have other channels or labels.
+    """
+    check_channels(image, channels)
+    require_same_grid(mask, image)
     values, counts = np.unique(mask.array, return_counts=True)
     found = dict(zip(values.tolist(), counts.tolist(), strict=True))
-    if labels is not None:
-        unknown = [value for value in found if value not in labels.values()]
-        if unknown:
-            named = ",".join(f"{name}={label}" for name, label in labels.items())
-            raise DataError(
-                f"{mask.source} holds {_listed(unknown)}, but the labels are {named}; name them or correct the mask"
-            )
+    unknown = [value for value in found if labels is not None and value not in labels.values()]
+    if labels is not None and unknown:
+        named = ",".join(f"{name}={label}" for name, label in labels.items())
+        raise DataError(
+            f"{mask.source} holds {_listed(unknown)}, but the labels are {named}; name them or correct the mask"
+        )
     return found
 
 

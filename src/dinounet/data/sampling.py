@@ -94,7 +94,7 @@ class own_randomness:  # noqa: N801 -- used as a function
     def __enter__(self) -> None:
         self.before: tuple[Any, Tensor] = np.random.get_state(), torch.get_rng_state()
         np.random.seed(self.seed)
-        torch.manual_seed(self.seed)
+        torch.default_generator.manual_seed(self.seed)  # the CPU's alone: a GPU's is the network's
 
     def __exit__(self, *_: object) -> None:
         np.random.set_state(self.before[0])

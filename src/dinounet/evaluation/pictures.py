@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dinounet.data.images import Volume, read_image, read_mask, require_same_grid
+from dinounet.data.images import Volume, coarsest_axis, read_image, read_mask, require_same_grid
 from dinounet.data.pairs import image_files, name_of
 from dinounet.errors import DataError
 from dinounet.evaluation.evaluate import CaseMetrics, Metrics, find_masks
@@ -118,7 +118,7 @@ def _make_picture(
     case: CaseMetrics, image: Volume, truth: Volume, prediction: Volume, labels: Mapping[str, int]
 ) -> CasePicture:
     spacing = truth.spacing or (1.0, 1.0, 1.0)
-    axis = _slice_axis(truth.shape, spacing)
+    axis = coarsest_axis(truth.shape, spacing)
     index = _telling_slice(truth.array, prediction.array, axis)
     true, predicted = (np.take(mask.array, index, axis) for mask in (truth, prediction))
     channels = image.array if len(image.array) == 3 else image.array[:1]
@@ -145,12 +145,6 @@ def _make_picture(
     )
     rows, columns = (truth.shape[i] * spacing[i] for i in range(3) if i != axis)
     return CasePicture(case.case, case.dice, index, slices, columns / rows, panels)
-
-
-def _slice_axis(shape: Sequence[int], spacing: Sequence[float]) -> int:
-    """The axis of length 1, else the coarsest, else the first."""
-    steps = [math.inf if length == 1 else round(step, 3) for length, step in zip(shape, spacing, strict=True)]
-    return steps.index(max(steps))
 
 
 def _telling_slice(truth: np.ndarray, prediction: np.ndarray, axis: int) -> int:

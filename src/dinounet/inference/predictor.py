@@ -21,10 +21,9 @@ from dinounet.data.images import (
     ending_of,
     read_image,
     require_finite,
-    stem_of,
     write_mask,
 )
-from dinounet.data.pairs import Case, name_of
+from dinounet.data.pairs import Case, image_files
 from dinounet.data.plan import check_channels
 from dinounet.data.preprocessing import image_to_slices, slice_size, slices_to_mask
 from dinounet.device import Device, Precision, choose_device, choose_precision
@@ -167,24 +166,21 @@ def find_inputs(inputs: Sequence[Path], plan: Plan) -> list[Case]:
     """The images that a list of files and folders holds, as cases of the plan's channels.
 
     Raises:
-        DataError: there is no input, one does not exist, a folder holds no image, or two images have the same name.
+        DataError: there is no input, one does not exist, is no image or holds none, or two have the same name.
     """
-    channels, cases = len(plan.data.channels), []
+    files: list[Path] = []
     for path in inputs:
-        if path.is_dir():
-            found = find_cases(path, channels, plan.data.file_ending)
-            if not found:
-                raise DataError(f"{path} holds no image that ends with {plan.data.file_ending or ' or '.join(ENDINGS)}")
-            cases += found
-        elif not path.exists():
+        if not path.exists():
             raise DataError(f"{path} does not exist")
-        elif not ending_of(path):
-            raise DataError(f"{path} is not an image in a known format")
-        else:
-            name = stem_of(path).removesuffix("_0000") if plan.data.file_ending else name_of(path)
-            cases.append(Case(name, (path,)))
-    if not cases:
+        if not path.is_dir() and not ending_of(path):
+            raise DataError(f"{path} is not an image in a known format ({', '.join(ENDINGS)})")
+        found = image_files(path) if path.is_dir() else [path]
+        if not found:
+            raise DataError(f"{path} holds no image in a known format ({', '.join(ENDINGS)})")
+        files += found
+    if not files:
         raise DataError("no image is named; name images, or folders of them, after the run")
+    cases = find_cases(files, len(plan.data.channels), plan.data.file_ending)
     names = [case.name for case in cases]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:

@@ -63,7 +63,10 @@ def build_backbone(config: NetworkConfig) -> FrozenBackbone:
     variant = find_variant(config.backbone)
     try:
         vit = timm.create_model(variant.timm_name, pretrained=False, num_classes=0, **config.backbone_args)
-    except (TypeError, AssertionError, ValueError) as error:
+        if config.backbone_args:  # some arguments only fail when they are used
+            with torch.no_grad():
+                vit(torch.zeros(1, 3, 32, 32, device=vit.cls_token.device))
+    except (TypeError, AssertionError, ValueError, RuntimeError) as error:
         raise ConfigError(f"backbone {config.backbone} can't be built with {config.backbone_args}: {error}") from error
     taps = config.taps or variant.taps
     if taps[-1] >= len(vit.blocks):

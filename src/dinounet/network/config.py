@@ -69,5 +69,7 @@ class NetworkConfig:
             raise ConfigError(f"network.drop_path is {self.drop_path}; it must be from 0 up to, not including, 1")
         if len(self.widths) != 4 or min(self.widths) < 1:
             raise ConfigError(f"network.widths is {list(self.widths)}; it must be four numbers of at least 1")
-        if self.taps is not None and (len(self.taps) != 4 or sorted(set(self.taps)) != list(self.taps)):
-            raise ConfigError(f"network.taps is {list(self.taps)}; it must be four different blocks in ascending order")
+        if self.taps is not None and (len(self.taps) != 4 or sorted({*self.taps, -1})[1:] != list(self.taps)):
+            raise ConfigError(
+                f"network.taps is {list(self.taps)}; it must be four different blocks, from 0, in ascending order"
+            )

@@ -36,6 +36,8 @@ def save_checkpoint(
     for index, moments in state["state"].items():
         tensors |= {f"optimizer.{index}.{name}": torch.as_tensor(value) for name, value in moments.items()}
     tensors["random"] = torch.get_rng_state()
+    if torch.cuda.is_available():
+        tensors["random.cuda"] = torch.cuda.get_rng_state()
     if (run / CHECKPOINT).exists():
         (run / CHECKPOINT).replace(run / PREVIOUS_CHECKPOINT)
     save_tensors(run / CHECKPOINT, tensors, facts)
@@ -67,6 +69,8 @@ def load_checkpoint(run: Path, network: torch.nn.Module, optimizer: torch.optim.
             moments.setdefault(int(index), {})[moment] = tensor
         optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
         torch.set_rng_state(tensors["random"])
+        if torch.cuda.is_available() and "random.cuda" in tensors:
+            torch.cuda.set_rng_state(tensors["random.cuda"])
         for error in errors:
             say("damaged", f"{error}; going on from {path.name}, the checkpoint before it")
         return facts

@@ -23,8 +23,8 @@ from torch.utils.data import DataLoader
 from dinounet.data.augmentation import Augmentation
 from dinounet.data.cache import CachedCase
 from dinounet.data.sampling import Patches
-from dinounet.errors import Interrupted
-from dinounet.files import write_json
+from dinounet.errors import Interrupted, UserError
+from dinounet.files import whole_file, write_json
 from dinounet.network.dinounet import DinoUNet
 from dinounet.plans import Plan, Recipe
 from dinounet.progress import progress
@@ -65,6 +65,7 @@ def fit(
 
     Raises:
         Interrupted: after Ctrl-C, when the checkpoint is written.
+        UserError: the loss is no longer finite.
     """
     plan, recipe = record.plan, record.plan.recipe
     fabric = _make_fabric(record)
@@ -107,7 +108,12 @@ def fit(
             loss = loss_of(wrapped(image), mask)
             optimizer.zero_grad()
             fabric.backward(loss)
-            fabric.clip_gradients(wrapped, optimizer, max_norm=recipe.clip)
+            norm = fabric.clip_gradients(wrapped, optimizer, max_norm=recipe.clip, error_if_nonfinite=False)
+            if not (loss.isfinite() and norm.isfinite()):  # a step from here would spoil the weights
+                save(step - 1, "interrupted")
+                raise UserError(
+                    f"loss or gradient of step {step} is not finite; train anew with a lower --learning-rate"
+                )
             optimizer.step()
 
             entry = {"step": step, "loss": round(loss.item(), 5), "seconds": _since(started, seconds_before)}
@@ -228,7 +234,8 @@ def _cut_log(path: Path, last_step: int) -> None:
     if path.exists():
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
         kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= last_step]
-        path.write_text("".join(kept), encoding="utf-8")
+        with whole_file(path) as temporary:
+            temporary.write_text("".join(kept), encoding="utf-8")
 
 
 def _write_line(log: Any, entry: dict[str, Any]) -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from dinounet.data.cache import build_cache
-from dinounet.data.dataset import Dataset, parse_labels, read_dataset
+from dinounet.data.dataset import Dataset, hash_dataset, parse_labels, read_dataset
 from dinounet.data.pairs import Case
 from dinounet.data.plan import plan_data
 from dinounet.device import Device, Precision, choose_device, choose_precision
@@ -49,6 +51,8 @@ def start_run(
     """
     require_new(output, what="the run")
     chosen = choose_device(device)
+    if device == "auto" and chosen == "mps":  # PyTorch lacks the backward of grid_sample there
+        chosen = "cpu"
     dataset = read_dataset(data, parse_labels(labels) if labels else None)
     training, validation = _split(dataset, fold)
     if plan_file and (recipe or backbone or patch):
@@ -65,7 +69,7 @@ def start_run(
     record = RunRecord(
         plan=plan,
         data=DataRecord(
-            dataset.name, dataset.sha256, tuple(c.name for c in training), tuple(c.name for c in validation)
+            dataset.name, _hash(dataset), tuple(c.name for c in training), tuple(c.name for c in validation)
         ),
         backbone=known,
         fold=fold,
@@ -80,16 +84,18 @@ def start_run(
         notes=notes,
     )
     output.mkdir(parents=True, exist_ok=True)
+    write_json(output / RECORD, record)  # first: what holds it can be resumed
     write_json(output / PLAN, plan)
     return _fit(network, record, data, output, training, validation, resume=False)
 
 
-def resume_run(data: Path, output: Path, **asked: Any) -> RunRecord:
+def resume_run(data: Path, output: Path, *, device: Device = "auto", **asked: Any) -> RunRecord:
     """Go on with an interrupted run.
 
     Args:
         data: the dataset that it was started with.
         output: the run's folder.
+        device: where to compute from here on; by default where it was started.
         asked: options that are given once more; what is None is not asked for. See `dinounet.train`.
 
     Raises:
@@ -112,9 +118,9 @@ def resume_run(data: Path, output: Path, **asked: Any) -> RunRecord:
     for name, value in asked.items():
         if value is not None and value != started_with[name]:
             raise ConfigError(f"{output} was started with another {name}; resume it without that option, or train anew")
-    choose_device(record.device)
+    record = replace(record, device=choose_device(record.device if device == "auto" else device))
     dataset = read_dataset(data)
-    if dataset.sha256 != record.data.sha256:
+    if _hash(dataset) != record.data.sha256:
         raise DataError(f"{data} is not, or no longer, the dataset that {output} was started with; train a new run")
     training, validation = _split(dataset, record.fold)
     frozen = build_backbone(plan.network)
@@ -124,6 +130,11 @@ def resume_run(data: Path, output: Path, **asked: Any) -> RunRecord:
     network = _build(plan, frozen)
     say("resume", f"going on after step {record.steps_done} of {plan.recipe.steps}", step=record.steps_done)
     return _fit(network, record, data, output, training, validation, resume=True)
+
+
+def _hash(dataset: Dataset) -> str:
+    with progress("hashing the data", len(dataset.cases)) as advance:
+        return hash_dataset(dataset, on_case=advance)
 
 
 def _plan(dataset: Dataset, recipe: Recipe, backbone: str, patch: tuple[int, int] | None) -> Plan:
@@ -174,7 +185,6 @@ def _fit(
     *,
     resume: bool,
 ) -> RunRecord:
-    write_json(output / RECORD, record)
     try:
         with progress("caching", len(training) + len(validation)) as advance:
             cached = [
@@ -183,8 +193,9 @@ def _fit(
             ]
         record = fit(network, record, output, *cached, resume=resume)
     except (KeyboardInterrupt, Interrupted) as stop:
-        where = str(stop) or "stopped before the first step"
-        raise Interrupted(f"{where}; go on with: dinounet train {data} -o {output} --resume") from None
+        where = str(stop) or f"stopped; the last checkpoint is of step {read_run(output).steps_done}"
+        again = shlex.join(["dinounet", "train", str(data), "-o", str(output), "--resume"])
+        raise Interrupted(f"{where}; go on with: {again}") from None
     say(
         "trained",
         f"{output}: {record.steps_done} steps in {record.seconds / 60:.1f} minutes",
