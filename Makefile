@@ -4,8 +4,9 @@ BIN := .venv/bin
 
 .PHONY: demo test lint
 
+# A demo that was interrupted goes on; a finished one is made anew.
 demo: .venv/demo-installed
-	@if [ -e demo/report.html ]; then rm -rf demo; fi  # an interrupted demo goes on
+	@if [ -e demo/report.html ] || [ ! -d demo/Dataset152_ICBM ]; then rm -rf demo; fi
 	PATH="$(CURDIR)/$(BIN):$$PATH" dinounet demo --output demo $$(test -d demo && echo --resume)
 
 test: .venv/dev-installed
