@@ -17,7 +17,7 @@ import dinounet
 from datasets import write_nifti_dataset, write_png_dataset
 from dinounet.data.dataset import hash_dataset, read_dataset
 from dinounet.data.plan import plan_data
-from dinounet.errors import ConfigError, DataError, UserError, WeightsError
+from dinounet.errors import ConfigError, DataError, Interrupted, UserError, WeightsError
 from dinounet.files import write_json
 from dinounet.plans import Plan, Recipe
 from dinounet.run import CHECKPOINT, MODEL, PREVIOUS_CHECKPOINT, read_run
@@ -140,6 +140,21 @@ def test_a_stopped_run_goes_on_to_the_same_end(
         assert torch.equal(tensor, theirs[name]), name
     steps = [[json.loads(line)["step"] for line in (run / "log.jsonl").open()] for run in (whole, broken)]
     assert steps[0] == steps[1]
+
+
+def test_a_signal_that_also_ends_the_workers_stops_the_run_and_no_more(
+    png: Path, plan_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def end_all(index: int, recipe: Recipe) -> float:
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise RuntimeError("DataLoader worker (pid 1) is killed by signal: Terminated.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "learning_rate_at", end_all)
+        with pytest.raises(Interrupted, match="stopped; the last checkpoint is of step 0; go on with: dinounet train"):
+            train(png, tmp_path / "run", plan_file)
+    train(png, tmp_path / "run", plan_file, resume=True)
+    assert read_run(tmp_path / "run").status == "finished"
 
 
 def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(

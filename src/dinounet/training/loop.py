@@ -186,6 +186,10 @@ def told_to_stop() -> Iterator[Callable[[], bool]]:
         before = {}
     try:
         yield lambda: stopping
+    except RuntimeError:
+        if stopping:  # the signal went to the workers as well, and the loader complains of one's death
+            raise KeyboardInterrupt from None
+        raise
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
