@@ -112,7 +112,7 @@ def _read_nnunet(root: Path) -> Dataset:
             raise DataError(f"{root} has no folder {folder}; an nnU-Net dataset keeps its training data there")
 
     images = find_cases(known_files(root / "imagesTr"), len(channels), ending)
-    masks = {stem_of(path): path for path in known_files(root / "labelsTr")}
+    masks = {case.name: case.images[0] for case in find_cases(known_files(root / "labelsTr"), 1, ending)}
     problems = [f"{root / 'labelsTr' / (case.name + ending)} is missing" for case in images if case.name not in masks]
     names = {case.name for case in images}
     problems += [f"{masks[name]} has no image in imagesTr" for name in sorted(masks.keys() - names)]
@@ -121,7 +121,7 @@ def _read_nnunet(root: Path) -> Dataset:
     if not images:
         raise DataError(f"{root / 'imagesTr'} holds no file that ends with {ending}; check file_ending in dataset.json")
     cases = tuple(Case(case.name, case.images, masks[case.name]) for case in images)
-    return Dataset(root.name, channels, labels, ending, cases, _read_splits(root, cases))
+    return Dataset(root.resolve().name, channels, labels, ending, cases, _read_splits(root, cases))
 
 
 def find_cases(files: Sequence[Path], channels: int, ending: str | None) -> list[Case]:
