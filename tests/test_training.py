@@ -180,7 +180,8 @@ def test_options_that_contradict_a_plan_or_an_interrupted_run_are_refused(
     stop_at(1, monkeypatch)
     with pytest.raises(UserError, match="stopped after step 1"):
         train(png, tmp_path / "run", plan_file)
-    for name, value in {"recipe": Recipe(steps=9), "fold": 2, "backbone": "dinov3_vitb16", "patch": (32, 32)}.items():
+    others = {"recipe": Recipe(steps=9), "fold": 2, "backbone": "dinov3_vitb16", "patch": (32, 32), "labels": "a=0,b=1"}
+    for name, value in others.items():
         with pytest.raises(ConfigError, match=f"was started with another {name}; resume it without that option"):
             dinounet.train(png, tmp_path / "run", resume=True, **{name: value})
 

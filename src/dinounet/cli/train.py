@@ -48,6 +48,7 @@ def train(
         The run's folder.
     """
     data, output = Path(data), Path(output)  # Python users may give strings
+    from dinounet.data.dataset import parse_labels
     from dinounet.network.weights import source_of
     from dinounet.plans import read_plan
     from dinounet.training.session import resume_run, start_run
@@ -59,6 +60,7 @@ def train(
         resume_run(
             data, output, device=device, recipe=asked_recipe, backbone=asked_backbone, patch=patch, fold=fold or None,
             plan=read_plan(Path(plan)) if plan else None,
+            labels=parse_labels(labels) if labels else None,
             weights=None if weights == "hub" else source_of(weights),
             precision=None if precision == "auto" else precision,
         )  # fmt: skip

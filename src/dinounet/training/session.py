@@ -112,6 +112,7 @@ def resume_run(data: Path, output: Path, *, device: Device = "auto", **asked: An
         "plan": plan,
         "patch": plan.data.patch,
         "fold": record.fold,
+        "labels": plan.data.labels,
         "precision": record.precision,
         "weights": record.backbone.weights,
     }
