@@ -131,6 +131,8 @@ def test_only_numbered_channels_are_joined_to_cases() -> None:
     assert names(["a_0000.png", "scan_2021.png", "c.png"], 1) == {"a": 1, "scan_2021": 1, "c": 1}
     with pytest.raises(DataError, match=r"scan should have one file a channel \(2\).* but has scan_0001\.png"):
         names(["scan_0001.png", "scan_0002.png"], 2)
+    with pytest.raises(DataError, match="several images are named a; rename them"):
+        names(["a.png", "a_0000.png"], 1)
     with pytest.raises(DataError, match=r"these don't end with \.png, as the dataset's images do: b\.tif"):
         names(["a.png", "b.tif"], 1)
 

@@ -74,9 +74,7 @@ def require_new(path: Path, *, what: str) -> None:
     """
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise UserError(f"{path} exists already; give {what} another name with -o, or remove it")
-    around = next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.exists())
-    if not around.is_dir() or not os.access(around, os.W_OK):
-        raise UserError(f"{path} can't be made: {around} is no folder that you may write to; choose another with -o")
+    _require_place(path)
 
 
 def require_file(path: Path) -> None:
@@ -87,6 +85,10 @@ def require_file(path: Path) -> None:
     """
     if path.is_dir():
         raise UserError(f"{path} is a folder; name a file with -o")
+    _require_place(path)
+
+
+def _require_place(path: Path) -> None:
     around = next(folder for folder in path.absolute().parents if folder.exists())
     if not around.is_dir() or not os.access(around, os.W_OK):
         raise UserError(f"{path} can't be made: {around} is no folder that you may write to; choose another with -o")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -133,31 +134,41 @@ def find_cases(files: Sequence[Path], channels: int, ending: str | None) -> list
         ending: that all files must have; None: each file is a case, in any format.
 
     Raises:
-        DataError: a file has another ending, or a case lacks some of its channels' files.
+        DataError: a file has another ending, a case lacks some of its channels' files, or two have the same name.
     """
     if ending is None:
-        return [Case(name_of(path), (path,)) for path in files]
+        cases = [Case(name_of(path), (path,)) for path in files]
+    else:
+        cases = _join_channels(files, channels, ending)
+    counts = Counter(case.name for case in cases)
+    twice = sorted(name for name, count in counts.items() if count > 1)
+    if twice:
+        raise DataError(
+            f"several images are named {join_some(twice)}; rename them, or keep them in folders of their own"
+        )
+    return sorted(cases, key=lambda case: case.name)
+
+
+def _join_channels(files: Sequence[Path], channels: int, ending: str) -> list[Case]:
     others = [str(path) for path in files if ending_of(path) != ending]
     if others:
         raise DataError(f"these don't end with {ending}, as the dataset's images do: {join_some(others)}")
-    suffix = re.compile(r"_(\d{4})$")
-    grouped: dict[str, dict[int, Path]] = {}
+    numbered: dict[str, list[tuple[int, Path]]] = {}
     cases = []
     for path in files:
-        found = suffix.search(stem_of(path))
+        found = re.search(r"_(\d{4})$", stem_of(path))
         if found and int(found[1]) < channels:
-            of_case = grouped.setdefault(stem_of(path)[: found.start()], {})
-            if int(found[1]) in of_case:
-                raise DataError(f"several images are named {path.name}; keep them apart, in folders of their own")
-            of_case[int(found[1])] = path
+            numbered.setdefault(stem_of(path)[: found.start()], []).append((int(found[1]), path))
         else:
             cases.append(Case(stem_of(path), (path,)))
-    for name, paths in grouped.items():
-        if sorted(paths) not in ([0], list(range(channels))):
-            held = ", ".join(path.name for path in paths.values())
+    for name, parts in numbered.items():
+        parts.sort()
+        paths = tuple(path for _, path in parts)
+        if [channel for channel, _ in parts] not in ([0], list(range(channels))):
+            held = ", ".join(path.name for path in paths)
             raise DataError(f"{name} should have one file a channel ({channels}), or one with all, but has {held}")
-        cases.append(Case(name, tuple(paths[channel] for channel in sorted(paths))))
-    return sorted(cases, key=lambda case: case.name)
+        cases.append(Case(name, paths))
+    return cases
 
 
 def make_splits(names: Sequence[str]) -> tuple[tuple[tuple[str, ...], tuple[str, ...]], ...]:

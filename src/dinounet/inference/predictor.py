@@ -180,12 +180,7 @@ def find_inputs(inputs: Sequence[Path], plan: Plan) -> list[Case]:
         files += found
     if not files:
         raise DataError("no image is named; name images, or folders of them, after the run")
-    cases = find_cases(files, len(plan.data.channels), plan.data.file_ending)
-    names = [case.name for case in cases]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise DataError(f"several images are named {join_some(twice)}; predict them into different folders")
-    return cases
+    return find_cases(files, len(plan.data.channels), plan.data.file_ending)
 
 
 def predict_files(

@@ -99,19 +99,23 @@ def load_published_state_dict(network: DinoUNet, state_dict: Mapping[str, Tensor
     renamed |= {trained_name(k): v for k, v in published.items() if not k.startswith(BACKBONE)}
     _adapt_channels(renamed, network)
 
-    problems = {
-        "missing": sorted(expected.keys() - renamed.keys()),
-        "unexpected": sorted(renamed.keys() - expected.keys()),
-        "of another shape": sorted(
-            k for k in expected.keys() & renamed.keys() if expected[k].shape != renamed[k].shape
-        ),
-    }
-    if any(problems.values()):
-        listed = "; ".join(f"{kind}: {', '.join(keys)}" for kind, keys in problems.items() if keys)
+    problems = mismatches(expected, renamed)
+    if problems:
+        listed = "; ".join(f"{kind}: {', '.join(keys)}" for kind, keys in problems.items())
         raise WeightsError(f"the checkpoint is not one of this network ({listed}); check the backbone and the sizes")
     with torch.no_grad():
         for key, tensor in expected.items():
             tensor.copy_(renamed[key])
+
+
+def mismatches(expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> dict[str, list[str]]:
+    """The keys in which two state dicts differ, by how they differ; empty if they fit."""
+    found = {
+        "missing": sorted(expected.keys() - given.keys()),
+        "unexpected": sorted(given.keys() - expected.keys()),
+        "of another shape": sorted(k for k in expected.keys() & given.keys() if expected[k].shape != given[k].shape),
+    }
+    return {kind: keys for kind, keys in found.items() if keys}
 
 
 def trained_name(key: str) -> str:

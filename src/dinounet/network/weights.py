@@ -15,11 +15,10 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor
 
 from dinounet.errors import WeightsError
 from dinounet.network.backbone import FrozenBackbone
-from dinounet.network.published import backbone_state
+from dinounet.network.published import backbone_state, mismatches
 from dinounet.network.variants import find_variant
 
 RANDOM_STD = 0.02
@@ -114,14 +113,9 @@ def _fill_from_file(backbone: FrozenBackbone, path: Path, name: str) -> None:
         state = load_file(path)
     except (SafetensorError, OSError) as error:
         raise WeightsError(f"{path} can't be read as safetensors ({error}); download it again") from None
-    own: dict[str, Tensor] = backbone.vit.state_dict()
-    problems = {
-        "missing": sorted(own.keys() - state.keys()),
-        "unexpected": sorted(state.keys() - own.keys()),
-        "of another shape": sorted(key for key in own.keys() & state.keys() if own[key].shape != state[key].shape),
-    }
-    if any(problems.values()):
-        listed = "; ".join(f"{len(keys)} {kind}, as {', '.join(keys[:3])}" for kind, keys in problems.items() if keys)
+    problems = mismatches(backbone.vit.state_dict(), state)
+    if problems:
+        listed = "; ".join(f"{len(keys)} {kind}, as {', '.join(keys[:3])}" for kind, keys in problems.items())
         raise WeightsError(f"{path} does not fit {name} ({listed}); choose the backbone that the file is of")
     backbone.vit.load_state_dict(state)
 
