@@ -31,7 +31,8 @@ def train(
     """Train Dino U-Net on a dataset: look at the data, plan, cache, train.
 
     Args:
-        data: Folder with images/ and masks/, or with pairs such as a.png and a_mask.png, or an nnU-Net dataset.
+        data: Folder with images/ and masks/, or with pairs such as a.png and a_mask.png, or an nnU-Net dataset; or a
+            CSV file with the columns image, mask and, for what belongs together, group.
         output: Folder of the run; but for --resume it must not exist yet.
         recipe: How to train.
         backbone: Frozen backbone, as listed by `dinounet info`.

@@ -1,8 +1,8 @@
-"""The dataset as an index of cases, read from a folder without touching a pixel.
+"""The dataset as an index of cases, read without touching a pixel.
 
-Two layouts: nnU-Net's ("dataset format", version 2: `dataset.json`, `imagesTr/<case>_0000<ending>` with one file a
+Three layouts: nnU-Net's ("dataset format", version 2: `dataset.json`, `imagesTr/<case>_0000<ending>` with one file a
 channel or one file for all channels, `labelsTr/<case><ending>`, and optionally `imagesTs`, `labelsTs`,
-`splits_final.json`), and plain images with masks of the same name (`pairs.py`).
+`splits_final.json`), plain images with masks of the same name (`pairs.py`), and a table that names both (`table.py`).
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import numpy as np
 
 from dinounet.data.images import ENDINGS, ending_of, stem_of
 from dinounet.data.pairs import Case, find_pairs, known_files, name_of
+from dinounet.data.table import read_table
 from dinounet.errors import ConfigError, DataError
 from dinounet.files import join_some, read_json
 
@@ -32,7 +33,7 @@ class Dataset:
     """What a dataset folder holds."""
 
     name: str
-    """The folder's name."""
+    """The folder's or the table's name."""
 
     channels: tuple[str, ...] | None
     """Names of the channels; as in nnU-Net they decide the normalisation ("CT", "noNorm", "rgb_to_0_1", others). None
@@ -53,33 +54,38 @@ class Dataset:
 
 
 def read_dataset(root: Path, labels: Mapping[str, int] | None = None) -> Dataset:
-    """Index a dataset's folder.
+    """Index a dataset.
 
     Args:
-        root: nnU-Net's layout if it holds `dataset.json`, else plain images and masks.
+        root: a folder, in nnU-Net's layout if it holds `dataset.json`, else plain images and masks; or a table of them,
+            a CSV file.
         labels: of plain masks, names of the classes and their numbers; by default the masks tell.
 
     Raises:
         DataError: all that is wrong with the layout, together.
         ConfigError: labels are given where `dataset.json` names them, or without background.
     """
-    if not root.is_dir():
-        raise DataError(f"{root} is not a folder; give the folder that holds the images and masks")
+    is_table = root.suffix.lower() == ".csv" and not root.is_dir()
+    if not root.is_dir() and not is_table:
+        raise DataError(f"{root} is not a folder; give the folder that holds the images and masks, or a CSV of them")
     if (root / "dataset.json").exists() or (root / "imagesTr").is_dir():
         if labels is not None:
             raise ConfigError(f"{root / 'dataset.json'} names the labels; correct them there, or leave --labels out")
         return _read_nnunet(root)
     if labels is not None and (0 not in labels.values() or len(labels) < 2):
         raise ConfigError(f"the labels are {dict(labels)}; name what 0 stands for, and one class at least")
-    cases = find_pairs(root)
+    cases = read_table(root) if is_table else find_pairs(root)
     known = None if labels is None else dict(sorted(labels.items(), key=lambda item: item[1]))
-    return Dataset(root.resolve().name, None, known, None, cases, make_splits([case.name for case in cases]))
+    name = root.stem if is_table else root.resolve().name
+    return Dataset(name, None, known, None, cases, split_cases(cases))
 
 
 def hash_dataset(dataset: Dataset, on_case: Callable[[], None] = lambda: None) -> str:
-    """sha256 of the names and contents of all files that training reads."""
+    """sha256 of the names and contents of all files that training reads, and of the groups, which decide the folds."""
     digest = hashlib.sha256()
     for case in dataset.cases:
+        if case.group is not None:
+            digest.update(f"{case.group}\0".encode())
         for path in (*case.images, case.mask):
             assert path is not None
             digest.update(f"{path.parent.name}/{path.name}\0".encode())
@@ -187,6 +193,20 @@ def make_splits(names: Sequence[str]) -> tuple[tuple[tuple[str, ...], tuple[str,
         )
         for fold in folds
         if len(names) > 1
+    )
+
+
+def split_cases(cases: Sequence[Case]) -> tuple[tuple[tuple[str, ...], tuple[str, ...]], ...]:
+    """nnU-Net's folds of groups where cases have them, else of cases; a group is never on both sides."""
+    members: dict[str, list[str]] = {}
+    for case in cases:
+        members.setdefault(case.name if case.group is None else case.group, []).append(case.name)
+    return tuple(
+        (
+            tuple(sorted(name for group in training for name in members[group])),
+            tuple(sorted(name for group in validation for name in members[group])),
+        )
+        for training, validation in make_splits(list(members))
     )
 
 

@@ -36,6 +36,9 @@ class Case:
     mask: Path | None = None
     """The truth, where it is known."""
 
+    group: str | None = None
+    """Whose it is, such as the patient's: cases of one group are never both learned from and watched."""
+
 
 def find_pairs(root: Path) -> tuple[Case, ...]:
     """Match images and masks by name.

@@ -159,7 +159,8 @@ def _split(dataset: Dataset, fold: int) -> tuple[list[Case], list[Case]]:
         return list(dataset.cases), []
     if not dataset.splits:
         raise ConfigError(
-            f"{dataset.name} has one case, which can't be split; train on it, without validation, by --fold {ALL_CASES}"
+            f"{dataset.name} has one case, or one group of cases, which can't be split; train on it, without "
+            f"validation, by --fold {ALL_CASES}"
         )
     if not 0 <= fold < len(dataset.splits):
         raise ConfigError(

@@ -1,0 +1,79 @@
+"""A table of cases: a CSV file that names images and masks wherever they are, and whose patient each one is.
+
+One row a case. Columns: `image` and `mask` (paths, relative to the table), and optionally `group` (such as the patient:
+cases of one group are never split between training and validation) and `case` (a name, by default the image's).
+"""
+
+from __future__ import annotations
+
+import csv
+import difflib
+from collections import Counter
+from pathlib import Path
+
+from dinounet.data.pairs import Case, name_of
+from dinounet.errors import DataError
+from dinounet.files import join_some
+
+WANTED, OPTIONAL = ("image", "mask"), ("group", "case")
+
+
+def read_table(path: Path) -> tuple[Case, ...]:
+    """The cases that a CSV file (separated by commas, semicolons or tabs) names, sorted by name.
+
+    Raises:
+        DataError: the file can't be read, has other columns, or its rows are wrong; all of that together.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()  # Excel's UTF-8 begins with a mark
+    except OSError as error:
+        raise DataError(f"{path} can't be read ({error.strerror}); it should be a table of images and masks") from None
+    except UnicodeDecodeError:
+        raise DataError(f"{path} is not text in UTF-8; save the table as CSV UTF-8") from None
+    header = lines[0] if lines else ""
+    rows = csv.DictReader(lines, delimiter=max(",;\t", key=header.count), skipinitialspace=True)
+    _check_columns(path, [name.strip().lower() for name in rows.fieldnames or ()])
+    rows.fieldnames = [name.strip().lower() for name in rows.fieldnames or ()]
+
+    cases, problems = [], []
+    for row in rows:
+        where = f"{path.name}:{rows.line_num}"
+        if None in row or None in row.values():
+            problems.append(f"{where} has not as many cells as the first line")
+            continue
+        cells = {name: cell.strip() for name, cell in row.items()}
+        empty = [name for name, cell in cells.items() if not cell and name != "case"]
+        if empty:
+            problems.append(f"{where} says nothing in the column {empty[0]}")
+            continue
+        files = {name: path.parent / cells[name] for name in WANTED}
+        problems += [f"{where} names {file}, which does not exist" for file in files.values() if not file.is_file()]
+        name = cells.get("case") or name_of(files["image"], otherwise=files["image"].absolute().parent.name)
+        if "/" in name or "\\" in name:
+            problems.append(f"{where} names the case {name!r}, which can be no file's name")
+        cases.append(Case(name, (files["image"],), files["mask"], cells.get("group")))
+    counts = Counter(case.name for case in cases)
+    problems += [
+        f"{count} rows are of {name} (tell them apart in a column case)" for name, count in counts.items() if count > 1
+    ]
+    seen = Counter(file.resolve() for case in cases for file in (*case.images, case.mask) if file)
+    problems += [f"{file} stands there {count} times" for file, count in seen.items() if count > 1]
+    if problems:
+        raise DataError(f"{path} is wrong: {join_some(problems)}; correct the table")
+    if not cases:
+        raise DataError(f"{path} has no row; write one for each image, below the line with the columns' names")
+    return tuple(sorted(cases, key=lambda case: case.name))
+
+
+def _check_columns(path: Path, names: list[str]) -> None:
+    columns = ", ".join((*WANTED, *OPTIONAL))
+    for name in names:
+        if name not in (*WANTED, *OPTIONAL):
+            near = difflib.get_close_matches(name, (*WANTED, *OPTIONAL), n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known are {columns}; rename or remove it"
+            raise DataError(f"{path} has the unknown column {name!r}; {hint}")
+    missing = [name for name in WANTED if name not in names]
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if missing or twice:
+        what = f"no column {missing[0]!r}" if missing else f"the column {twice[0]!r} twice"
+        raise DataError(f"{path} has {what}; its first line must name image and mask, and may name group and case")
