@@ -10,6 +10,7 @@ import pytest
 import dinounet
 from datasets import write_png_dataset
 from dinounet.cli.main import VERBS, function_of, main
+from dinounet.plans import read_plan
 
 
 def run(*words: str) -> subprocess.CompletedProcess[str]:
@@ -110,3 +111,22 @@ def test_plain_pictures_with_masks_of_0_and_255(tmp_path: Path) -> None:
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     assert metrics["labels"] == {"background": 0, "foreground": 255}
     assert len(metrics["cases"]) == 4
+
+
+def test_plan_tells_what_a_dataset_holds_and_writes_what_train_reads(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = write_png_dataset(tmp_path / "pictures")
+    assert main(["plan", str(data), "-o", str(tmp_path / "plan.json"), "--patch", "64", "32", "--steps", "7"]) == 0
+    told = capsys.readouterr().out
+    for text in ("pictures", "case_0: case_0_0000.png with case_0.png", "label disc = 1", "64 x 32", "4 + 2, 5 + 1"):
+        assert text in told
+    plan = read_plan(tmp_path / "plan.json")
+    assert (plan.data.patch, plan.recipe.steps, plan.data.fingerprint.cases) == ((64, 32), 7, 6)
+
+    (data / "labelsTr" / "case_1.png").write_text("hello")
+    (data / "imagesTr" / "case_2_0000.png").write_text("hello")
+    assert main(["plan", str(data), "-o", str(tmp_path / "other.json")]) == 2
+    told = capsys.readouterr().err
+    assert all(text in told for text in ("case_1.png can't be read", "case_2_0000.png can't be read"))
+    assert not (tmp_path / "other.json").exists()

@@ -7,10 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dinounet.data.augmentation import Augmentation
-from dinounet.data.plan import DataPlan
+from dinounet.data.dataset import Dataset
+from dinounet.data.plan import DataPlan, plan_data
 from dinounet.errors import ConfigError
 from dinounet.files import read_record
 from dinounet.network.config import NetworkConfig
+from dinounet.network.variants import find_variant
+from dinounet.progress import progress
 
 FORMAT = 1
 
@@ -98,6 +101,18 @@ def make_plan(data: DataPlan, recipe: Recipe, backbone: str) -> Plan:
     """Join what the data asks for with a recipe and a backbone."""
     network = NetworkConfig(backbone=backbone, in_channels=len(data.channels), num_classes=len(data.labels))
     return Plan(data, network, recipe)
+
+
+def plan_dataset(dataset: Dataset, recipe: Recipe, backbone: str, patch: tuple[int, int] | None = None) -> Plan:
+    """Look at every case of a dataset, telling how far that is, and plan.
+
+    Raises:
+        DataError: what is wrong with the images and masks, all together.
+        ConfigError: no backbone has that name.
+    """
+    find_variant(backbone)  # before the pixels, which take longer
+    with progress("looking at the data", len(dataset.cases)) as advance:
+        return make_plan(plan_data(dataset, patch, on_case=advance), recipe, backbone)
 
 
 def read_plan(path: Path) -> Plan:

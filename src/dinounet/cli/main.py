@@ -17,6 +17,7 @@ from dinounet.errors import Interrupted, UserError
 
 VERBS = {
     "demo": "train, predict, evaluate and report on real brain images, in minutes",
+    "plan": "tell what a dataset holds and what would be done with it",
     "train": "train on a dataset",
     "predict": "segment images with a trained run",
     "evaluate": "compare predictions with the truth: Dice and HD95",

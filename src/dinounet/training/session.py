@@ -12,7 +12,6 @@ import torch
 from dinounet.data.cache import build_cache
 from dinounet.data.dataset import Dataset, hash_dataset, parse_labels, read_dataset
 from dinounet.data.pairs import Case
-from dinounet.data.plan import plan_data
 from dinounet.device import Device, Precision, choose_device, choose_precision
 from dinounet.errors import ConfigError, DataError, Interrupted, WeightsError
 from dinounet.files import require_new, write_json
@@ -20,7 +19,7 @@ from dinounet.network.backbone import FrozenBackbone, build_backbone
 from dinounet.network.config import NetworkConfig
 from dinounet.network.dinounet import DinoUNet
 from dinounet.network.weights import fill_backbone
-from dinounet.plans import Plan, Recipe, make_plan, read_plan
+from dinounet.plans import Plan, Recipe, plan_dataset, read_plan
 from dinounet.progress import progress, say
 from dinounet.run import CACHE, PLAN, RECORD, DataRecord, RunRecord, command, machine, now, read_run, versions
 from dinounet.training.loop import fit
@@ -63,7 +62,7 @@ def start_run(
     # weights before pixels: what can fail fast, fails first
     frozen = build_backbone(config)
     known = fill_backbone(frozen, config.backbone, weights, recipe.seed)
-    plan = edited or _plan(dataset, recipe, config.backbone, patch)
+    plan = edited or plan_dataset(dataset, recipe, config.backbone, patch)
     _check_plan(plan, dataset)
     network = _build(plan, frozen)
     record = RunRecord(
@@ -136,11 +135,6 @@ def resume_run(data: Path, output: Path, *, device: Device = "auto", **asked: An
 def _hash(dataset: Dataset) -> str:
     with progress("hashing the data", len(dataset.cases)) as advance:
         return hash_dataset(dataset, on_case=advance)
-
-
-def _plan(dataset: Dataset, recipe: Recipe, backbone: str, patch: tuple[int, int] | None) -> Plan:
-    with progress("looking at the data", len(dataset.cases)) as advance:
-        return make_plan(plan_data(dataset, patch, on_case=advance), recipe, backbone)
 
 
 def _check_plan(plan: Plan, dataset: Dataset) -> None:
