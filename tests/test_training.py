@@ -22,7 +22,7 @@ from dinounet.files import write_json
 from dinounet.plans import Plan, Recipe
 from dinounet.run import CHECKPOINT, MODEL, PREVIOUS_CHECKPOINT, read_run
 from dinounet.training import loop
-from dinounet.training.loop import learning_rate_at
+from dinounet.training.optimizer import learning_rate_at
 from dinounet.training.loss import make_loss
 from networks import tiny_config
 

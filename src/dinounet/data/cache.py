@@ -17,7 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from dinounet.data.images import read_image, read_mask
+from dinounet.data.images import read_image
+from dinounet.data.masks import read_truth
 from dinounet.data.pairs import Case
 from dinounet.data.plan import DataPlan, check_case
 from dinounet.data.preprocessing import image_to_slices, mask_to_slices
@@ -76,8 +77,7 @@ def build_cache(
 
 
 def _write(case: Case, plan: DataPlan, folder: Path) -> None:
-    assert case.mask is not None
-    volume, labels = read_image(case.images), read_mask(case.mask)
+    volume, labels = read_image(case.images), read_truth(case)
     check_case(volume, labels, [channel.name for channel in plan.channels], plan.labels)
     image, mask = image_to_slices(volume, plan), mask_to_slices(labels, plan)
     random = np.random.RandomState(0)

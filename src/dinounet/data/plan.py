@@ -14,7 +14,8 @@ from typing import Literal
 import numpy as np
 
 from dinounet.data.dataset import Dataset
-from dinounet.data.images import Volume, coarsest_axis, read_image, read_mask, require_same_grid
+from dinounet.data.images import Volume, coarsest_axis, read_image, require_same_grid
+from dinounet.data.masks import read_truth
 from dinounet.errors import ConfigError, DataError
 from dinounet.files import join_some
 
@@ -124,9 +125,8 @@ def plan_data(
     channels = dataset.channels
     pixels: Counter[int] = Counter()
     for case in dataset.cases:
-        assert case.mask is not None
         try:
-            image, mask = read_image(case.images), read_mask(case.mask)
+            image, mask = read_image(case.images), read_truth(case)
             channels = channels or _channel_names(len(image.array))
             found = check_case(image, mask, channels, dataset.labels)
         except DataError as error:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import signal
 import time
 import warnings
@@ -26,11 +25,12 @@ from dinounet.data.sampling import Patches
 from dinounet.errors import Interrupted, UserError
 from dinounet.files import whole_file, write_json
 from dinounet.network.dinounet import DinoUNet
-from dinounet.plans import Plan, Recipe
+from dinounet.plans import Plan
 from dinounet.progress import progress
 from dinounet.run import CHECKPOINT, LOG, MODEL, PREVIOUS_CHECKPOINT, RECORD, RunRecord
 from dinounet.training.checkpoint import load_checkpoint, save_checkpoint, save_tensors
 from dinounet.training.loss import Loss, make_loss
+from dinounet.training.optimizer import learning_rate_at, make_optimizer
 
 CHECKPOINT_SECONDS = 60.0
 """Longest time between two checkpoints, up to a step."""
@@ -69,11 +69,7 @@ def fit(
     """
     plan, recipe = record.plan, record.plan.recipe
     fabric = _make_fabric(record)
-    optimizer = torch.optim.AdamW(
-        [parameter for parameter in network.parameters() if parameter.requires_grad],
-        lr=recipe.learning_rate,
-        weight_decay=recipe.weight_decay,
-    )
+    optimizer = make_optimizer(network, recipe)
     torch.manual_seed(recipe.seed)
     wrapped, optimizer = fabric.setup(network, optimizer)
     seconds_before, first_step = 0.0, 0
@@ -159,14 +155,6 @@ def validate(network: torch.nn.Module, loss_of: Loss, loader: Any, plan: Plan) -
             if label and both[label]  # a class that is nowhere has no Dice
         },
     }
-
-
-def learning_rate_at(step: int, recipe: Recipe) -> float:
-    """Linear warm-up from zero, then a cosine down to zero; steps count from 0."""
-    if step < recipe.warmup:
-        return recipe.learning_rate * (step + 1) / recipe.warmup
-    share = (step - recipe.warmup) / max(recipe.steps - recipe.warmup, 1)
-    return recipe.learning_rate * 0.5 * (1 + math.cos(math.pi * share))
 
 
 @contextmanager
