@@ -95,7 +95,7 @@ def test_the_whole_way_by_hand_on_pictures(tmp_path: Path, capsys: pytest.Captur
     metrics = json.loads((out / "metrics.json").read_text())
     assert [case["case"] for case in metrics["cases"]] == ["case_6", "case_7"]
     assert metrics["cases"][0]["unit"] == "px"
-    assert "finished, 2 of 2 steps" in told
+    assert "finished, 2 steps of 2 steps" in told
     assert page.stat().st_size > 10_000
 
 

@@ -22,8 +22,8 @@ from dinounet.files import write_json
 from dinounet.plans import Plan, Recipe
 from dinounet.run import CHECKPOINT, MODEL, PREVIOUS_CHECKPOINT, read_run
 from dinounet.training import loop
-from dinounet.training.optimizer import learning_rate_at
 from dinounet.training.loss import make_loss
+from dinounet.training.optimizer import learning_rate_at
 from networks import tiny_config
 
 NETWORK = tiny_config(num_classes=3)
@@ -212,11 +212,87 @@ def test_images_are_checked_also_by_an_edited_plan(png: Path, plan_file: Path, t
 
 def test_a_run_that_diverges_stops_with_its_last_good_weights(png: Path, plan_file: Path, tmp_path: Path) -> None:
     plan = json.loads(plan_file.read_text())
-    plan["recipe"] |= {"learning_rate": 1e30, "warmup": 0}
+    plan["recipe"] |= {"learning_rate": 1e30, "warmup": 0, "steps": 40}
     plan_file.write_text(json.dumps(plan))
-    with pytest.raises(UserError, match=r"of step \d is not finite; train anew with a lower --learning-rate"):
+    with pytest.raises(UserError, match=r"in 10 steps in a row, up to step \d+ of case case_\d.*lower --learning-rate"):
         train(png, tmp_path / "run", plan_file)
     assert read_run(tmp_path / "run").status == "interrupted"
+
+
+def edit(plan_file: Path, **changes: object) -> None:
+    plan = json.loads(plan_file.read_text())
+    plan["recipe"] |= changes
+    plan_file.write_text(json.dumps(plan))
+
+
+def test_one_step_that_is_not_finite_is_skipped_and_counted(
+    png: Path, plan_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original, calls = loop.make_loss, []
+
+    def make_loss(*data: object) -> object:
+        whole = original(*data)
+
+        def loss(logits: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+            calls.append(1)
+            return whole(logits, mask) * (float("nan") if len(calls) == 2 else 1.0)
+
+        return loss
+
+    monkeypatch.setattr(loop, "make_loss", make_loss)
+    run = train(png, tmp_path / "run", plan_file)
+    assert read_run(run).skipped_steps == 1
+    assert all(tensor.isfinite().all() for tensor in load_file(run / MODEL).values())
+
+
+def test_memory_that_runs_out_halves_the_micro_batch_and_the_step_is_done_again(
+    png: Path, plan_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    edit(plan_file, batch=4)
+    original = loop.make_loss
+
+    def make_loss(*data: object) -> object:
+        whole = original(*data)
+
+        def loss(logits: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+            if len(mask) > 2 and torch.is_grad_enabled():
+                raise RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 1 bytes")
+            return whole(logits, mask)
+
+        return loss
+
+    monkeypatch.setattr(loop, "make_loss", make_loss)
+    halved = train(png, tmp_path / "halved", plan_file)
+    assert "out of memory: going on with 2 patches at a time" in capsys.readouterr().out
+    monkeypatch.setattr(loop, "make_loss", original)
+    asked = train(png, tmp_path / "asked", plan_file, micro_batch=2)
+    ours, theirs = load_file(halved / MODEL), load_file(asked / MODEL)
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
+
+
+def test_a_run_of_minutes_ends_in_time_with_the_schedule_at_its_end(png: Path, plan_file: Path, tmp_path: Path) -> None:
+    edit(plan_file, minutes=0.1, validate_every=1000)
+    record = read_run(train(png, tmp_path / "run", plan_file))
+    assert record.steps_done > 6
+    rates = [json.loads(line).get("learning_rate") for line in (tmp_path / "run" / "log.jsonl").open()]
+    assert [rate for rate in rates if rate][-1] < 0.05 * record.plan.recipe.learning_rate
+
+
+def test_the_average_of_the_weights_is_kept_and_resumed(
+    png: Path, plan_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    edit(plan_file, average=0.9)
+    whole = train(png, tmp_path / "whole", plan_file)
+    with monkeypatch.context() as patch:
+        stop_at(4, patch)
+        with pytest.raises(UserError, match="stopped after step 4"):
+            train(png, tmp_path / "broken", plan_file)
+    broken = train(png, tmp_path / "broken", plan_file, resume=True)
+    edit(plan_file, average=0.0)
+    plain = train(png, tmp_path / "plain", plan_file)
+    ours, theirs, last = (load_file(run / MODEL) for run in (whole, broken, plain))
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
+    assert any(not torch.equal(tensor, last[name]) for name, tensor in ours.items())
 
 
 def test_a_record_of_another_version_is_refused(png: Path, plan_file: Path, tmp_path: Path) -> None:

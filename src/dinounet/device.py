@@ -9,8 +9,8 @@ from dinounet.errors import ConfigError
 Device = Literal["auto", "cpu", "cuda", "mps"]
 """auto: CUDA if there is one, else MPS, else the CPU."""
 
-Precision = Literal["auto", "fp32", "bf16"]
-"""auto: bf16 where the device computes with it natively, else fp32."""
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+"""auto: bf16 where the device computes with it natively, else fp32; fp16 on CUDA alone."""
 
 
 def choose_device(device: Device) -> Literal["cpu", "cuda", "mps"]:
@@ -29,10 +29,16 @@ def choose_device(device: Device) -> Literal["cpu", "cuda", "mps"]:
     return device
 
 
-def choose_precision(precision: Precision, device: Literal["cpu", "cuda", "mps"]) -> Literal["fp32", "bf16"]:
-    """The precision to compute with; weights are float32 in any case."""
+def choose_precision(precision: Precision, device: Literal["cpu", "cuda", "mps"]) -> Literal["fp32", "bf16", "fp16"]:
+    """The precision to compute with; weights are float32 in any case.
+
+    Raises:
+        ConfigError: fp16 anywhere but on CUDA.
+    """
     import torch
 
+    if precision == "fp16" and device != "cuda":
+        raise ConfigError(f"fp16 is for CUDA and this run is on {device}; choose --precision bf16 or fp32")
     if precision != "auto":
         return precision
     if device == "cuda":

@@ -17,6 +17,9 @@ from dinounet.progress import progress
 
 FORMAT = 1
 
+STEPS_AN_EPOCH = 250
+"""nnU-Net's."""
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -24,6 +27,12 @@ class Recipe:
 
     steps: int = 1000
     """Optimizer steps."""
+
+    epochs: int | None = None
+    """Length in epochs of 250 steps, nnU-Net's, instead of steps."""
+
+    minutes: float | None = None
+    """Length in minutes of training, instead of steps: the schedule follows the clock."""
 
     batch: int = 2
     """Patches a step."""
@@ -49,6 +58,9 @@ class Recipe:
     validate_every: int = 100
     """Steps between two looks at the validation cases."""
 
+    average: float = 0.0
+    """Decay of an exponential moving average of the weights, such as 0.999, which then is the model; 0: none."""
+
     seed: int = 0
     """Of initial values, patches and drop path."""
 
@@ -57,6 +69,14 @@ class Recipe:
         for name, smallest in least.items():
             if not smallest <= getattr(self, name) < math.inf:
                 raise ConfigError(f"recipe.{name} is {getattr(self, name)}; it must be a number of at least {smallest}")
+        if self.epochs is not None and self.epochs < 1:
+            raise ConfigError(f"recipe.epochs is {self.epochs}; it must be at least 1")
+        if self.minutes is not None and not 0 < self.minutes < math.inf:
+            raise ConfigError(f"recipe.minutes is {self.minutes}; it must be a number of more than 0")
+        if self.epochs is not None and self.minutes is not None:
+            raise ConfigError("recipe has both epochs and minutes; choose one length")
+        if not 0 <= self.average < 1:
+            raise ConfigError(f"recipe.average is {self.average}; it must be from 0 up to, not including, 1")
         for name in ("learning_rate", "clip"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ConfigError(f"recipe.{name} is {getattr(self, name)}; it must be a number of more than 0")
@@ -64,6 +84,16 @@ class Recipe:
             raise ConfigError(f"recipe.seed is {self.seed}; it must be below 2**32")
         if not 0 <= self.foreground <= 1:
             raise ConfigError(f"recipe.foreground is {self.foreground}; it must be from 0 to 1")
+
+    @property
+    def duration(self) -> str:
+        """The length in words."""
+        return f"{self.length} steps" if self.minutes is None else f"{self.minutes:g} minutes"
+
+    @property
+    def length(self) -> int:
+        """Optimizer steps of the whole training, unless it is measured in minutes."""
+        return self.steps if self.epochs is None else self.epochs * STEPS_AN_EPOCH
 
 
 @dataclass(frozen=True)

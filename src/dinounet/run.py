@@ -64,7 +64,7 @@ class RunRecord:
     device: Literal["cpu", "cuda", "mps"]
     """Where it was trained."""
 
-    precision: Literal["fp32", "bf16"]
+    precision: Literal["fp32", "bf16", "fp16"]
     """Of the computation; the weights are float32."""
 
     trained_parameters: int
@@ -93,6 +93,12 @@ class RunRecord:
 
     seconds: float = 0.0
     """Spent training, over all sessions."""
+
+    skipped_steps: int = 0
+    """Steps without effect, because loss or gradient was not finite."""
+
+    micro_batch: int | None = None
+    """Patches that go through the network together; None: a whole batch."""
 
     notes: tuple[str, ...] = ()
     """What a reader of the results must know."""

@@ -33,7 +33,7 @@ def info(run: Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar
         plan = record.plan
         table = Table("", "", title=Text(str(run)), show_header=False)
         for name, value in {
-            "status": f"{record.status}, {record.steps_done} of {plan.recipe.steps} steps",
+            "status": f"{record.status}, {record.steps_done} steps of {plan.recipe.duration}",
             "dataset": f"{record.data.name}, sha256 {record.data.sha256[:12]}",
             "cases": f"{len(record.data.training_cases)} to train on, {len(record.data.validation_cases)} to watch",
             "labels": ", ".join(f"{name} = {label}" for name, label in plan.data.labels.items()),

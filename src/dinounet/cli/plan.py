@@ -83,7 +83,7 @@ def _print(dataset: Dataset, plan: Plan) -> None:
         "patch": f"{data.patch[0]} x {data.patch[1]}, {plan.recipe.batch} a step",
         "folds": ", ".join(f"{len(training)} + {len(watched)}" for training, watched in dataset.splits)
         or "none: one case, or one group of them, can't be split",
-        "network": f"{plan.network.backbone}, {plan.recipe.steps} steps",
+        "network": f"{plan.network.backbone}, {plan.recipe.duration}",
     }.items():
         table.add_row(Text(name), Text(value))
     Console().print(table)

@@ -26,6 +26,7 @@ def train(
     labels: str | None = None,
     device: Device = "auto",
     precision: Precision = "auto",
+    micro_batch: int | None = None,
     resume: bool = False,
 ) -> Path:
     """Train Dino U-Net on a dataset: look at the data, plan, cache, train.
@@ -43,6 +44,8 @@ def train(
         labels: Of plain masks, what their numbers stand for, as background=0,lesion=255; by default told by the masks.
         device: Where to compute.
         precision: How precisely; auto is bf16 where the device computes with it natively.
+        micro_batch: Patches that go through the network together, fewer than --batch where memory is short; gradients
+            add up. By default the whole batch, halved when memory runs out.
         resume: Go on with a run that was interrupted, as it was planned.
 
     Returns:
@@ -69,5 +72,6 @@ def train(
         start_run(
             data, output, recipe=asked_recipe, backbone=asked_backbone, patch=patch, fold=fold, labels=labels,
             plan_file=Path(plan) if plan else None, weights=weights, device=device, precision=precision,
+            micro_batch=micro_batch,
         )  # fmt: skip
     return output

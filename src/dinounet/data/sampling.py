@@ -56,6 +56,11 @@ class Patches(Dataset[tuple[Tensor, Tensor]]):
             result = self.transform(image=torch.from_numpy(image), segmentation=torch.from_numpy(mask)[None])
         return result["image"].float(), result["segmentation"][0].long()
 
+    def case_of(self, index: int) -> str:
+        """Name of the case that the n-th patch is cut from."""
+        with own_randomness(self.seed, index):
+            return self.cases[np.random.randint(len(self.cases))].name
+
     def _centre(self, case: CachedCase, on_foreground: bool) -> tuple[int, int, int]:
         """Slice, row and column of the patch's centre: on foreground, or anywhere that keeps the patch inside."""
         if on_foreground and case.places:

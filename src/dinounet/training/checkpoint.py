@@ -28,13 +28,18 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) 
 
 
 def save_checkpoint(
-    run: Path, network: torch.nn.Module, optimizer: torch.optim.Optimizer, facts: dict[str, Any]
+    run: Path,
+    network: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    facts: dict[str, Any],
+    average: dict[str, Tensor] | None = None,
 ) -> None:
     """Write the run's checkpoint and keep the one before."""
     state = optimizer.state_dict()
     tensors = {f"network.{name}": tensor for name, tensor in network.state_dict().items()}
     for index, moments in state["state"].items():
         tensors |= {f"optimizer.{index}.{name}": torch.as_tensor(value) for name, value in moments.items()}
+    tensors |= {f"average.{name}": tensor for name, tensor in (average or {}).items()}
     tensors["random"] = torch.get_rng_state()
     if torch.cuda.is_available():
         tensors["random.cuda"] = torch.cuda.get_rng_state()
@@ -43,8 +48,13 @@ def save_checkpoint(
     save_tensors(run / CHECKPOINT, tensors, facts)
 
 
-def load_checkpoint(run: Path, network: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Fill network, optimizer and random state from the run's newest readable checkpoint; return its facts.
+def load_checkpoint(
+    run: Path,
+    network: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    average: dict[str, Tensor] | None = None,
+) -> dict[str, Any]:
+    """Fill network, optimizer, average and random state from the run's newest readable checkpoint; return its facts.
 
     A run that was stopped before its first checkpoint goes on from step 0.
 
@@ -68,6 +78,9 @@ def load_checkpoint(run: Path, network: torch.nn.Module, optimizer: torch.optim.
             index, moment = name.split(".", 1)
             moments.setdefault(int(index), {})[moment] = tensor
         optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
+        for name, tensor in _part(tensors, "average.").items():
+            if average is not None:
+                average[name].copy_(tensor)
         torch.set_rng_state(tensors["random"])
         if torch.cuda.is_available() and "random.cuda" in tensors:
             torch.cuda.set_rng_state(tensors["random.cuda"])

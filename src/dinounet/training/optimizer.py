@@ -22,5 +22,5 @@ def learning_rate_at(step: int, recipe: Recipe) -> float:
     """Linear warm-up from zero, then a cosine down to zero; steps count from 0."""
     if step < recipe.warmup:
         return recipe.learning_rate * (step + 1) / recipe.warmup
-    share = (step - recipe.warmup) / max(recipe.steps - recipe.warmup, 1)
+    share = min((step - recipe.warmup) / max(recipe.length - recipe.warmup, 1), 1.0)
     return recipe.learning_rate * 0.5 * (1 + math.cos(math.pi * share))

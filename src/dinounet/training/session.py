@@ -41,6 +41,7 @@ def start_run(
     labels: str | None = None,
     device: Device = "auto",
     precision: Precision = "auto",
+    micro_batch: int | None = None,
     notes: tuple[str, ...] = (),
 ) -> RunRecord:
     """Train a new run in the folder `output`; see `dinounet.train` for the arguments.
@@ -49,6 +50,8 @@ def start_run(
         UserError: dataset, plan, weights or output folder are wrong; or Ctrl-C, when the run can be resumed.
     """
     require_new(output, what="the run")
+    if micro_batch is not None and micro_batch < 1:
+        raise ConfigError(f"--micro-batch is {micro_batch}; it must be at least 1")
     chosen = choose_device(device)
     if device == "auto" and chosen == "mps":  # PyTorch lacks the backward of grid_sample there
         chosen = "cpu"
@@ -80,6 +83,7 @@ def start_run(
         versions=versions(),
         machine=machine(),
         started=now(),
+        micro_batch=micro_batch,
         notes=notes,
     )
     output.mkdir(parents=True, exist_ok=True)
@@ -128,7 +132,7 @@ def resume_run(data: Path, output: Path, *, device: Device = "auto", **asked: An
     if found.sha256 != record.backbone.sha256:
         raise WeightsError(f"the weights in {found.weights} have changed since {output} was started; train a new run")
     network = _build(plan, frozen)
-    say("resume", f"going on after step {record.steps_done} of {plan.recipe.steps}", step=record.steps_done)
+    say("resume", f"going on after step {record.steps_done}", step=record.steps_done)
     return _fit(network, record, data, output, training, validation, resume=True)
 
 
