@@ -22,8 +22,8 @@ from dinounet.files import write_json
 from dinounet.plans import Plan, Recipe
 from dinounet.run import CHECKPOINT, MODEL, PREVIOUS_CHECKPOINT, read_run
 from dinounet.training import loop
-from dinounet.training.optimizer import learning_rate_at
 from dinounet.training.loss import make_loss
+from dinounet.training.optimizer import learning_rate_at
 from networks import tiny_config
 
 NETWORK = tiny_config(num_classes=3)
