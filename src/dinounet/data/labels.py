@@ -103,9 +103,15 @@ def read_nnunet_labels(description: Mapping[str, Any], path: Path) -> Labels:
     """The labels of `dataset.json`: numbers, or lists of numbers for regions, which `regions_class_order` goes with.
 
     Raises:
-        DataError: they are neither, or the order doesn't fit the regions.
-        ConfigError: they contradict each other.
+        DataError: they are neither, contradict each other, or the order doesn't fit the regions.
     """
+    try:
+        return _interpret(description, path)
+    except ConfigError as error:
+        raise DataError(f"{path}: {error}") from None
+
+
+def _interpret(description: Mapping[str, Any], path: Path) -> Labels:
     numbers = {name: _numbers(name, value, path) for name, value in description["labels"].items()}
     ignore = numbers.pop(IGNORE, None)
     if ignore is not None and len(ignore) > 1:
