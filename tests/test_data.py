@@ -438,7 +438,7 @@ def break_it(png: Path, what: str) -> None:
         ("no JSON", r"dataset\.json is not JSON"),
         ("no labels", r"has the labels \{\}; they must be background = 0, then 1, 2"),
         ("gaps", r"without gaps"),
-        ("regions", r"has regions or an ignore label \(whole\)"),
+        ("regions", r"has the regions whole and regions_class_order None"),
         ("ending", r"files end with '\.docx'; known are \.nii\.gz"),
         ("no masks", r"has no folder labelsTr"),
         ("mask missing", r"labelsTr/case_1\.png is missing"),

@@ -177,7 +177,7 @@ def test_compiles_as_one_graph_forward_and_backward() -> None:
     [
         ({"backbone": "dinov3_vits"}, "there is no backbone 'dinov3_vits'; the nearest names are dinov3_vits16"),
         ({"in_channels": 0}, "network.in_channels is 0; it must be at least 1"),
-        ({"num_classes": 1}, "at least 2, background included"),
+        ({"num_classes": 0}, "num_classes is 0; it must be at least 1"),
         ({"taps": (0, 1, 2, 12)}, "network.taps names block 12 but dinov3_vits16 ends with block 3"),
         ({"taps": (3, 2, 1, 0)}, "ascending order"),
         ({"attention_heads": 5}, "attention_heads is 5, which does not divide 32"),

@@ -121,15 +121,15 @@ class Plan:
             raise ConfigError(
                 f"network.in_channels is {self.network.in_channels} but data names {len(self.data.channels)} channels"
             )
-        if self.network.num_classes != len(self.data.labels):
-            raise ConfigError(
-                f"network.num_classes is {self.network.num_classes} but data names {len(self.data.labels)} labels"
-            )
+        outputs = self.data.meaning.outputs
+        if self.network.num_classes != len(outputs):
+            what = "labels" if self.data.regions is None else "regions"
+            raise ConfigError(f"network.num_classes is {self.network.num_classes} but data names {len(outputs)} {what}")
 
 
 def make_plan(data: DataPlan, recipe: Recipe, backbone: str) -> Plan:
     """Join what the data asks for with a recipe and a backbone."""
-    network = NetworkConfig(backbone=backbone, in_channels=len(data.channels), num_classes=len(data.labels))
+    network = NetworkConfig(backbone=backbone, in_channels=len(data.channels), num_classes=len(data.meaning.outputs))
     return Plan(data, network, recipe)
 
 

@@ -24,7 +24,8 @@ def evaluate(
         predictions: Folder of masks.
         truth: Folder of masks by the same names; formats may differ.
         output: File for the metrics as JSON; by default metrics.json among the predictions.
-        labels: Classes as background=0,lesion=1; by default as the predictions' or the dataset's own record tells.
+        labels: Classes as background=0,lesion=1 (ignore=255 names pixels to leave out); by default as the predictions'
+            or the dataset's own record tells, with regions and ignore label.
 
     Returns:
         The metrics.
@@ -37,11 +38,13 @@ def evaluate(
     from dinounet.files import require_file
     from dinounet.progress import progress, say
 
-    classes = find_labels(predictions, truth, labels)
+    found = find_labels(predictions, truth, labels)
     path = Path(output) if output else predictions / "metrics.json"
     require_file(path)
     with progress("evaluating", len(find_masks(truth))) as advance:
-        metrics = evaluate_folders(predictions, truth, classes, path, on_case=lambda _: advance())
+        metrics = evaluate_folders(
+            predictions, truth, found.labels, path, lambda _: advance(), regions=found.regions, ignore=found.ignore
+        )
     if sys.stdout.isatty():
         from rich.console import Console
 
@@ -49,10 +52,12 @@ def evaluate(
     mean = metrics.mean_over_cases_and_classes
     say(
         "evaluated",
-        f"mean foreground Dice {mean.dice:.3f}, HD95 {mean.hd95:.2f} {metrics.unit}; all of it in {path}",
+        f"mean foreground Dice {mean.dice:.3f}, HD95 {mean.hd95:.2f} {metrics.unit}; "
+        f"{metrics.remark_on_ignored}all of it in {path}",
         dice=mean.dice,
         hd95=mean.hd95,
         unit=metrics.unit,
+        ignored_pixels=metrics.ignored_pixels,
         metrics=str(path),
     )
     return metrics

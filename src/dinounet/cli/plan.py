@@ -76,7 +76,11 @@ def _print(dataset: Dataset, plan: Plan) -> None:
         "channels": ", ".join(f"{channel.name} ({channel.normalisation})" for channel in data.channels),
         **{
             f"label {name} = {label}": f"{seen.label_pixels[name]:,} pixels, {seen.label_pixels[name] / total:.2%}"
-            for name, label in data.labels.items()
+            for name, label in data.meaning.given.items()
+        },
+        **{
+            f"region {region.name}": f"labels {', '.join(map(str, region.labels))}, written as {region.written_as}"
+            for region in data.regions or ()
         },
         "slices": f"along {'zyx'[data.slice_axis]}"
         + (f", resampled to {_times(data.spacing)} mm" if data.spacing else ", pixels as they are"),

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from dinounet.data.images import read_image
+from dinounet.data.labels import IGNORED
 from dinounet.data.masks import read_truth
 from dinounet.data.pairs import Case
 from dinounet.data.plan import DataPlan, check_case
@@ -46,7 +47,7 @@ class CachedCase:
 
     @cached_property
     def mask(self) -> np.ndarray:
-        """(S, H, W) uint8, classes in the plan's order."""
+        """(S, H, W) uint8, classes in the plan's order, and IGNORED."""
         return np.load(self.folder / "mask.npy", mmap_mode="r")
 
     @cached_property
@@ -78,13 +79,13 @@ def build_cache(
 
 def _write(case: Case, plan: DataPlan, folder: Path) -> None:
     volume, labels = read_image(case.images), read_truth(case)
-    check_case(volume, labels, [channel.name for channel in plan.channels], plan.labels)
+    check_case(volume, labels, [channel.name for channel in plan.channels], plan.meaning.given)
     image, mask = image_to_slices(volume, plan), mask_to_slices(labels, plan)
     random = np.random.RandomState(0)
     with whole_folder(folder) as temporary:
         np.save(temporary / "image.npy", image)
         np.save(temporary / "mask.npy", mask)
-        for label in np.unique(mask[mask > 0]):
+        for label in np.setdiff1d(mask, [0] if plan.ignore is None else [0, IGNORED]):
             places = np.argwhere(mask == label).astype(np.int32)
             if len(places) > PLACES_A_CLASS:
                 places = places[random.choice(len(places), PLACES_A_CLASS, replace=False)]
@@ -96,6 +97,8 @@ def _key(case: Case, plan: DataPlan) -> str:
     assert case.mask is not None
     files = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in (*case.images, case.mask)]
     decisions = {
-        key: value for key, value in asdict(plan).items() if key in ("channels", "labels", "slice_axis", "spacing")
+        key: value
+        for key, value in asdict(plan).items()
+        if key in ("channels", "labels", "ignore", "slice_axis", "spacing")
     }
     return hashlib.sha256(json.dumps([FORMAT, files, decisions]).encode()).hexdigest()[:16]

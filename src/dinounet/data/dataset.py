@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from dinounet.data.images import ENDINGS, ending_of, stem_of
+from dinounet.data.labels import Labels, Region, read_nnunet_labels, take_ignore
 from dinounet.data.pairs import Case, find_pairs, known_files, name_of
 from dinounet.data.table import read_table
 from dinounet.errors import ConfigError, DataError
@@ -52,6 +53,12 @@ class Dataset:
     splits: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...]
     """Names of the training and validation cases of each fold."""
 
+    regions: tuple[Region, ...] | None = None
+    """What is predicted instead of classes; they may overlap."""
+
+    ignore: int | None = None
+    """Number that stands in masks for pixels that nobody has judged."""
+
 
 def read_dataset(root: Path, labels: Mapping[str, int] | None = None) -> Dataset:
     """Index a dataset.
@@ -59,7 +66,8 @@ def read_dataset(root: Path, labels: Mapping[str, int] | None = None) -> Dataset
     Args:
         root: a folder, in nnU-Net's layout if it holds `dataset.json`, else plain images and masks; or a table of them,
             a CSV file.
-        labels: of plain masks, names of the classes and their numbers; by default the masks tell.
+        labels: of plain masks, names of the classes and their numbers, "ignore" for pixels that nobody has judged; by
+            default the masks tell.
 
     Raises:
         DataError: all that is wrong with the layout, together.
@@ -72,12 +80,15 @@ def read_dataset(root: Path, labels: Mapping[str, int] | None = None) -> Dataset
         if labels is not None:
             raise ConfigError(f"{root / 'dataset.json'} names the labels; correct them there, or leave --labels out")
         return _read_nnunet(root)
-    if labels is not None and (0 not in labels.values() or len(labels) < 2):
-        raise ConfigError(f"the labels are {dict(labels)}; name what 0 stands for, and one class at least")
+    named = None if labels is None else take_ignore(dict(sorted(labels.items(), key=lambda item: item[1])))
+    if named is not None and (0 not in named.labels.values() or len(named.labels) < 2):
+        raise ConfigError(f"the labels are {named.labels}; name what 0 stands for, and one class at least")
     cases = read_table(root) if is_table else find_pairs(root)
-    known = None if labels is None else dict(sorted(labels.items(), key=lambda item: item[1]))
     name = root.stem if is_table else root.resolve().name
-    return Dataset(name, None, known, None, cases, split_cases(cases))
+    splits = split_cases(cases)
+    if named is None:
+        return Dataset(name, None, None, None, cases, splits)
+    return Dataset(name, None, named.labels, None, cases, splits, ignore=named.ignore)
 
 
 def hash_dataset(dataset: Dataset, on_case: Callable[[], None] = lambda: None) -> str:
@@ -128,7 +139,8 @@ def _read_nnunet(root: Path) -> Dataset:
     if not images:
         raise DataError(f"{root / 'imagesTr'} holds no file that ends with {ending}; check file_ending in dataset.json")
     cases = tuple(Case(case.name, case.images, masks[case.name]) for case in images)
-    return Dataset(root.resolve().name, channels, labels, ending, cases, _read_splits(root, cases))
+    splits = _read_splits(root, cases)
+    return Dataset(root.resolve().name, channels, labels.labels, ending, cases, splits, labels.regions, labels.ignore)
 
 
 def find_cases(files: Sequence[Path], channels: int, ending: str | None) -> list[Case]:
@@ -210,7 +222,7 @@ def split_cases(cases: Sequence[Case]) -> tuple[tuple[tuple[str, ...], tuple[str
     )
 
 
-def _read_description(description: Any, path: Path) -> tuple[tuple[str, ...], dict[str, int], str]:
+def _read_description(description: Any, path: Path) -> tuple[tuple[str, ...], Labels, str]:
     if not isinstance(description, Mapping):
         raise DataError(f"{path} holds no object; see nnU-Net's dataset format")
     for key, kind in (("channel_names", Mapping), ("labels", Mapping), ("file_ending", str)):
@@ -219,21 +231,19 @@ def _read_description(description: Any, path: Path) -> tuple[tuple[str, ...], di
     numbered: Mapping[str, str] = description["channel_names"]
     if not numbered or sorted(numbered) != sorted(str(i) for i in range(len(numbered))):
         raise DataError(f"{path} numbers its channels {', '.join(numbered) or 'not at all'}; they must be 0, 1, 2 ...")
-    labels: Mapping[str, Any] = description["labels"]
-    unsuited = [name for name, label in labels.items() if type(label) is not int or name == "ignore"]
-    if unsuited:
-        raise DataError(f"{path} has regions or an ignore label ({', '.join(unsuited)}), which can't be trained on yet")
-    if sorted(labels.values()) != list(range(len(labels))) or labels.get("background") != 0 or len(labels) < 2:
+    labels = read_nnunet_labels(description, path)
+    numbers = [*labels.labels.values(), *(() if labels.ignore is None else (labels.ignore,))]
+    if numbers != list(range(len(numbers))) or labels.labels.get("background") != 0 or len(labels.labels) < 2:
         raise DataError(
-            f"{path} has the labels {dict(labels)}; they must be background = 0, then 1, 2 ... without gaps"
+            f"{path} has the labels {description['labels']}; they must be background = 0, then 1, 2 ... without gaps, "
+            "ignore last"
         )
-    if len(labels) > 256:
-        raise DataError(f"{path} has {len(labels)} labels; there can be 256 at most, background included")
+    if len(numbers) > 256:
+        raise DataError(f"{path} has {len(numbers)} labels; there can be 256 at most, background included")
     ending = description["file_ending"]
     if ending not in ENDINGS:
         raise DataError(f"{path} says that files end with {ending!r}; known are {', '.join(ENDINGS)}")
-    by_number = sorted(labels.items(), key=lambda item: item[1])
-    return tuple(str(numbered[str(i)]) for i in range(len(numbered))), dict(by_number), ending
+    return tuple(str(numbered[str(i)]) for i in range(len(numbered))), labels, ending
 
 
 def _read_splits(root: Path, cases: Sequence[Case]) -> tuple[tuple[tuple[str, ...], tuple[str, ...]], ...]:

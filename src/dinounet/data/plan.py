@@ -15,6 +15,7 @@ import numpy as np
 
 from dinounet.data.dataset import Dataset
 from dinounet.data.images import Volume, coarsest_axis, read_image, require_same_grid
+from dinounet.data.labels import Labels, Region
 from dinounet.data.masks import read_truth
 from dinounet.errors import ConfigError, DataError
 from dinounet.files import join_some
@@ -68,7 +69,7 @@ class Fingerprint:
     median_spacing: tuple[float, float, float] | None
     """z, y, x in mm; None for images without."""
     label_pixels: dict[str, int]
-    """Pixels of each class in all training cases."""
+    """Pixels of each class, and of "ignore" if there is an ignore label, in all training cases."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,19 @@ class DataPlan:
     fingerprint: Fingerprint
     """The statistics behind the decisions."""
 
+    regions: tuple[Region, ...] | None = None
+    """What the network predicts instead of classes, an output each; they may overlap. None: classes."""
+
+    ignore: int | None = None
+    """Number that stands in masks for pixels that nobody has judged, which nothing is learned from; None: all are."""
+
+    @property
+    def meaning(self) -> Labels:
+        """What the numbers in masks stand for."""
+        return Labels(self.labels, self.regions, self.ignore)
+
     def __post_init__(self) -> None:
+        _ = self.meaning  # which checks itself
         if self.slice_axis not in (0, 1, 2):
             raise ConfigError(f"data.slice_axis is {self.slice_axis}; it must be 0, 1 or 2")
         if min(self.patch) < 1:
@@ -123,12 +136,13 @@ def plan_data(
     """
     shapes, spacings, flat, samples, problems = [], [], [], [], []
     channels = dataset.channels
+    given = dataset.labels and Labels(dataset.labels, None, dataset.ignore).given
     pixels: Counter[int] = Counter()
     for case in dataset.cases:
         try:
             image, mask = read_image(case.images), read_truth(case)
             channels = channels or _channel_names(len(image.array))
-            found = check_case(image, mask, channels, dataset.labels)
+            found = check_case(image, mask, channels, given)
         except DataError as error:
             problems.append(str(error))
             continue
@@ -138,7 +152,7 @@ def plan_data(
         spacings.append(image.spacing)
         flat.append(image.is_flat)
         pixels.update(found)
-        samples.append(_sample_foreground(image.array, mask.array))
+        samples.append(_sample_foreground(image.array, mask.array, dataset.ignore))
     if problems:
         raise DataError(join_some(problems))
     assert channels is not None
@@ -170,8 +184,10 @@ def plan_data(
             len(shapes),
             median_shape,
             median_spacing,
-            {name: pixels[label] for name, label in labels.items()},
+            {name: pixels[label] for name, label in Labels(labels, None, dataset.ignore).given.items()},
         ),
+        regions=dataset.regions,
+        ignore=dataset.ignore,
     )
 
 
@@ -198,7 +214,7 @@ def infer_labels(pixels: Mapping[int, int], dataset: str) -> dict[str, int]:
 def check_case(
     image: Volume, mask: Volume, channels: Sequence[str], labels: Mapping[str, int] | None
 ) -> dict[int, int]:
-    """How many pixels of each label a case holds.
+    """How many pixels of each label, with the ignore label if there is one, a case holds.
 
     Raises:
         DataError: image and mask don't lie on one grid, or have other channels or labels.
@@ -239,9 +255,9 @@ def _normalisation_of(channel: str) -> Normalisation:
     return known.get(channel.casefold(), "zscore")
 
 
-def _sample_foreground(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
+def _sample_foreground(image: np.ndarray, mask: np.ndarray, ignore: int | None) -> np.ndarray:
     """(C, n) intensities at foreground pixels, drawn as nnU-Net draws them; n is 0 where there is no foreground."""
-    places = np.flatnonzero(mask > 0)
+    places = np.flatnonzero((mask > 0) & (mask != (0 if ignore is None else ignore)))
     if not len(places):
         return image[:, :0].reshape(len(image), -1)
     chosen = np.random.RandomState(1234).choice(places, SAMPLES_A_CASE, replace=True)

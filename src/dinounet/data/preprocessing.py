@@ -11,6 +11,7 @@ import warnings
 import numpy as np
 
 from dinounet.data.images import Volume
+from dinounet.data.labels import IGNORED
 from dinounet.data.plan import ChannelPlan, DataPlan
 
 SAME_SPACING = 0.01
@@ -28,10 +29,12 @@ def image_to_slices(image: Volume, plan: DataPlan) -> np.ndarray:
 
 
 def mask_to_slices(mask: Volume, plan: DataPlan) -> np.ndarray:
-    """Resampled slices of classes: (S, H, W) uint8, each pixel the place of its label in the plan."""
+    """Resampled slices of classes: (S, H, W) uint8, each pixel the place of its label in the plan, or IGNORED."""
     classes = np.zeros(mask.array.shape, np.uint8)
     for index, label in enumerate(plan.labels.values()):
         classes[mask.array == label] = index
+    if plan.ignore is not None:
+        classes[mask.array == plan.ignore] = IGNORED
     slices: np.ndarray = np.moveaxis(classes, slice_axis(mask, plan), 0)
     size = resampled_size(mask, plan)
     if size != slices.shape[-2:]:

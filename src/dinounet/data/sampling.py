@@ -1,7 +1,8 @@
 """Patches to train on: the n-th is a function of the seed and n alone.
 
 So a run that resumes, or a loader with more workers, sees the patches that it would have seen anyway. A share of each
-batch is centred on foreground, its class drawn evenly from those that the case holds (nnU-Net, arXiv 1809.10486).
+batch is centred on foreground, its class drawn evenly from those that the case holds (nnU-Net, arXiv 1809.10486); with
+regions too it is a class that is drawn, where nnU-Net draws a region. Ignored pixels are never such a centre.
 """
 
 from __future__ import annotations

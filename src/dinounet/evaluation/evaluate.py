@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from dinounet.data.images import Volume, read_mask, require_same_grid
+from dinounet.data.labels import Labels, Region
 from dinounet.data.pairs import mask_files, name_of
 from dinounet.errors import ConfigError, DataError
 from dinounet.evaluation.metrics import POLICY, dice, hd95
@@ -60,7 +61,10 @@ class CaseMetrics:
     """Of HD95: mm, or px where the truth's format knows of no spacing."""
 
     classes: dict[str, ClassMetrics]
-    """By name, without the background."""
+    """By name, without the background; or the regions."""
+
+    ignored_pixels: int = 0
+    """Of the truth, which were left out of both masks."""
 
     @property
     def dice(self) -> float:
@@ -120,6 +124,12 @@ class Metrics:
     empties: dict[str, EmptyCounts]
     """Of each class."""
 
+    regions: tuple[Region, ...] | None = None
+    """What was evaluated instead of classes."""
+
+    ignore: int | None = None
+    """Number in the truth's masks of the pixels that were left out."""
+
     format: int = FORMAT
     """Version of this file's keys."""
 
@@ -135,6 +145,23 @@ class Metrics:
     def unit(self) -> Unit:
         """Of every HD95."""
         return self.cases[0].unit
+
+    @property
+    def classes(self) -> dict[str, tuple[int, ...]]:
+        """What was evaluated, classes or regions, and the numbers that stand for it in masks."""
+        return Labels(self.labels, self.regions, self.ignore).foreground
+
+    @property
+    def ignored_pixels(self) -> int:
+        """Of all cases."""
+        return sum(case.ignored_pixels for case in self.cases)
+
+    @property
+    def remark_on_ignored(self) -> str:
+        """What an ignore label left out, as the begin of a sentence; empty without one."""
+        if self.ignore is None:
+            return ""
+        return f"{self.ignored_pixels:,} pixels that the truth ignores ({self.ignore}) are left out of both masks; "
 
     @property
     def worst_first(self) -> tuple[CaseMetrics, ...]:
@@ -167,6 +194,9 @@ def evaluate_folders(
     labels: Mapping[str, int],
     output: Path | None = None,
     on_case: Callable[[str], None] | None = None,
+    *,
+    regions: tuple[Region, ...] | None = None,
+    ignore: int | None = None,
 ) -> Metrics:
     """Compare masks with the truth, case by case; files are paired by name without ending, formats may differ.
 
@@ -176,13 +206,15 @@ def evaluate_folders(
         labels: names and numbers of the classes; 0 is background and not evaluated.
         output: the file to write the metrics to as JSON.
         on_case: is called with the name of each case that is done.
+        regions: to evaluate instead of classes.
+        ignore: number of the truth's pixels that are left out of both masks.
 
     Raises:
         DataError: all that is wrong with the masks, together: a mask is missing, superfluous or unreadable, the grids
             of a pair differ, a value is no label, or some cases are measured in mm and others in pixels.
     """
-    classes = {name: label for name, label in labels.items() if label != 0}
-    if not classes:
+    known = Labels(dict(labels), regions, ignore)
+    if not known.foreground:
         raise DataError(f"the labels {dict(labels)} name no class but background; name at least one, such as lesion=1")
     truths, predicted = find_masks(truth), find_masks(predictions)
     problems = _name_problems(predictions, truth, predicted.keys(), truths.keys())
@@ -196,10 +228,10 @@ def evaluate_folders(
         except DataError as error:
             wrong.append(str(error))
             continue
-        wrong += [text for mask in pair if (text := _unknown_values(mask, labels))]
+        wrong += [text for mask, may in zip(pair, (known.given, labels), strict=True) if (text := _unknown(mask, may))]
         units["px" if pair[0].spacing is None else "mm"].append(case)
         if not problems and not wrong:  # measuring takes long; once something is wrong, only look for more of it
-            cases.append(_evaluate_case(case, *pair, classes))
+            cases.append(_evaluate_case(case, *pair, known))
         if on_case is not None:
             on_case(case)
     if wrong:
@@ -211,23 +243,25 @@ def evaluate_folders(
         )
     if problems:
         raise DataError("; ".join(problems))
-    metrics = summarise(cases, labels)
+    metrics = summarise(cases, known)
     if output is not None:
         output.parent.mkdir(parents=True, exist_ok=True)
         write_json(output, metrics)
     return metrics
 
 
-def summarise(cases: Sequence[CaseMetrics], labels: Mapping[str, int]) -> Metrics:
+def summarise(cases: Sequence[CaseMetrics], known: Labels) -> Metrics:
     """Means and counts over cases, which must all have the same classes and unit."""
-    by_class = {name: [case.classes[name] for case in cases] for name, label in labels.items() if label != 0}
+    by_class = {name: [case.classes[name] for case in cases] for name in known.foreground}
     means = {name: _mean_metrics(found) for name, found in by_class.items()}
     empties = {
         name: EmptyCounts(*(sum(one.empty == where for one in found) for where in ("both", "truth", "prediction")))
         for name, found in by_class.items()
     }
     overall = _mean_metrics([one for found in by_class.values() for one in found])
-    return Metrics(dict(labels), POLICY, tuple(cases), means, overall, empties)
+    return Metrics(
+        known.labels, POLICY, tuple(cases), means, overall, empties, regions=known.regions, ignore=known.ignore
+    )
 
 
 def describe_empties(metrics: Metrics) -> str:
@@ -261,7 +295,8 @@ def print_table(metrics: Metrics, console: Console) -> None:
     mean = metrics.mean_over_cases_and_classes
     table.add_row("mean over cases and classes", "", f"{mean.dice:.3f}", f"{mean.hd95:.2f}", style="bold")
     console.print(table)
-    console.print(f"{metrics.policy} {describe_empties(metrics)}", style="dim", highlight=False, markup=False)
+    remark = metrics.remark_on_ignored.replace("; ", ". ")
+    console.print(f"{remark}{metrics.policy} {describe_empties(metrics)}", style="dim", highlight=False, markup=False)
 
 
 def _name_problems(predictions: Path, truth: Path, predicted: AbstractSet[str], truths: AbstractSet[str]) -> list[str]:
@@ -274,7 +309,7 @@ def _name_problems(predictions: Path, truth: Path, predicted: AbstractSet[str], 
     return problems
 
 
-def _unknown_values(mask: Volume, labels: Mapping[str, int]) -> str:
+def _unknown(mask: Volume, labels: Mapping[str, int]) -> str:
     unknown = np.unique(mask.array[np.isin(mask.array, list(labels.values()), invert=True)])
     if not unknown.size:
         return ""
@@ -283,13 +318,14 @@ def _unknown_values(mask: Volume, labels: Mapping[str, int]) -> str:
     return f"{mask.source} holds the values {values} but the labels are {named}; name them or correct the mask"
 
 
-def _evaluate_case(case: str, truth: Volume, prediction: Volume, classes: Mapping[str, int]) -> CaseMetrics:
+def _evaluate_case(case: str, truth: Volume, prediction: Volume, known: Labels) -> CaseMetrics:
+    counts = np.ones(truth.shape, bool) if known.ignore is None else truth.array != known.ignore
     found = {}
-    for name, label in classes.items():
-        a, b = truth.array == label, prediction.array == label
+    for name, numbers in known.foreground.items():
+        a, b = (np.isin(mask.array, numbers) & counts for mask in (truth, prediction))
         empty = EMPTY[bool(a.any()), bool(b.any())]
         found[name] = ClassMetrics(dice(a, b), hd95(a, b, truth.spacing or (1.0, 1.0, 1.0)), empty)
-    return CaseMetrics(case, "px" if truth.spacing is None else "mm", found)
+    return CaseMetrics(case, "px" if truth.spacing is None else "mm", found, int(np.count_nonzero(~counts)))
 
 
 def _mean_metrics(found: Sequence[ClassMetrics]) -> MeanMetrics:

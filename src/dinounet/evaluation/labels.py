@@ -1,4 +1,4 @@
-"""Which classes masks hold: told by the user, by the prediction's record, or by the truth's dataset."""
+"""What masks hold: told by the user, by the prediction's record, or by the truth's dataset."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from dinounet.data.dataset import parse_labels
+from dinounet.data.labels import Labels, read_nnunet_labels, take_ignore
 from dinounet.errors import ConfigError
-from dinounet.files import PREDICTION, read_json
+from dinounet.files import PREDICTION, read_json, to_record
 
 
-def find_labels(predictions: Path, truth: Path, given: str | None = None) -> dict[str, int]:
-    """Names and numbers of the classes.
+def find_labels(predictions: Path, truth: Path, given: str | None = None) -> Labels:
+    """Names and numbers of the classes, the regions that they make up, and the ignore label.
 
     Args:
         predictions: folder whose `prediction.json` may tell them.
@@ -19,17 +20,19 @@ def find_labels(predictions: Path, truth: Path, given: str | None = None) -> dic
         given: "background=0,lesion=1", before both.
 
     Raises:
-        ConfigError: nothing tells them, or what tells them is no list of names and numbers.
+        UserError: nothing tells them, or what tells them can't be understood.
     """
     if given is not None:
-        return parse_labels(given)
+        return take_ignore(parse_labels(given))
     for path in (predictions / PREDICTION, truth / "dataset.json", truth.parent / "dataset.json"):
         if path.is_file():
             content = read_json(path, what="an object with labels")
-            labels = content.get("labels") if isinstance(content, Mapping) else None
-            if not isinstance(labels, Mapping) or not all(type(label) is int for label in labels.values()):
-                raise ConfigError(f"{path} has no labels that are one number each; pass --labels background=0,lesion=1")
-            return dict(labels)
+            if not isinstance(content, Mapping) or not isinstance(content.get("labels"), Mapping):
+                raise ConfigError(f"{path} has no labels; pass --labels background=0,lesion=1")
+            if path.name == PREDICTION:
+                known = {key: content[key] for key in ("labels", "regions", "ignore") if key in content}
+                return to_record(Labels, known, where=str(path))
+            return read_nnunet_labels(content, path)
     raise ConfigError(
         f"neither {predictions} nor {truth} says which classes the masks hold; pass --labels background=0,lesion=1"
     )

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -71,9 +71,8 @@ class CasePicture:
     """Image, truth, prediction and errors."""
 
 
-def colours_of(labels: Mapping[str, int]) -> dict[str, str]:
-    """A colour for each class but the background."""
-    classes = [name for name, label in labels.items() if label != 0]
+def colours_of(classes: Iterable[str]) -> dict[str, str]:
+    """A colour for each class or region that was evaluated."""
     return {name: _vary(COLOURS[i % len(COLOURS)], i // len(COLOURS)) for i, name in enumerate(classes)}
 
 
@@ -110,13 +109,14 @@ def make_pictures(
         volumes = read_image([files[name]]), read_mask(truths[case.case]), read_mask(predicted[case.case])
         for other in (volumes[0], volumes[2]):
             require_same_grid(other, volumes[1])
-        pictures.append(_make_picture(case, *volumes, metrics.labels))
+        pictures.append(_make_picture(case, *volumes, metrics))
     return pictures
 
 
-def _make_picture(
-    case: CaseMetrics, image: Volume, truth: Volume, prediction: Volume, labels: Mapping[str, int]
-) -> CasePicture:
+def _make_picture(case: CaseMetrics, image: Volume, truth: Volume, prediction: Volume, metrics: Metrics) -> CasePicture:
+    if metrics.ignore is not None:  # left out here as in the numbers
+        counts = truth.array != metrics.ignore
+        truth, prediction = (replace(mask, array=mask.array * counts) for mask in (truth, prediction))
     spacing = truth.spacing or (1.0, 1.0, 1.0)
     axis = coarsest_axis(truth.shape, spacing)
     index = _telling_slice(truth.array, prediction.array, axis)
@@ -125,11 +125,13 @@ def _make_picture(
     size = _size_shown(*true.shape)
     base = _resize(_to_grey_levels(np.take(channels, index, axis + 1), *np.percentile(channels, (0.5, 99.5))), size)
 
-    colours = colours_of(labels)
+    colours = colours_of(metrics.classes)
     drawn = []
     for mask in (true, predicted):
         shown = _resize(mask.astype(np.int32), size)
-        drawn.append(_paint(base, [(shown == labels[name], colour) for name, colour in colours.items()], FILL))
+        drawn.append(
+            _paint(base, [(np.isin(shown, metrics.classes[name]), colour) for name, colour in colours.items()], FILL)
+        )
     wrong = _errors(true, predicted)
     regions = [(_resize(where.astype(np.uint8), size) > 0, ERRORS[name]) for name, where in wrong.items()]
     drawn.append(_paint(base * DIMMED, regions, FILL_OF_ERRORS))

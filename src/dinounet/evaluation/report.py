@@ -35,7 +35,7 @@ FACTS = {
     "Network, trained": {
         "parameters: {}": "trained_parameters",
         "channels in: {}": "plan.network.in_channels",
-        "classes out, with background: {}": "plan.network.num_classes",
+        "outputs (classes with background, or regions): {}": "plan.network.num_classes",
     },
     "Training": {
         "{}": "status",
@@ -74,7 +74,7 @@ def write_report(
     import jinja2
 
     run = run or {}
-    colours = colours_of(metrics.labels)
+    colours = colours_of(metrics.classes)
     source = importlib.resources.files(__package__).joinpath(TEMPLATE).read_text(encoding="utf-8")
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined

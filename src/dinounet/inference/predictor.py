@@ -34,6 +34,7 @@ from dinounet.network.dinounet import DinoUNet
 from dinounet.network.weights import BackboneRecord, fill_backbone
 from dinounet.plans import Plan
 from dinounet.run import MODEL, read_run
+from dinounet.targets import to_classes
 
 BATCH = 4
 """Tiles that go through the network together."""
@@ -82,7 +83,7 @@ class Predictor:
 
     def predict_volume(self, volume: Volume) -> np.ndarray:
         """Labels (Z, Y, X) of a volume, on its own grid."""
-        labels = [logits.argmax(1).cpu().numpy() for logits in self._logits(volume)]
+        labels = [to_classes(logits, self.plan.data).cpu().numpy() for logits in self._logits(volume)]
         return slices_to_mask(np.concatenate(labels), volume, self.plan.data)
 
     @torch.inference_mode()

@@ -6,6 +6,7 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
+from dinounet.data.labels import Region
 from dinounet.inference.predictor import Predictor
 from dinounet.network.weights import BackboneRecord
 from dinounet.run import MODEL, command, machine, now, versions
@@ -19,6 +20,12 @@ class PredictionRecord:
 
     labels: dict[str, int]
     """Names and numbers of the classes in the masks."""
+
+    regions: tuple[Region, ...] | None
+    """What was predicted instead of classes."""
+
+    ignore: int | None
+    """Number for pixels that nobody has judged in the truth; no predicted mask holds it."""
 
     run: str
     """The trained run's folder, as given."""
@@ -55,6 +62,8 @@ def record_prediction(run: Path, predictor: Predictor) -> PredictionRecord:
     """The record of what a predictor that was loaded from a run is about to predict."""
     return PredictionRecord(
         labels=predictor.labels,
+        regions=predictor.plan.data.regions,
+        ignore=predictor.plan.data.ignore,
         run=str(run),
         model_sha256=hashlib.sha256((run / MODEL).read_bytes()).hexdigest(),
         backbone=predictor.backbone,

@@ -24,7 +24,7 @@ class NetworkConfig:
     """Channels of an input image, C."""
 
     num_classes: int = 2
-    """Classes including background, K."""
+    """Classes including background, or regions, which may overlap and need no background: K."""
 
     deep_supervision: bool = False
     """Whether training also reads the decoder's lower heads (at 1/2 and 1/4)."""
@@ -59,12 +59,11 @@ class NetworkConfig:
     def __post_init__(self) -> None:
         find_variant(self.backbone)
         for name in (
-            "in_channels", "stem_width", "attention_heads", "attention_points", "rank", "convolutions_per_stage",
+            "in_channels", "num_classes", "stem_width", "attention_heads", "attention_points", "rank",
+            "convolutions_per_stage",
         ):  # fmt: skip
             if getattr(self, name) < 1:
                 raise ConfigError(f"network.{name} is {getattr(self, name)}; it must be at least 1")
-        if self.num_classes < 2:
-            raise ConfigError(f"network.num_classes is {self.num_classes}; it must be at least 2, background included")
         if not 0 <= self.drop_path < 1:
             raise ConfigError(f"network.drop_path is {self.drop_path}; it must be from 0 up to, not including, 1")
         if len(self.widths) != 4 or min(self.widths) < 1:

@@ -31,6 +31,7 @@ from dinounet.network.dinounet import DinoUNet
 from dinounet.plans import Plan, Recipe
 from dinounet.progress import progress, say
 from dinounet.run import CHECKPOINT, LOG, MODEL, PREVIOUS_CHECKPOINT, RECORD, RunRecord
+from dinounet.targets import to_classes, to_targets
 from dinounet.training.average import Average
 from dinounet.training.checkpoint import load_checkpoint, save_checkpoint, save_tensors
 from dinounet.training.loss import Loss, make_loss
@@ -90,7 +91,8 @@ def fit(
         seconds_before, first_step = facts["seconds"], facts["step"]
     _cut_log(run / LOG, first_step)
 
-    learner = Learner(fabric, wrapped, optimizer, make_loss(), recipe.clip, record.micro_batch or recipe.batch)
+    loss_of = make_loss(plan.data)
+    learner = Learner(fabric, wrapped, optimizer, loss_of, recipe.clip, record.micro_batch or recipe.batch)
     patches = _make_patches(training, plan, recipe.augmentation)
     last_step = NEVER if recipe.minutes else recipe.length
     loader = fabric.setup_dataloaders(_make_loader(patches, first_step, last_step, workers))
@@ -302,26 +304,26 @@ def _schedule_at(step: int, seconds: float, recipe: Recipe) -> Recipe:
 
 @torch.no_grad()
 def validate(network: torch.nn.Module, loss_of: Loss, loader: Any, plan: Plan) -> dict[str, Any]:
-    """Loss, and Dice of each foreground class over all pixels of the validation patches together."""
+    """Loss, and Dice of each foreground class or region over all known pixels of the validation patches together."""
     network.eval()
-    classes = plan.network.num_classes
-    matches = torch.zeros(classes, classes, dtype=torch.int64)
+    overlap, both = torch.zeros(2, plan.network.num_classes, dtype=torch.int64)
     losses = []
     device = next(network.parameters()).device
     for image, mask in loader:
         image, mask = image.to(device), mask.to(device)
         logits = network(image)
         losses.append(loss_of(logits, mask).item())
-        pairs = (mask * classes + logits.argmax(1)).flatten()
-        matches += torch.bincount(pairs, minlength=classes**2).view(classes, classes).cpu()
-    both = matches.sum(0) + matches.sum(1)
-    dice = 2 * matches.diagonal() / both.clamp(min=1)
+        target, known = to_targets(mask, plan.data)
+        found = to_targets(to_classes(logits, plan.data), plan.data)[0] * known  # as a mask would tell it
+        overlap += (found * target).sum((0, 2, 3), dtype=torch.int64).cpu()
+        both += (found + target).sum((0, 2, 3), dtype=torch.int64).cpu()
+    dice = 2 * overlap / both.clamp(min=1)
     return {
         "validation_loss": round(sum(losses) / len(losses), 5),
         "validation_dice": {
-            name: round(dice[label].item(), 5)
-            for label, name in enumerate(plan.data.labels)
-            if label and both[label]  # a class that is nowhere has no Dice
+            name: round(dice[output].item(), 5)
+            for output, name in enumerate(plan.data.meaning.outputs)
+            if name in plan.data.meaning.foreground and both[output]  # what is nowhere has no Dice
         },
     }
 

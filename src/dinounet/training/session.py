@@ -115,7 +115,7 @@ def resume_run(data: Path, output: Path, *, device: Device = "auto", **asked: An
         "plan": plan,
         "patch": plan.data.patch,
         "fold": record.fold,
-        "labels": plan.data.labels,
+        "labels": plan.data.meaning.given,
         "precision": record.precision,
         "weights": record.backbone.weights,
     }
@@ -149,6 +149,8 @@ def _check_plan(plan: Plan, dataset: Dataset) -> None:
             f"the plan is for channels {list(names)} and labels {plan.data.labels}, but {dataset.name} has "
             f"{list(dataset.channels or names)} and {dataset.labels}; plan anew"
         )
+    if dataset.labels and (dataset.regions, dataset.ignore) != (plan.data.regions, plan.data.ignore):
+        raise ConfigError(f"the plan has other regions or another ignore label than {dataset.name}; plan anew")
 
 
 def _split(dataset: Dataset, fold: int) -> tuple[list[Case], list[Case]]:

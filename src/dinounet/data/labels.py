@@ -1,0 +1,148 @@
+"""What numbers in masks stand for: classes, regions made of several, and pixels that nobody has judged.
+
+Regions and the ignore label are nnU-Net's ("region-based training", "ignore label"): a region has an output of the
+network of its own, so that regions may overlap; an ignored pixel counts in no loss and in no metric.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dinounet.errors import ConfigError, DataError
+
+IGNORE = "ignore"
+"""The name that makes a label the ignore label."""
+
+IGNORED = 255
+"""Class of an ignored pixel in preprocessed masks."""
+
+
+@dataclass(frozen=True)
+class Region:
+    """Several classes under one name, such as a tumour and all its parts."""
+
+    name: str
+    """As the dataset names it."""
+
+    labels: tuple[int, ...]
+    """Numbers in masks that belong to it."""
+
+    written_as: int
+    """Number, one of these, that predicted masks hold where it is; regions are written in order, later over earlier."""
+
+
+@dataclass(frozen=True)
+class Labels:
+    """All that is known of the numbers in a dataset's masks.
+
+    Raises:
+        ConfigError: they contradict each other.
+    """
+
+    labels: dict[str, int]
+    """Names of the classes and their numbers, background (0) first."""
+
+    regions: tuple[Region, ...] | None = None
+    """What is predicted instead of classes."""
+
+    ignore: int | None = None
+    """Number of pixels that nobody has judged."""
+
+    def __post_init__(self) -> None:
+        numbers = list(self.labels.values())
+        if self.ignore in numbers:
+            raise ConfigError(f"{self.ignore} is the ignore label and a class too; give each a number of its own")
+        if self.ignore is not None and len(numbers) > IGNORED:
+            raise ConfigError(
+                f"there are {len(numbers)} classes; beside an ignore label there can be {IGNORED} at most"
+            )
+        if self.regions is None:
+            return
+        names = [region.name for region in self.regions]
+        if not names or len(set(names)) < len(names):
+            raise ConfigError(f"the regions are named {names}; there must be one at least, each with a name of its own")
+        for region in self.regions:
+            if 0 in region.labels or not set(region.labels) <= set(numbers):
+                raise ConfigError(
+                    f"the region {region.name} is made of {list(region.labels)}, but the labels are {numbers}; name "
+                    "some of them, without the background"
+                )
+            if region.written_as not in region.labels:
+                raise ConfigError(
+                    f"the region {region.name} is written as {region.written_as}, which must be one of its own labels "
+                    f"{list(region.labels)}"
+                )
+
+    @property
+    def given(self) -> dict[str, int]:
+        """The labels and the ignore label by name, as a mask may hold them and --labels gives them."""
+        return self.labels | ({} if self.ignore is None else {IGNORE: self.ignore})
+
+    @property
+    def outputs(self) -> dict[str, tuple[int, ...]]:
+        """Of each output of the network its name and numbers: the regions, or else the classes with background."""
+        if self.regions is not None:
+            return {region.name: region.labels for region in self.regions}
+        return {name: (label,) for name, label in self.labels.items()}
+
+    @property
+    def foreground(self) -> dict[str, tuple[int, ...]]:
+        """The outputs that are of interest."""
+        return {name: numbers for name, numbers in self.outputs.items() if numbers != (0,)}
+
+
+def take_ignore(labels: Mapping[str, int]) -> Labels:
+    """Names and numbers, of which the name "ignore" is the ignore label."""
+    return Labels({name: label for name, label in labels.items() if name != IGNORE}, None, labels.get(IGNORE))
+
+
+def read_nnunet_labels(description: Mapping[str, Any], path: Path) -> Labels:
+    """The labels of `dataset.json`: numbers, or lists of numbers for regions, which `regions_class_order` goes with.
+
+    Raises:
+        DataError: they are neither, contradict each other, or the order doesn't fit the regions.
+    """
+    try:
+        return _interpret(description, path)
+    except ConfigError as error:
+        raise DataError(f"{path}: {error}") from None
+
+
+def _interpret(description: Mapping[str, Any], path: Path) -> Labels:
+    numbers = {name: _numbers(name, value, path) for name, value in description["labels"].items()}
+    ignore = numbers.pop(IGNORE, None)
+    if ignore is not None and len(ignore) > 1:
+        raise DataError(f"{path} has {list(ignore)} as the ignore label, which must be one number")
+    ignored = None if ignore is None else ignore[0]
+    if all(len(value) == 1 for value in numbers.values()):
+        by_number = sorted(((name, value[0]) for name, value in numbers.items()), key=lambda item: item[1])
+        return Labels(dict(by_number), None, ignored)
+
+    parts = {name: value for name, value in numbers.items() if value != (0,)}
+    order = description.get("regions_class_order")
+    if not isinstance(order, Sequence) or len(order) != len(parts) or any(type(label) is not int for label in order):
+        raise DataError(
+            f"{path} has the regions {', '.join(parts)} and regions_class_order {order}, which must be a list of one "
+            "number for each, that predicted masks hold there"
+        )
+    regions = tuple(Region(name, value, label) for (name, value), label in zip(parts.items(), order, strict=True))
+    names = {value[0]: name for name, value in reversed(numbers.items()) if len(value) == 1}
+    found = sorted({label for value in numbers.values() for label in value})
+    labels = {names.get(label, f"label {label}"): label for label in found}
+    if len(labels) < len(found):
+        raise DataError(
+            f"{path} names a label {', '.join(names.values())}; leave names such as 'label 1' to the others"
+        )
+    return Labels(labels, regions, ignored)
+
+
+def _numbers(name: str, value: Any, path: Path) -> tuple[int, ...]:
+    listed = value if isinstance(value, list) else [value]
+    if not listed or any(type(label) is not int for label in listed):
+        raise DataError(
+            f"{path} has {name} = {value!r} among its labels; write a number, or a list of them for a region"
+        )
+    return tuple(sorted(set(listed)))
