@@ -175,7 +175,9 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
 def test_options_that_contradict_a_plan_or_an_interrupted_run_are_refused(
     png: Path, plan_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(ConfigError, match=r"tiny\.json holds recipe, backbone and patch already; change them there"):
+    with pytest.raises(
+        ConfigError, match=r"tiny\.json holds recipe, network, backbone and patch already; change them there"
+    ):
         train(png, tmp_path / "run", plan_file, recipe=Recipe(steps=9))
     stop_at(1, monkeypatch)
     with pytest.raises(UserError, match="stopped after step 1"):

@@ -136,11 +136,23 @@ def to_record(kind: type[T], content: Any, *, where: str) -> T:
     _refuse_unknown_keys(kind, content, where)
     try:
         return dacite.from_dict(kind, _with_tuples(content), dacite.Config(type_hooks={float: _to_float}, strict=True))
+    except dacite.UnionMatchError as error:
+        where_inside, part = f"{where}, {error.field_path}", content
+        for key in (error.field_path or "").split("."):
+            part = part[key]
+        inner = _record_of(error.field_type, part, where_inside) if isinstance(part, Mapping) else None
+        if inner is None:
+            raise ConfigError(f"{where} has {error.field_path} = {part!r}, which is no {error.field_type}") from None
+        to_record(inner, part, where=where_inside)  # tells what is wrong with it
+        raise
     except dacite.MissingValueError as error:
         raise ConfigError(f"{where} lacks {error.field_path}; add it") from None
     except dacite.WrongTypeError as error:
+        given: Any = content
+        for key in (error.field_path or "").split("."):
+            given = given[key] if isinstance(given, Mapping) else error.value
         raise ConfigError(
-            f"{where} has {error.field_path} = {error.value!r}, which is no {_type_name(error.field_type)}; correct it"
+            f"{where} has {error.field_path} = {given!r}, which is no {_type_name(error.field_type)}; correct it"
         ) from None
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from None
@@ -183,7 +195,8 @@ def _records_in(hint: Any, value: Any, where: str) -> Iterator[tuple[type, tuple
     if is_dataclass(hint) and isinstance(hint, type) and isinstance(value, Mapping):
         yield hint, (where, value)
     elif typing.get_origin(hint) in (typing.Union, types.UnionType):
-        for argument in arguments:
+        inner = _record_of(hint, value, where) if isinstance(value, Mapping) else None
+        for argument in [inner] if inner else arguments:
             yield from _records_in(argument, value, where)
     elif isinstance(value, Mapping) and len(arguments) == 2:
         for key, part in value.items():
@@ -191,3 +204,27 @@ def _records_in(hint: Any, value: Any, where: str) -> Iterator[tuple[type, tuple
     elif isinstance(value, list | tuple) and arguments:
         for index, part in enumerate(value):
             yield from _records_in(arguments[0], part, f"{where}[{index}]")
+
+
+def _record_of(union: Any, content: Mapping[str, Any], where: str) -> type | None:
+    """Which of a union's dataclasses the content is meant for: a field of one possible value, such as architecture,
+    tells them apart. None if the union holds none.
+
+    Raises:
+        ConfigError: that field has a value of none of them.
+    """
+    kinds = [kind for kind in typing.get_args(union) if is_dataclass(kind) and isinstance(kind, type)]
+    tags = {kind: {f.name: f.default for f in fields(kind) if _is_tag(kind, f.name)} for kind in kinds}
+    for kind, tag in tags.items():
+        # the first kind's tag may be left out: files from before there were others lack it
+        if all(content.get(key, value if kind is kinds[0] else None) == value for key, value in tag.items()):
+            return kind
+    for key in {key for tag in tags.values() for key in tag}:
+        known = ", ".join(str(tag[key]) for tag in tags.values() if key in tag)
+        raise ConfigError(f"{where} has {key} = {content.get(key)!r}; known are {known}")
+    return None
+
+
+def _is_tag(kind: type, name: str) -> bool:
+    hint = typing.get_type_hints(kind)[name]
+    return typing.get_origin(hint) is typing.Literal and len(typing.get_args(hint)) == 1

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import difflib
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Any, Literal
 
 from dinounet.data.augmentation import Augmentation
 from dinounet.data.dataset import Dataset
+from dinounet.data.paper import IN_MEMORY, PATCH, largest_batch, plan_as_published
 from dinounet.data.plan import DataPlan, plan_data
 from dinounet.errors import ConfigError
 from dinounet.files import read_record
-from dinounet.network.config import NetworkConfig
+from dinounet.network.config import NetworkConfig, UNetConfig, plan_unet
 from dinounet.network.variants import find_variant
 from dinounet.progress import progress
 
@@ -19,11 +23,20 @@ FORMAT = 1
 
 STEPS_AN_EPOCH = 250
 """nnU-Net's."""
+OptimizerName = Literal["adamw", "sgd"]
+Schedule = Literal["cosine", "poly"]
+Initialisation = Literal["pytorch", "he"]
+Architecture = Literal["dinounet", "unet"]
+RecipeName = Literal["default", "paper"]
+"""default: what measured best here (docs/recipes.md); paper: what the published code does, data side included."""
 
 
 @dataclass(frozen=True)
 class Recipe:
     """How the network is trained."""
+
+    base: RecipeName = "default"
+    """Named recipe that it started from; "paper" also plans spacing, slices and patch in its own way."""
 
     steps: int = 1000
     """Optimizer steps."""
@@ -37,14 +50,26 @@ class Recipe:
     batch: int = 2
     """Patches a step."""
 
+    optimizer: OptimizerName = "adamw"
+    """What moves the weights; sgd is Nesterov's."""
+
     learning_rate: float = 1e-3
-    """Of AdamW, after warm-up and before the cosine takes it to zero."""
+    """After warm-up and before the schedule takes it to zero."""
 
     weight_decay: float = 1e-4
-    """Of AdamW."""
+    """Pull of the weights towards zero."""
+
+    momentum: float = 0.99
+    """Of sgd."""
+
+    schedule: Schedule = "cosine"
+    """How the learning rate falls: cosine at every step, or poly (power 0.9) once in 250 steps, as nnU-Net's."""
 
     warmup: int = 15
     """Steps over which the learning rate rises from zero."""
+
+    initialisation: Initialisation = "pytorch"
+    """Initial values of FAPM, enlargement and decoder: PyTorch's, as published, or he, as nnU-Net's."""
 
     clip: float = 12.0
     """Largest norm of the gradient."""
@@ -77,6 +102,8 @@ class Recipe:
             raise ConfigError("recipe has both epochs and minutes; choose one length")
         if not 0 <= self.average < 1:
             raise ConfigError(f"recipe.average is {self.average}; it must be from 0 up to, not including, 1")
+        if not 0 <= self.momentum < 1:
+            raise ConfigError(f"recipe.momentum is {self.momentum}; it must be from 0 up to, not including, 1")
         for name in ("learning_rate", "clip"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ConfigError(f"recipe.{name} is {getattr(self, name)}; it must be a number of more than 0")
@@ -96,6 +123,42 @@ class Recipe:
         return self.steps if self.epochs is None else self.epochs * STEPS_AN_EPOCH
 
 
+RECIPES: dict[RecipeName, Recipe] = {
+    "default": Recipe(),
+    "paper": Recipe(
+        base="paper",
+        steps=200 * 250,
+        batch=IN_MEMORY,  # at the most: the dataset may ask for less
+        optimizer="sgd",
+        learning_rate=1e-3,
+        weight_decay=3e-5,
+        momentum=0.99,
+        schedule="poly",
+        warmup=0,
+        validate_every=250,
+    ),
+}
+"""The recipes by name."""
+
+
+def choose_recipe(name: RecipeName, changes: Mapping[str, Any], data: DataPlan | None = None) -> Recipe:
+    """A named recipe with some fields changed; what it lets the data decide is decided once the data is given.
+
+    Raises:
+        ConfigError: there is no such recipe or field, or a value is out of range.
+    """
+    if name not in RECIPES:
+        raise ConfigError(f"there is no recipe {name!r}; choose {' or '.join(RECIPES)}")
+    known = {field.name for field in fields(Recipe)} - {"base"}
+    for key in changes.keys() - known:
+        near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
+        raise ConfigError(f"a recipe has no {key!r}; did you mean {near[0]!r}?")
+    recipe = RECIPES[name]
+    if name == "paper" and data is not None:
+        recipe = replace(recipe, batch=largest_batch(data))
+    return replace(recipe, **changes)
+
+
 @dataclass(frozen=True)
 class Plan:
     """All of it."""
@@ -103,8 +166,8 @@ class Plan:
     data: DataPlan
     """From a file to a patch."""
 
-    network: NetworkConfig
-    """From a patch to logits."""
+    network: NetworkConfig | UNetConfig
+    """From a patch to logits; its architecture says which network it is."""
 
     recipe: Recipe
     """From logits to a trained network."""
@@ -127,22 +190,51 @@ class Plan:
             raise ConfigError(f"network.num_classes is {self.network.num_classes} but data names {len(outputs)} {what}")
 
 
-def make_plan(data: DataPlan, recipe: Recipe, backbone: str) -> Plan:
-    """Join what the data asks for with a recipe and a backbone."""
-    network = NetworkConfig(backbone=backbone, in_channels=len(data.channels), num_classes=len(data.meaning.outputs))
+def make_plan(data: DataPlan, recipe: Recipe, backbone: str, architecture: Architecture = "dinounet") -> Plan:
+    """Join what the data asks for with a recipe and a network; a U-Net has no backbone."""
+    network: NetworkConfig | UNetConfig
+    channels, outputs = len(data.channels), len(data.meaning.outputs)
+    if architecture == "unet":
+        network = plan_unet(data.patch, in_channels=channels, num_classes=outputs)
+    else:
+        network = NetworkConfig(backbone=backbone, in_channels=channels, num_classes=outputs)
     return Plan(data, network, recipe)
 
 
-def plan_dataset(dataset: Dataset, recipe: Recipe, backbone: str, patch: tuple[int, int] | None = None) -> Plan:
+def plan_dataset(
+    dataset: Dataset,
+    recipe: Recipe | RecipeName,
+    backbone: str,
+    patch: tuple[int, int] | None = None,
+    *,
+    changes: Mapping[str, Any] | None = None,
+    architecture: Architecture = "dinounet",
+) -> Plan:
     """Look at every case of a dataset, telling how far that is, and plan.
+
+    Args:
+        dataset: what to look at.
+        recipe: one with every decision made, or a name.
+        backbone: of Dino U-Net.
+        patch: rows and columns; by default what covers the median slice, or the recipe's.
+        changes: fields of a named recipe that are to be other than it says.
+        architecture: which network.
 
     Raises:
         DataError: what is wrong with the images and masks, all together.
-        ConfigError: no backbone has that name.
+        ConfigError: no backbone or recipe has that name, or a change is none.
     """
     find_variant(backbone)  # before the pixels, which take longer
+    base = recipe.base if isinstance(recipe, Recipe) else recipe
+    if not isinstance(recipe, Recipe):
+        choose_recipe(recipe, changes or {})
     with progress("looking at the data", len(dataset.cases)) as advance:
-        return make_plan(plan_data(dataset, patch, on_case=advance), recipe, backbone)
+        data = plan_data(dataset, patch or (PATCH if base == "paper" else None), on_case=advance)
+    if base == "paper":
+        data = plan_as_published(data)
+    if not isinstance(recipe, Recipe):
+        recipe = choose_recipe(recipe, changes or {}, data)
+    return make_plan(data, recipe, backbone, architecture)
 
 
 def read_plan(path: Path) -> Plan:

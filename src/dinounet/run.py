@@ -55,8 +55,8 @@ class RunRecord:
     data: DataRecord
     """What it learned from."""
 
-    backbone: BackboneRecord
-    """What it stands on."""
+    backbone: BackboneRecord | None
+    """What it stands on; a U-Net has none."""
 
     fold: int
     """Which of the dataset's splits."""

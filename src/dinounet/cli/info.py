@@ -30,7 +30,7 @@ def info(run: Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar
         from dinounet.run import read_run
 
         record = read_run(run)
-        plan = record.plan
+        plan, backbone = record.plan, record.backbone
         table = Table("", "", title=Text(str(run)), show_header=False)
         for name, value in {
             "status": f"{record.status}, {record.steps_done} steps of {plan.recipe.duration}",
@@ -40,8 +40,9 @@ def info(run: Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar
             "regions": ", ".join(region.name for region in plan.data.regions or ()) or "none",
             "channels": ", ".join(f"{channel.name} ({channel.normalisation})" for channel in plan.data.channels),
             "patch": f"{plan.data.patch[0]} x {plan.data.patch[1]}",
-            "backbone": f"{record.backbone.name}, weights {record.backbone.weights}, {record.backbone.sha256[:12]}",
-            "licence of the backbone": record.backbone.licence,
+            "network": plan.network.architecture,
+            "backbone": f"{backbone.name}, weights {backbone.weights}, {backbone.sha256[:12]}" if backbone else "none",
+            "licence of the backbone": backbone.licence if backbone else "none",
             "parameters": f"{record.trained_parameters:,} trained, {record.frozen_parameters:,} frozen",
             "trained": f"{record.started}, {record.seconds / 60:.1f} minutes on {record.device} in {record.precision}",
             "command": " ".join(record.command),

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
+from dinounet.cli.recipe_flags import NAMED, NO_CHANGES, RecipeFlags
 from dinounet.network.config import NetworkConfig
-from dinounet.plans import Plan, Recipe
+from dinounet.plans import Architecture, Plan, Recipe, RecipeName
 
 if TYPE_CHECKING:
     from dinounet.data.dataset import Dataset
@@ -19,7 +21,9 @@ def plan(
     /,
     *,
     output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None,
-    recipe: Annotated[Recipe, tyro.conf.arg(name="")] = Recipe(),  # noqa: B008 -- frozen
+    recipe: Annotated[Recipe | RecipeName, NAMED] = "default",
+    changes: Annotated[Mapping[str, Any], tyro.conf.arg(name="", constructor=RecipeFlags)] = NO_CHANGES,
+    network: Architecture = "dinounet",
     backbone: str = NetworkConfig.backbone,
     patch: tuple[int, int] | None = None,
     labels: str | None = None,
@@ -29,7 +33,10 @@ def plan(
     Args:
         data: Dataset, as for `dinounet train`.
         output: File to write the plan to, which may be edited and trained by: `dinounet train --plan FILE`.
-        recipe: How to train.
+        recipe: How to train: default (docs/recipes.md tells why), or paper (what the published code does, which also
+            plans spacing, slices, patch and batch its way). From Python also a `Recipe`.
+        changes: Of a named recipe, what is to be otherwise; on the command line a flag each.
+        network: What to train; unet is nnU-Net's, a baseline without a backbone.
         backbone: Frozen backbone, as listed by `dinounet info`.
         patch: Rows and columns of a patch; by default what covers the median slice, at most 512.
         labels: Of plain masks, what their numbers stand for, as background=0,lesion=255; by default told by the masks.
@@ -47,7 +54,7 @@ def plan(
         output = Path(output)
         require_file(output)
     dataset = read_dataset(data, parse_labels(labels) if labels else None)
-    found = plan_dataset(dataset, recipe, backbone, patch)
+    found = plan_dataset(dataset, recipe, backbone, patch, changes=changes, architecture=network)
     _print(dataset, found)
     if output is not None:
         output.parent.mkdir(parents=True, exist_ok=True)
@@ -87,7 +94,7 @@ def _print(dataset: Dataset, plan: Plan) -> None:
         "patch": f"{data.patch[0]} x {data.patch[1]}, {plan.recipe.batch} a step",
         "folds": ", ".join(f"{len(training)} + {len(watched)}" for training, watched in dataset.splits)
         or "none: one case, or one group of them, can't be split",
-        "network": f"{plan.network.backbone}, {plan.recipe.duration}",
+        "network": getattr(plan.network, "backbone", plan.network.architecture) + f", {plan.recipe.duration}",
     }.items():
         table.add_row(Text(name), Text(value))
     Console().print(table)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
+from dinounet.cli.recipe_flags import NAMED, NO_CHANGES, RecipeFlags
 from dinounet.device import Device, Precision
 from dinounet.network.config import NetworkConfig
-from dinounet.plans import Recipe
+from dinounet.plans import Architecture, Recipe, RecipeName
 
 
 def train(
@@ -17,7 +19,9 @@ def train(
     /,
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"])],
     *,
-    recipe: Annotated[Recipe, tyro.conf.arg(name="")] = Recipe(),  # noqa: B008 -- frozen
+    recipe: Annotated[Recipe | RecipeName, NAMED] = "default",
+    changes: Annotated[Mapping[str, Any], tyro.conf.arg(name="", constructor=RecipeFlags)] = NO_CHANGES,
+    network: Architecture = "dinounet",
     backbone: str = NetworkConfig.backbone,
     weights: str = "hub",
     plan: Path | None = None,
@@ -35,7 +39,10 @@ def train(
         data: Folder with images/ and masks/, or with pairs such as a.png and a_mask.png, or an nnU-Net dataset; or a
             CSV file with the columns image, mask and, for what belongs together, group.
         output: Folder of the run; but for --resume it must not exist yet.
-        recipe: How to train.
+        recipe: How to train: default (docs/recipes.md tells why), or paper (what the published code does, which also
+            plans spacing, slices, patch and batch its way). From Python also a `Recipe`.
+        changes: Of a named recipe, what is to be otherwise; on the command line a flag each.
+        network: What to train; unet is nnU-Net's, a baseline without a backbone.
         backbone: Frozen backbone, as listed by `dinounet info`.
         weights: The backbone's: hub (Hugging Face Hub), a safetensors file, or random.
         plan: An edited plan.json to train by; backbone, recipe and patch are taken from it.
@@ -58,11 +65,14 @@ def train(
     from dinounet.training.session import resume_run, start_run
 
     # what stands at its default is not asked for: a plan or an interrupted run decides it
-    asked_recipe = None if recipe == Recipe() else recipe
+    asked_recipe = None if recipe == "default" else recipe
     asked_backbone = None if backbone == NetworkConfig.backbone else backbone
+    asked_network = None if network == "dinounet" else network
+    changes = dict(changes)
     if resume:
         resume_run(
-            data, output, device=device, recipe=asked_recipe, backbone=asked_backbone, patch=patch, fold=fold or None,
+            data, output, device=device, recipe=asked_recipe, **changes, network=asked_network,
+            backbone=asked_backbone, patch=patch, fold=fold or None,
             plan=read_plan(Path(plan)) if plan else None,
             labels=parse_labels(labels) if labels else None,
             weights=None if weights == "hub" else source_of(weights),
@@ -70,8 +80,8 @@ def train(
         )  # fmt: skip
     else:
         start_run(
-            data, output, recipe=asked_recipe, backbone=asked_backbone, patch=patch, fold=fold, labels=labels,
-            plan_file=Path(plan) if plan else None, weights=weights, device=device, precision=precision,
-            micro_batch=micro_batch,
+            data, output, recipe=asked_recipe, changes=changes, architecture=asked_network, backbone=asked_backbone,
+            patch=patch, fold=fold, labels=labels, plan_file=Path(plan) if plan else None, weights=weights,
+            device=device, precision=precision, micro_batch=micro_batch,
         )  # fmt: skip
     return output

@@ -99,6 +99,6 @@ def _key(case: Case, plan: DataPlan) -> str:
     decisions = {
         key: value
         for key, value in asdict(plan).items()
-        if key in ("channels", "labels", "ignore", "slice_axis", "spacing")
+        if key in ("channels", "labels", "ignore", "slice_axis", "spacing", "unknown_spacing")
     }
     return hashlib.sha256(json.dumps([FORMAT, files, decisions]).encode()).hexdigest()[:16]

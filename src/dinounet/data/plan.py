@@ -100,6 +100,9 @@ class DataPlan:
     fingerprint: Fingerprint
     """The statistics behind the decisions."""
 
+    unknown_spacing: float | None = None
+    """Taken for the spacing of images that don't tell theirs; None: their pixels are taken as they are."""
+
     regions: tuple[Region, ...] | None = None
     """What the network predicts instead of classes, an output each; they may overlap. None: classes."""
 

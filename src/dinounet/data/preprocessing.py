@@ -62,9 +62,10 @@ def slice_size(volume: Volume, plan: DataPlan) -> tuple[int, int]:
 def resampled_size(volume: Volume, plan: DataPlan) -> tuple[int, int]:
     """Rows and columns of a slice at the plan's spacing."""
     rows, columns = slice_size(volume, plan)
-    if plan.spacing is None or volume.spacing is None:
+    spacing = volume.spacing or (plan.unknown_spacing and (plan.unknown_spacing,) * 3)
+    if plan.spacing is None or not spacing:
         return rows, columns
-    own = np.delete(volume.spacing, slice_axis(volume, plan)).tolist()
+    own = np.delete(spacing, slice_axis(volume, plan)).tolist()
     factors = [distance / wanted for distance, wanted in zip(own, plan.spacing, strict=True)]
     if all(abs(factor - 1) < SAME_SPACING for factor in factors):
         return rows, columns

@@ -30,9 +30,10 @@ FACTS = {
         "{}": "backbone.name",
         "weights: {}": "backbone.weights",
         "licence: {}": "backbone.licence",
-        "parameters: {}": "frozen_parameters",
+        "parameters: {}": "frozen_parameters",  # 0 of a U-Net, which has none
     },
     "Network, trained": {
+        "{}": "plan.network.architecture",
         "parameters: {}": "trained_parameters",
         "channels in: {}": "plan.network.in_channels",
         "outputs (classes with background, or regions): {}": "plan.network.num_classes",
@@ -41,6 +42,8 @@ FACTS = {
         "{}": "status",
         "steps done: {}": "steps_done",
         "planned: {}": "plan.recipe.steps",
+        "recipe: {}": "plan.recipe.base",
+        "optimizer: {}": "plan.recipe.optimizer",
         "patches a step: {}": "plan.recipe.batch",
         "learning rate: {}": "plan.recipe.learning_rate",
         "seed: {}": "plan.recipe.seed",

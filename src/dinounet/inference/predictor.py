@@ -27,10 +27,10 @@ from dinounet.data.pairs import Case, image_files
 from dinounet.data.plan import check_channels
 from dinounet.data.preprocessing import image_to_slices, slice_size, slices_to_mask
 from dinounet.device import Device, Precision, choose_device, choose_precision
-from dinounet.errors import DataError, UserError, WeightsError
+from dinounet.errors import ConfigError, DataError, UserError, WeightsError
 from dinounet.files import join_some
 from dinounet.inference.tiling import predict_tiled
-from dinounet.network.dinounet import DinoUNet
+from dinounet.network.build import Network, build_network
 from dinounet.network.weights import BackboneRecord, fill_backbone
 from dinounet.plans import Plan
 from dinounet.run import MODEL, read_run
@@ -46,12 +46,14 @@ class Predictor:
     Args:
         network: trained, its backbone filled.
         plan: of the run.
-        backbone: what the network stands on.
+        backbone: what the network stands on; None for a U-Net.
         device: where to compute.
         precision: fp32 or bf16.
     """
 
-    def __init__(self, network: DinoUNet, plan: Plan, backbone: BackboneRecord, device: str, precision: str) -> None:
+    def __init__(
+        self, network: Network, plan: Plan, backbone: BackboneRecord | None, device: str, precision: str
+    ) -> None:
         self.network = network.to(device).eval()
         self.plan = plan
         self.backbone = backbone
@@ -121,7 +123,7 @@ class Predictor:
             DataError: it can't be read, or doesn't tell the spacing that the network needs to know.
         """
         volume, spacing = read_image([Path(path) for path in paths]), self.plan.data.spacing
-        if spacing is not None and volume.spacing is None:
+        if spacing is not None and volume.spacing is None and self.plan.data.unknown_spacing is None:
             raise DataError(
                 f"{volume.source} doesn't tell its pixels' size in mm, but the run was trained at {spacing[0]:.3g} x "
                 f"{spacing[1]:.3g} mm; save it in a format that does, such as .nii.gz"
@@ -147,20 +149,27 @@ def load(
     record = read_run(folder)
     if not (folder / MODEL).is_file():
         raise DataError(f"{folder} holds no {MODEL}: its training is not finished; go on with it by --resume")
-    network = DinoUNet(record.plan.network)
-    seed = record.plan.recipe.seed
-    found = fill_backbone(network.backbone, record.backbone.name, weights or record.backbone.weights, seed)
-    if found.sha256 != record.backbone.sha256:
-        raise WeightsError(
-            f"the weights from {found.weights} are not those that {folder} was trained on (sha256 {found.sha256[:12]}, "
-            f"not {record.backbone.sha256[:12]}); pass the right ones with --weights"
-        )
+    if weights and record.backbone is None:
+        raise ConfigError(f"{folder} is a U-Net, which has no backbone; leave --weights out")
+    network = build_network(record.plan.network)
+    found = record.backbone and _fill(network, record.backbone, weights, record.plan.recipe.seed, folder)
     try:
         network.load_state_dict(load_file(folder / MODEL))
     except (SafetensorError, RuntimeError) as error:
         raise WeightsError(f"{folder / MODEL} is damaged ({str(error).splitlines()[0]}); copy the run again") from None
     chosen = choose_device(device)
     return Predictor(network, record.plan, found, chosen, choose_precision(precision, chosen))
+
+
+def _fill(network: Any, known: BackboneRecord, weights: str | None, seed: int, run: Path) -> BackboneRecord:
+    """Give the network the backbone that its run was trained on."""
+    found = fill_backbone(network.backbone, known.name, weights or known.weights, seed)
+    if found.sha256 != known.sha256:
+        raise WeightsError(
+            f"the weights from {found.weights} are not those that {run} was trained on (sha256 {found.sha256[:12]}, "
+            f"not {known.sha256[:12]}); pass the right ones with --weights"
+        )
+    return found
 
 
 def find_inputs(inputs: Sequence[Path], plan: Plan) -> list[Case]:

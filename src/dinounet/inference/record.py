@@ -33,8 +33,8 @@ class PredictionRecord:
     model_sha256: str
     """Of the run's model file."""
 
-    backbone: BackboneRecord
-    """What the model stands on."""
+    backbone: BackboneRecord | None
+    """What the model stands on; a U-Net has none."""
 
     device: str
     """Where it was computed."""

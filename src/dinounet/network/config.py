@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from dinounet.errors import ConfigError
 from dinounet.network.variants import find_variant
@@ -16,6 +17,9 @@ class NetworkConfig:
     Raises:
         ConfigError: a value is out of range, or no backbone has that name.
     """
+
+    architecture: Literal["dinounet"] = "dinounet"
+    """Tells this configuration from a U-Net's."""
 
     backbone: str = "dinov3_vits16"
     """Name of the frozen backbone, as listed by `dinounet info`."""
@@ -72,3 +76,57 @@ class NetworkConfig:
             raise ConfigError(
                 f"network.taps is {list(self.taps)}; it must be four different blocks, from 0, in ascending order"
             )
+
+
+@dataclass(frozen=True)
+class UNetConfig:
+    """What it takes to build a plain U-Net again, the baseline without a backbone; `plan_unet` makes one for a patch.
+
+    Raises:
+        ConfigError: a value is out of range.
+    """
+
+    widths: tuple[int, ...]
+    """Channels of each stage, from the image's own size downwards."""
+
+    strides: tuple[tuple[int, int], ...]
+    """By how much each stage is coarser than the one before, rows and columns; 1, 1 for the first."""
+
+    architecture: Literal["unet"] = "unet"
+    """Tells this configuration from Dino U-Net's."""
+
+    in_channels: int = 1
+    """Channels of an input image, C."""
+
+    num_classes: int = 2
+    """Classes including background, K."""
+
+    deep_supervision: bool = True
+    """Whether training also reads the decoder's lower heads, but for the lowest, as nnU-Net's does."""
+
+    def __post_init__(self) -> None:
+        if len(self.widths) < 3 or len(self.widths) != len(self.strides):
+            raise ConfigError("network.widths and network.strides must be of equal length, for three stages at least")
+        if min(self.widths) < 1 or any(stride not in (1, 2) for pair in self.strides for stride in pair):
+            raise ConfigError("network.widths must be at least 1, and network.strides 1 or 2")
+        if self.in_channels < 1 or self.num_classes < 2:
+            raise ConfigError(
+                f"network.in_channels is {self.in_channels} and network.num_classes {self.num_classes}; there must be "
+                "one channel and two classes at least, background included"
+            )
+
+    @property
+    def multiple(self) -> tuple[int, int]:
+        """Rows and columns of which a padded image has a multiple."""
+        return math.prod(rows for rows, _ in self.strides), math.prod(columns for _, columns in self.strides)
+
+
+def plan_unet(patch: tuple[int, int], *, in_channels: int, num_classes: int) -> UNetConfig:
+    """nnU-Net's 2D U-Net for a patch of square pixels: sides of at least 8 are halved; 32 to 512 features."""
+    sides, strides = list(patch), [(1, 1)]
+    while max(sides) >= 8 and (min(sides) >= 8 or max(sides) >= 12):  # one side alone needs 12
+        rows, columns = (2 if side >= 8 else 1 for side in sides)
+        strides.append((rows, columns))
+        sides = [side // step for side, step in zip(sides, strides[-1], strict=True)]
+    widths = tuple(min(32 * 2**stage, 512) for stage in range(len(strides)))
+    return UNetConfig(widths, tuple(strides), in_channels=in_channels, num_classes=num_classes)

@@ -21,9 +21,6 @@ from dinounet.network.fapm import FidelityAwareProjection
 STRIDE = 32
 """The coarsest map's; the core wants sides that are multiples of it."""
 
-SMALLEST = 2 * STRIDE
-"""Smallest side inside: instance norm needs more than one cell of the coarsest map."""
-
 
 class DinoUNet(nn.Module):
     """Segments an image of any size and any number of channels.
@@ -99,9 +96,12 @@ class DinoUNet(nn.Module):
         return torch.einsum("rc,bchw->brhw", self.channel_projection, image)
 
 
-def pad_to_stride(image: Tensor) -> Tensor:
-    """Repeat the last row and column until both sides are multiples of 32, and at least 64."""
-    height, width = image.shape[-2:]
-    below = max(SMALLEST, math.ceil(height / STRIDE) * STRIDE) - height
-    right = max(SMALLEST, math.ceil(width / STRIDE) * STRIDE) - width
+def pad_to_stride(image: Tensor, stride: tuple[int, int] = (STRIDE, STRIDE)) -> Tensor:
+    """Repeat the last row and column until both sides are multiples of the stride, and at least twice that.
+
+    Instance norm needs more than one cell of the coarsest map.
+    """
+    below, right = (
+        max(2, math.ceil(side / step)) * step - side for side, step in zip(image.shape[-2:], stride, strict=True)
+    )
     return F.pad(image, (0, right, 0, below), mode="replicate") if below or right else image

@@ -1,7 +1,8 @@
 """The backbones by name: one table with provenance and licence.
 
-Sizes are those of DINOv3 (arXiv 2508.10104, table of model variants); the weights come from timm's conversions on the
-Hugging Face Hub, which need no approval. This module imports neither torch nor timm, so that it can be listed at once.
+Sizes are those of DINOv3 (arXiv 2508.10104, table of model variants) and DINOv2 (arXiv 2304.07193); the weights come
+from timm's conversions on the Hugging Face Hub, which need no approval. This module imports neither torch nor timm, so
+that it can be listed at once.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from dinounet.errors import ConfigError
 
 DINOV3_LICENCE = "DINOv3 License (https://ai.meta.com/resources/models-and-libraries/dinov3-license)"
+DINOV2_LICENCE = "Apache-2.0"
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,9 @@ class BackboneVariant:
     licence: str = DINOV3_LICENCE
     """Licence of the weights."""
 
+    patch: int = 16
+    """Pixels along a token's side. The network wants tokens of 16: with others, the backbone sees a resized image."""
+
 
 VARIANTS: dict[str, BackboneVariant] = {
     variant.name: variant
@@ -57,6 +62,17 @@ VARIANTS: dict[str, BackboneVariant] = {
         ),
         BackboneVariant(
             "dinov3_vit7b16", "vit_7b_patch16_dinov3.lvd1689m", 4096, 40, 32, (9, 19, 29, 39), 6_716_043_264
+        ),
+        BackboneVariant(
+            "dinov2_vits14",
+            "vit_small_patch14_dinov2.lvd142m",
+            384,
+            12,
+            6,
+            (2, 5, 8, 11),
+            22_056_192,
+            DINOV2_LICENCE,
+            patch=14,
         ),
     )
 }

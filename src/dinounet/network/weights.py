@@ -97,7 +97,7 @@ def _fill_at_random(backbone: FrozenBackbone, seed: int) -> None:
     bound = RANDOM_STD * math.sqrt(3)
     for name, parameter in sorted(backbone.vit.named_parameters()):
         with torch.no_grad():
-            if ".gamma_" in name:
+            if ".gamma" in name:  # .gamma_1 of DINOv3, .ls1.gamma of DINOv2
                 parameter.fill_(RANDOM_LAYER_SCALE)
             elif "norm" in name:
                 parameter.fill_(float(name.endswith("weight")))

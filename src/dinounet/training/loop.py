@@ -27,7 +27,7 @@ from dinounet.data.cache import CachedCase
 from dinounet.data.sampling import Patches
 from dinounet.errors import Interrupted, UserError
 from dinounet.files import whole_file, write_json
-from dinounet.network.dinounet import DinoUNet
+from dinounet.network.build import Network
 from dinounet.plans import Plan, Recipe
 from dinounet.progress import progress, say
 from dinounet.run import CHECKPOINT, LOG, MODEL, PREVIOUS_CHECKPOINT, RECORD, RunRecord
@@ -51,7 +51,7 @@ NEVER = 2**40
 
 
 def fit(
-    network: DinoUNet,
+    network: Network,
     record: RunRecord,
     run: Path,
     training: Sequence[CachedCase],

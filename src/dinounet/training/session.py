@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shlex
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,11 @@ from dinounet.device import Device, Precision, choose_device, choose_precision
 from dinounet.errors import ConfigError, DataError, Interrupted, WeightsError
 from dinounet.files import require_new, write_json
 from dinounet.network.backbone import FrozenBackbone, build_backbone
+from dinounet.network.build import Network, build_network
 from dinounet.network.config import NetworkConfig
-from dinounet.network.dinounet import DinoUNet
+from dinounet.network.initialisation import initialise_he
 from dinounet.network.weights import fill_backbone
-from dinounet.plans import Plan, Recipe, plan_dataset, read_plan
+from dinounet.plans import Architecture, Plan, Recipe, RecipeName, choose_recipe, plan_dataset, read_plan
 from dinounet.progress import progress, say
 from dinounet.run import CACHE, PLAN, RECORD, DataRecord, RunRecord, command, machine, now, read_run, versions
 from dinounet.training.loop import fit
@@ -32,7 +34,9 @@ def start_run(
     data: Path,
     output: Path,
     *,
-    recipe: Recipe | None = None,
+    recipe: Recipe | RecipeName | None = None,
+    changes: Mapping[str, Any] | None = None,
+    architecture: Architecture | None = None,
     backbone: str | None = None,
     weights: str = "hub",
     plan_file: Path | None = None,
@@ -55,17 +59,33 @@ def start_run(
     chosen = choose_device(device)
     if device == "auto" and chosen == "mps":  # PyTorch lacks the backward of grid_sample there
         chosen = "cpu"
+    planned = recipe if isinstance(recipe, Recipe) else choose_recipe(recipe or "default", changes or {})
     dataset = read_dataset(data, parse_labels(labels) if labels else None)
     training, validation = _split(dataset, fold)
-    if plan_file and (recipe or backbone or patch):
-        raise ConfigError(f"{plan_file} holds recipe, backbone and patch already; change them there, or leave it out")
+    if plan_file and (recipe or changes or architecture or backbone or patch):
+        raise ConfigError(
+            f"{plan_file} holds recipe, network, backbone and patch already; change them there, or leave it out"
+        )
     edited = read_plan(plan_file) if plan_file else None
-    recipe = edited.recipe if edited else recipe or Recipe()
-    config = edited.network if edited else NetworkConfig(backbone=backbone or NetworkConfig.backbone)
+    seed = (edited.recipe if edited else planned).seed
+    architecture = edited.network.architecture if edited else architecture or "dinounet"
     # weights before pixels: what can fail fast, fails first
-    frozen = build_backbone(config)
-    known = fill_backbone(frozen, config.backbone, weights, recipe.seed)
-    plan = edited or plan_dataset(dataset, recipe, config.backbone, patch)
+    frozen = known = None
+    if architecture == "dinounet":
+        config = edited.network if edited else NetworkConfig(backbone=backbone or NetworkConfig.backbone)
+        assert isinstance(config, NetworkConfig)
+        frozen = build_backbone(config)
+        known = fill_backbone(frozen, config.backbone, weights, seed)
+    elif backbone or weights != "hub":
+        say("network", "a U-Net has no backbone; --backbone and --weights are not used")
+    plan = edited or plan_dataset(
+        dataset,
+        recipe or "default",
+        backbone or NetworkConfig.backbone,
+        patch,
+        changes=changes,
+        architecture=architecture,
+    )
     _check_plan(plan, dataset)
     network = _build(plan, frozen)
     record = RunRecord(
@@ -78,7 +98,7 @@ def start_run(
         device=chosen,
         precision=choose_precision(precision, chosen),
         trained_parameters=sum(p.numel() for p in network.parameters() if p.requires_grad),
-        frozen_parameters=sum(p.numel() for p in frozen.parameters()),
+        frozen_parameters=sum(p.numel() for p in frozen.parameters()) if frozen else 0,
         command=command(),
         versions=versions(),
         machine=machine(),
@@ -110,14 +130,16 @@ def resume_run(data: Path, output: Path, *, device: Device = "auto", **asked: An
         raise ConfigError(f"{output} is finished; there is nothing to resume")
     plan = record.plan
     started_with = {
-        "recipe": plan.recipe,
-        "backbone": plan.network.backbone,
+        **asdict(plan.recipe),
+        "recipe": plan.recipe if isinstance(asked.get("recipe"), Recipe) else plan.recipe.base,
+        "network": plan.network.architecture,
+        "backbone": record.backbone and record.backbone.name,
         "plan": plan,
         "patch": plan.data.patch,
         "fold": record.fold,
         "labels": plan.data.meaning.given,
         "precision": record.precision,
-        "weights": record.backbone.weights,
+        "weights": record.backbone and record.backbone.weights,
     }
     for name, value in asked.items():
         if value is not None and value != started_with[name]:
@@ -127,10 +149,13 @@ def resume_run(data: Path, output: Path, *, device: Device = "auto", **asked: An
     if _hash(dataset) != record.data.sha256:
         raise DataError(f"{data} is not, or no longer, the dataset that {output} was started with; train a new run")
     training, validation = _split(dataset, record.fold)
-    frozen = build_backbone(plan.network)
-    found = fill_backbone(frozen, record.backbone.name, record.backbone.weights, plan.recipe.seed)
-    if found.sha256 != record.backbone.sha256:
-        raise WeightsError(f"the weights in {found.weights} have changed since {output} was started; train a new run")
+    frozen = None
+    if isinstance(plan.network, NetworkConfig):
+        assert record.backbone is not None
+        frozen = build_backbone(plan.network)
+        found = fill_backbone(frozen, record.backbone.name, record.backbone.weights, plan.recipe.seed)
+        if found.sha256 != record.backbone.sha256:
+            raise WeightsError(f"the weights in {found.weights} have changed since {output} was started; train anew")
     network = _build(plan, frozen)
     say("resume", f"going on after step {record.steps_done}", step=record.steps_done)
     return _fit(network, record, data, output, training, validation, resume=True)
@@ -172,13 +197,16 @@ def _split(dataset: Dataset, fold: int) -> tuple[list[Case], list[Case]]:
     return [by_name[name] for name in train_names], [by_name[name] for name in validation_names]
 
 
-def _build(plan: Plan, frozen: FrozenBackbone) -> DinoUNet:
+def _build(plan: Plan, frozen: FrozenBackbone | None) -> Network:
     torch.manual_seed(plan.recipe.seed)
-    return DinoUNet(plan.network, frozen)
+    network = build_network(plan.network, frozen)
+    if plan.recipe.initialisation == "he":
+        initialise_he(network)
+    return network
 
 
 def _fit(
-    network: DinoUNet,
+    network: Network,
     record: RunRecord,
     data: Path,
     output: Path,

@@ -1,0 +1,252 @@
+"""Which recipe measures best: variants of the default, one change each, at equal steps on fixed splits of real images.
+
+    python benchmarks/recipes.py run ../shared work --share 1/2 &   # each process takes every second run, on one thread
+    python benchmarks/recipes.py run ../shared work --share 2/2
+    python benchmarks/recipes.py table                               # rewrites the table in docs/recipes.md
+
+Every finished run is a line of docs/recipes.jsonl, and what stands there isn't run again. `../shared` holds `data/` and
+`weights/`; `work` gets the runs' folders, and interrupted runs go on from there.
+"""
+
+import argparse
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import numpy as np
+import SimpleITK as sitk
+import torch
+from PIL import Image
+
+import dinounet
+from dinounet.data.dataset import read_dataset
+from dinounet.data.plan import ChannelPlan, Intensities
+from dinounet.files import write_json
+from dinounet.plans import Plan, Recipe, RecipeName, choose_recipe, plan_dataset
+from dinounet.run import RECORD, read_run
+from dinounet.training.session import resume_run, start_run
+
+RESULTS = Path(__file__).parents[1] / "docs" / "recipes.jsonl"
+PAGE = RESULTS.with_suffix(".md")
+BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
+WEIGHTS = "weights/dinov2_vits14_fp16.safetensors"
+SEEDS = (0, 1, 2)
+STEPS = 200
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A fixed split."""
+
+    told: str
+    write: Callable[[Path, Path], None]
+    labels: dict[str, int]
+    patch: tuple[int, int] = (192, 192)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One change from the default as it was when the study began."""
+
+    told: str
+    recipe: dict[str, Any] = field(default_factory=dict)
+    base: RecipeName = "default"
+    architecture: Any = "dinounet"
+    random_backbone: bool = False
+    deep_supervision: bool = False
+    intensities: Intensities | None = None
+
+
+def write_axon(data: Path, root: Path) -> None:
+    """One micrograph: a square of 256 pixels to learn from, another part of it to be tested on."""
+    image, mask = (np.asarray(Image.open(data / "axon_sem" / f"{name}.png")) for name in ("image", "mask"))
+    mask = mask if mask.ndim == 2 else mask[..., 0]
+    for part, window in (("train", np.s_[420:676, 222:478]), ("test", np.s_[:, 800:])):
+        for name, pixels in (("images", image), ("masks", mask)):
+            (root / part / name).mkdir(parents=True)
+            Image.fromarray(np.ascontiguousarray(pixels[window])).save(root / part / name / "nerve.png")
+
+
+def write_lung(data: Path, root: Path) -> None:
+    """One chest CT: slices 19 to 34 to learn from, 12 to 16 to be tested on."""
+    for name, kind in (("images", "image"), ("masks", "label")):
+        volume = sitk.ReadImage(str(data / "lung_ct" / f"lung2_{kind}.nrrd"))
+        for part, first, last in (("train", 19, 35), ("test", 12, 17)):
+            (root / part / name).mkdir(parents=True)
+            sitk.WriteImage(volume[:, :, first:last], str(root / part / name / "chest.nrrd"))
+
+
+SETUPS = {
+    "axon": Setup(
+        "electron micrograph of nerve tissue, 256 x 256 pixels to learn from, columns from 800 on to be tested on",
+        write_axon,
+        {"background": 0, "myelin": 128, "axon": 255},
+    ),
+    "lung": Setup(
+        "one chest CT, slices 19 to 34 to learn from, 12 to 16 to be tested on",
+        write_lung,
+        {"background": 0, "tumour": 1},
+    ),
+}
+
+# the study's start: what `default` was before it
+START = {
+    "optimizer": "adamw", "learning_rate": 1e-3, "weight_decay": 1e-4, "schedule": "cosine", "warmup": 15,
+    "initialisation": "pytorch", "augmentation": "nnunet", "batch": 2,
+}  # fmt: skip
+
+VARIANTS = {
+    "start": Variant("AdamW 1e-3, warm-up 15, cosine, PyTorch's initial values, nnU-Net's augmentation, z-score"),
+    "he": Variant("He initialisation", {"initialisation": "he"}),
+    "flip": Variant("augmentation: mirroring only", {"augmentation": "flip"}),
+    "unet": Variant("`--network unet`", architecture="unet"),
+    "lr 3e-3": Variant("learning rate 3e-3", {"learning_rate": 3e-3}),
+    "deep": Variant("deep supervision", deep_supervision=True),
+    "random": Variant("random backbone", random_backbone=True),
+    "sgd": Variant(
+        "SGD, Nesterov 0.99, 1e-3, weight decay 3e-5, poly, no warm-up (the paper's)",
+        {"optimizer": "sgd", "weight_decay": 3e-5, "schedule": "poly", "warmup": 0},
+    ),
+    "imagenet": Variant(
+        "0 to 1, then ImageNet's statistics, instead of z-score",
+        intensities=Intensities(mean=0.449 * 255, std=0.226 * 255, percentile_00_5=0, percentile_99_5=255),
+    ),
+    "warmup 0": Variant("no warm-up", {"warmup": 0}),
+    "paper": Variant("`--recipe paper` with patches of 192 x 192, two a step", {"batch": 2}, base="paper"),
+}
+CLOSE = ("start", "he", "deep", "flip", "unet", "lr 3e-3")
+"""What gets a third seed, and is looked at on the second set."""
+
+
+def jobs() -> Iterator[tuple[str, str, int]]:
+    """Setup, variant and seed of every run, the most telling first."""
+    for seed in SEEDS[:2]:
+        yield from (("axon", variant, seed) for variant in VARIANTS)
+    yield from (("lung", variant, SEEDS[0]) for variant in CLOSE)
+    yield from (("axon", variant, SEEDS[2]) for variant in CLOSE)
+    yield from (("lung", variant, SEEDS[1]) for variant in CLOSE)
+
+
+def make_plan(setup: Setup, variant: Variant, train: Path, seed: int) -> Plan:
+    """The variant's plan."""
+    start = START if variant.base == "default" else {}
+    changes = {**start, **variant.recipe, "steps": STEPS, "validate_every": STEPS, "seed": seed}
+    recipe: Recipe = choose_recipe(variant.base, changes)
+    dataset = read_dataset(train, setup.labels)
+    plan = plan_dataset(dataset, recipe, "dinov2_vits14", setup.patch, architecture=variant.architecture)
+    if variant.deep_supervision:
+        plan = replace(plan, network=replace(plan.network, deep_supervision=True))
+    if variant.intensities:  # clipped to and scaled by given numbers: what "ct" does
+        channels = tuple(ChannelPlan(channel.name, "ct", variant.intensities) for channel in plan.data.channels)
+        plan = replace(plan, data=replace(plan.data, channels=channels))
+    return plan
+
+
+def measure(setup_name: str, variant_name: str, seed: int, shared: Path, work: Path) -> dict[str, Any]:
+    """Train, predict and evaluate once."""
+    setup, variant = SETUPS[setup_name], VARIANTS[variant_name]
+    place = work / f"{setup_name}-{variant_name.replace(' ', '_')}-{seed}"
+    data, run, masks = place / "data", place / "run", place / "masks"
+    if not data.exists():
+        setup.write(shared / "data", data)
+    if not (run / RECORD).exists():
+        plan = make_plan(setup, variant, data / "train", seed)
+        write_json(place / "plan.json", plan)
+        weights = "random" if variant.random_backbone else str(shared / WEIGHTS)
+        start_run(
+            data / "train", run, plan_file=place / "plan.json", weights=weights, fold=-1,
+            device="cpu", precision="bf16",
+            labels=",".join(f"{name}={label}" for name, label in setup.labels.items()),
+        )  # fmt: skip
+    elif read_run(run).status != "finished":
+        resume_run(data / "train", run)
+    if not masks.exists():
+        dinounet.predict(run, [data / "test" / "images"], masks, device="cpu", precision="bf16")
+    found = dinounet.evaluate(masks, data / "test" / "masks")
+    record = read_run(run)
+    log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    return {
+        "setup": setup_name,
+        "variant": variant_name,
+        "seed": seed,
+        "dice": {
+            name: round(mean(case.classes[name].dice for case in found.cases), 4) for name in found.cases[0].classes
+        },
+        "hd95": {
+            name: round(mean(case.classes[name].hd95 for case in found.cases), 2) for name in found.cases[0].classes
+        },
+        "loss_of_last_20_steps": round(mean(line["loss"] for line in log[-20:]), 4),
+        "seconds": record.seconds,
+        "trained_parameters": record.trained_parameters,
+        "versions": record.versions,
+        "machine": record.machine,
+    }
+
+
+def read_results() -> list[dict[str, Any]]:
+    """Every finished run."""
+    return [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
+
+
+def run_all(shared: Path, work: Path, share: str) -> None:
+    """Do this process's share of what isn't done yet."""
+    torch.set_num_threads(1)
+    part, parts = map(int, share.split("/"))
+    for index, job in enumerate(jobs()):
+        done = {(line["setup"], line["variant"], line["seed"]) for line in read_results()}
+        if index % parts == part - 1 and job not in done:
+            result = measure(*job, shared, work)
+            with RESULTS.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(result) + "\n")
+
+
+def write_table() -> None:
+    """Put what was measured between the page's marks."""
+    lines: list[str] = []
+    for name, setup in SETUPS.items():
+        results = [result for result in read_results() if result["setup"] == name]
+        if not results:
+            continue
+        classes = list(results[0]["dice"])
+        lines += [
+            "",
+            f"**{name}**: {setup.told}; {STEPS} steps of two {setup.patch[0]} x {setup.patch[1]} patches.",
+            "",
+        ]
+        lines += [
+            "| variant | mean Dice | " + " | ".join(f"{c}: mean (seeds 0, 1 ...)" for c in classes) + " | s a step |"
+        ]
+        lines += ["|---" * (len(classes) + 3) + "|"]
+        rows = []
+        for variant, told in VARIANTS.items():
+            runs = sorted((r for r in results if r["variant"] == variant), key=lambda r: r["seed"])
+            if not runs:
+                continue
+            dice = {c: [run["dice"][c] for run in runs] for c in classes}
+            overall = mean(mean(values) for values in dice.values())
+            cells = [f"{mean(values):.3f} ({' '.join(f'{v:.3f}' for v in values)})" for values in dice.values()]
+            seconds = mean(run["seconds"] for run in runs) / STEPS
+            rows.append((overall, f"| {told.told} | {overall:.3f} | {' | '.join(cells)} | {seconds:.2f} |"))
+        lines += [row for _, row in sorted(rows, reverse=True)]
+    before, rest = PAGE.read_text(encoding="utf-8").split(BEGIN)
+    table = "\n".join(lines)
+    PAGE.write_text(f"{before}{BEGIN}\n{table}\n\n{END}{rest.split(END)[1]}", encoding="utf-8")
+    print(table)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    verb = verbs.add_parser("run")
+    verb.add_argument("shared", type=Path)
+    verb.add_argument("work", type=Path)
+    verb.add_argument("--share", default="1/1")
+    verbs.add_parser("table")
+    asked = parser.parse_args()
+    if asked.verb == "run":
+        run_all(asked.shared, asked.work, asked.share)
+    else:
+        write_table()
