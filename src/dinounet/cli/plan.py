@@ -27,6 +27,7 @@ def plan(
     backbone: str = NetworkConfig.backbone,
     patch: tuple[int, int] | None = None,
     labels: str | None = None,
+    channels: str | None = None,
 ) -> Plan:
     """Look at a dataset without training on it: print what it holds and every decision about it, or all that is wrong.
 
@@ -40,12 +41,14 @@ def plan(
         backbone: Frozen backbone, as listed by `dinounet info`.
         patch: Rows and columns of a patch; by default what covers the median slice, at most 512.
         labels: Of plain masks, what their numbers stand for, as background=0,lesion=255; by default told by the masks.
+        channels: Of plain images, the channels' names, such as T1,T2, which decide the normalisation as in nnU-Net: CT,
+            rgb (0 to 1, then ImageNet's statistics), rgb_to_0_1, noNorm; others by mean and deviation.
 
     Returns:
         The plan.
     """
     data = Path(data)  # Python users may give strings
-    from dinounet.data.dataset import parse_labels, read_dataset
+    from dinounet.data.dataset import parse_channels, parse_labels, read_dataset
     from dinounet.files import require_file, write_json
     from dinounet.plans import plan_dataset
     from dinounet.progress import say
@@ -53,7 +56,9 @@ def plan(
     if output is not None:
         output = Path(output)
         require_file(output)
-    dataset = read_dataset(data, parse_labels(labels) if labels else None)
+    dataset = read_dataset(
+        data, parse_labels(labels) if labels else None, parse_channels(channels) if channels else None
+    )
     found = plan_dataset(dataset, recipe, backbone, patch, changes=changes, architecture=network)
     _print(dataset, found)
     if output is not None:
@@ -73,14 +78,18 @@ def _print(dataset: Dataset, plan: Plan) -> None:
     groups = {case.group for case in dataset.cases if case.group is not None}
     first = dataset.cases[0]
     assert first.mask is not None
-    size = " x ".join(map(str, seen.median_shape))
+    sizes = [" x ".join(map(str, s)) for s in (seen.smallest_shape, seen.median_shape, seen.largest_shape)]
     table = Table("", "", title=Text(dataset.name), show_header=False)
     for name, value in {
         "cases": f"{seen.cases}" + (f" of {len(groups)} groups" if groups else ""),
         "first case": f"{first.name}: {' + '.join(path.name for path in first.images)} with {first.mask.name}",
-        "median size": f"{size} (slices, rows, columns)",
+        "slices x rows x columns": sizes[1] + (f" (from {sizes[0]} to {sizes[2]})" if sizes[0] != sizes[2] else ""),
         "median spacing": "unknown" if not seen.median_spacing else f"{_times(seen.median_spacing)} mm",
-        "channels": ", ".join(f"{channel.name} ({channel.normalisation})" for channel in data.channels),
+        **{
+            f"channel {channel.name}": f"{channel.normalisation}; foreground {channel.intensities.mean:.4g}, deviation "
+            f"{channel.intensities.std:.4g}"
+            for channel in data.channels
+        },
         **{
             f"label {name} = {label}": f"{seen.label_pixels[name]:,} pixels, {seen.label_pixels[name] / total:.2%}"
             for name, label in data.meaning.given.items()

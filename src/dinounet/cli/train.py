@@ -28,6 +28,7 @@ def train(
     patch: tuple[int, int] | None = None,
     fold: int = 0,
     labels: str | None = None,
+    channels: str | None = None,
     device: Device = "auto",
     precision: Precision = "auto",
     micro_batch: int | None = None,
@@ -49,6 +50,8 @@ def train(
         patch: Rows and columns of a patch; by default what covers the median slice, at most 512.
         fold: Which of the dataset's splits; -1 trains on all cases.
         labels: Of plain masks, what their numbers stand for, as background=0,lesion=255; by default told by the masks.
+        channels: Of plain images, the channels' names, such as T1,T2, which decide the normalisation as in nnU-Net: CT,
+            rgb (0 to 1, then ImageNet's statistics), rgb_to_0_1, noNorm; others by mean and deviation.
         device: Where to compute.
         precision: How precisely; auto is bf16 where the device computes with it natively.
         micro_batch: Patches that go through the network together, fewer than --batch where memory is short; gradients
@@ -59,7 +62,7 @@ def train(
         The run's folder.
     """
     data, output = Path(data), Path(output)  # Python users may give strings
-    from dinounet.data.dataset import parse_labels
+    from dinounet.data.dataset import parse_channels, parse_labels
     from dinounet.network.weights import source_of
     from dinounet.plans import read_plan
     from dinounet.training.session import resume_run, start_run
@@ -75,13 +78,14 @@ def train(
             backbone=asked_backbone, patch=patch, fold=fold or None,
             plan=read_plan(Path(plan)) if plan else None,
             labels=parse_labels(labels) if labels else None,
+            channels=parse_channels(channels) if channels else None,
             weights=None if weights == "hub" else source_of(weights),
             precision=None if precision == "auto" else precision,
         )  # fmt: skip
     else:
         start_run(
             data, output, recipe=asked_recipe, changes=changes, architecture=asked_network, backbone=asked_backbone,
-            patch=patch, fold=fold, labels=labels, plan_file=Path(plan) if plan else None, weights=weights,
-            device=device, precision=precision, micro_batch=micro_batch,
+            patch=patch, fold=fold, labels=labels, channels=channels, plan_file=Path(plan) if plan else None,
+            weights=weights, device=device, precision=precision, micro_batch=micro_batch,
         )  # fmt: skip
     return output

@@ -37,8 +37,8 @@ class Dataset:
     """The folder's or the table's name."""
 
     channels: tuple[str, ...] | None
-    """Names of the channels; as in nnU-Net they decide the normalisation ("CT", "noNorm", "rgb_to_0_1", others). None
-    where only the images can tell."""
+    """Names of the channels; as in nnU-Net they decide the normalisation ("CT", "noNorm", "rgb_to_0_1", others), and
+    beyond it "rgb". None where only the images can tell."""
 
     labels: dict[str, int] | None
     """Names of the classes and the numbers that stand for them in masks, background (0) first; None where only the
@@ -60,7 +60,9 @@ class Dataset:
     """Number that stands in masks for pixels that nobody has judged."""
 
 
-def read_dataset(root: Path, labels: Mapping[str, int] | None = None) -> Dataset:
+def read_dataset(
+    root: Path, labels: Mapping[str, int] | None = None, channels: tuple[str, ...] | None = None
+) -> Dataset:
     """Index a dataset.
 
     Args:
@@ -68,17 +70,21 @@ def read_dataset(root: Path, labels: Mapping[str, int] | None = None) -> Dataset
             a CSV file.
         labels: of plain masks, names of the classes and their numbers, "ignore" for pixels that nobody has judged; by
             default the masks tell.
+        channels: of plain images, the channels' names, which decide the normalisation.
 
     Raises:
         DataError: all that is wrong with the layout, together.
-        ConfigError: labels are given where `dataset.json` names them, or without background.
+        ConfigError: labels or channels are given where `dataset.json` names them, or without background.
     """
     is_table = root.suffix.lower() == ".csv" and not root.is_dir()
     if not root.is_dir() and not is_table:
         raise DataError(f"{root} is not a folder; give the folder that holds the images and masks, or a CSV of them")
     if (root / "dataset.json").exists() or (root / "imagesTr").is_dir():
-        if labels is not None:
-            raise ConfigError(f"{root / 'dataset.json'} names the labels; correct them there, or leave --labels out")
+        for given, what in ((labels, "labels"), (channels, "channels")):
+            if given is not None:
+                raise ConfigError(
+                    f"{root / 'dataset.json'} names the {what}; correct them there, or leave --{what} out"
+                )
         return _read_nnunet(root)
     named = None if labels is None else take_ignore(dict(sorted(labels.items(), key=lambda item: item[1])))
     if named is not None and (0 not in named.labels.values() or len(named.labels) < 2):
@@ -87,8 +93,8 @@ def read_dataset(root: Path, labels: Mapping[str, int] | None = None) -> Dataset
     name = root.stem if is_table else root.resolve().name
     splits = split_cases(cases)
     if named is None:
-        return Dataset(name, None, None, None, cases, splits)
-    return Dataset(name, None, named.labels, None, cases, splits, ignore=named.ignore)
+        return Dataset(name, channels, None, None, cases, splits)
+    return Dataset(name, channels, named.labels, None, cases, splits, ignore=named.ignore)
 
 
 def hash_dataset(dataset: Dataset, on_case: Callable[[], None] = lambda: None) -> str:
@@ -120,6 +126,18 @@ def parse_labels(text: str) -> dict[str, int]:
     if len(labels) < len(pairs) or len(set(labels.values())) < len(pairs):
         raise ConfigError(f"--labels is {text!r}, which has a name or a number twice; give each class its own")
     return labels
+
+
+def parse_channels(text: str) -> tuple[str, ...]:
+    """ "T1,T2" as names.
+
+    Raises:
+        ConfigError: a name is empty.
+    """
+    names = tuple(name.strip() for name in text.split(","))
+    if not all(names):
+        raise ConfigError(f"--channels is {text!r}; write a name for each channel, such as CT or T1,T2")
+    return names
 
 
 def _read_nnunet(root: Path) -> Dataset:

@@ -14,16 +14,17 @@ from typing import Literal
 import numpy as np
 
 from dinounet.data.dataset import Dataset
+from dinounet.data.fingerprint import Fingerprint, Intensities, Seen, look_at, measure_intensities, principal_components
 from dinounet.data.images import Volume, coarsest_axis, read_image, require_same_grid
 from dinounet.data.labels import Labels, Region
 from dinounet.data.masks import read_truth
 from dinounet.errors import ConfigError, DataError
 from dinounet.files import join_some
 
-Normalisation = Literal["zscore", "ct", "rgb_to_0_1", "none"]
+Normalisation = Literal["zscore", "ct", "rgb", "rgb_to_0_1", "none"]
 
-SAMPLES_A_CASE = 10_000
-"""Foreground pixels that a case gives to the intensity statistics."""
+IMAGENET = ((0.485, 0.229), (0.456, 0.224), (0.406, 0.225))
+"""Mean and deviation of red, green and blue in the images that backbones were trained on, of values from 0 to 1."""
 
 MOST_CLASSES, MOST_LABELS = 64, 12
 """Masks that nobody named are taken for smoothed ones if they hold more different values than these: without gaps
@@ -35,16 +36,6 @@ PATCH_STEP = 32
 
 
 @dataclass(frozen=True)
-class Intensities:
-    """Statistics of one channel over foreground pixels, in the image's own units."""
-
-    mean: float
-    std: float
-    percentile_00_5: float
-    percentile_99_5: float
-
-
-@dataclass(frozen=True)
 class ChannelPlan:
     """What happens to one channel."""
 
@@ -53,23 +44,13 @@ class ChannelPlan:
 
     normalisation: Normalisation
     """zscore: each case by its own mean and deviation; ct: clip to percentiles, then the dataset's mean and deviation;
-    rgb_to_0_1: divide by 255; none."""
+    rgb: divide by 255, then by ImageNet's statistics; rgb_to_0_1: divide by 255; none."""
 
     intensities: Intensities
     """Of the training cases' foreground; ct reads them."""
 
-
-@dataclass(frozen=True)
-class Fingerprint:
-    """What was measured, so that a person can check the decisions."""
-
-    cases: int
-    median_shape: tuple[int, int, int]
-    """Slices, rows and columns."""
-    median_spacing: tuple[float, float, float] | None
-    """z, y, x in mm; None for images without."""
-    label_pixels: dict[str, int]
-    """Pixels of each class, and of "ignore" if there is an ignore label, in all training cases."""
+    imagenet: tuple[float, float] | None = None
+    """ImageNet's mean and deviation of this colour, of values from 0 to 1; rgb reads them."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +81,10 @@ class DataPlan:
     fingerprint: Fingerprint
     """The statistics behind the decisions."""
 
+    channel_projection: tuple[tuple[float, ...], ...] | None = None
+    """Three mixtures of the normalised channels, which the backbone sees, a weight for each channel; None for one
+    channel, which it sees three times, and for three, which it sees as they are."""
+
     unknown_spacing: float | None = None
     """Taken for the spacing of images that don't tell theirs; None: their pixels are taken as they are."""
 
@@ -122,6 +107,13 @@ class DataPlan:
             raise ConfigError(f"data.patch is {list(self.patch)}; both sides must be at least 1")
         if self.spacing is not None and min(self.spacing) <= 0:
             raise ConfigError(f"data.spacing is {list(self.spacing)}; both must be more than 0")
+        if any(channel.normalisation == "rgb" and channel.imagenet is None for channel in self.channels):
+            raise ConfigError("data.channels has a channel with the normalisation rgb and no imagenet; add it")
+        mixtures = self.channel_projection
+        if mixtures is not None and (len(mixtures) != 3 or any(len(row) != len(self.channels) for row in mixtures)):
+            raise ConfigError(
+                f"data.channel_projection must be three rows of {len(self.channels)} numbers, one a channel"
+            )
 
 
 def plan_data(
@@ -137,58 +129,60 @@ def plan_data(
     Raises:
         DataError: what is wrong with the images and masks, all together.
     """
-    shapes, spacings, flat, samples, problems = [], [], [], [], []
+    seen: list[Seen] = []
+    problems = []
     channels = dataset.channels
     given = dataset.labels and Labels(dataset.labels, None, dataset.ignore).given
-    pixels: Counter[int] = Counter()
     for case in dataset.cases:
         try:
             image, mask = read_image(case.images), read_truth(case)
             channels = channels or _channel_names(len(image.array))
-            found = check_case(image, mask, channels, given)
+            pixels = check_case(image, mask, channels, given)
+            _require_colours(image, channels)
+            seen.append(look_at(image, mask, pixels, dataset.ignore))
         except DataError as error:
             problems.append(str(error))
-            continue
         finally:
             on_case()
-        shapes.append(image.shape)
-        spacings.append(image.spacing)
-        flat.append(image.is_flat)
-        pixels.update(found)
-        samples.append(_sample_foreground(image.array, mask.array, dataset.ignore))
     if problems:
         raise DataError(join_some(problems))
     assert channels is not None
+    pixels = sum((Counter(one.pixels) for one in seen), Counter())
     labels = dataset.labels or infer_labels(pixels, dataset.name)
     if not any(pixels[label] for label in labels.values() if label):
         raise DataError(f"the masks of {dataset.name} hold nothing but background; there is nothing to learn")
 
-    known = [spacing for spacing in spacings if spacing is not None]
-    median_spacing = tuple(np.median(known, axis=0).tolist()) if known else None
-    depth, height, width = (int(side) for side in np.median(shapes, axis=0))
-    median_shape = depth, height, width
-    slice_axis = 0 if all(flat) else coarsest_axis(median_shape, median_spacing)
+    shapes = [one.shape for one in seen]
+    known = [one.spacing for one in seen if one.spacing is not None]
+    median_spacing = _triple(np.median(known, axis=0)) if known else None
+    smallest, median_shape, largest = (
+        (int(depth), int(height), int(width)) for depth, height, width in np.quantile(shapes, (0, 0.5, 1), axis=0)
+    )
+    slice_axis = 0 if all(one.is_flat for one in seen) else coarsest_axis(median_shape, median_spacing)
     in_plane = [axis for axis in range(3) if axis != slice_axis]
     if patch is None:
         sides = (min(LARGEST_PATCH, math.ceil(median_shape[axis] / PATCH_STEP) * PATCH_STEP) for axis in in_plane)
         patch = (next(sides), next(sides))
+    foreground = np.concatenate([one.foreground for one in seen], axis=1)
     return DataPlan(
         dataset=dataset.name,
-        channels=tuple(
-            ChannelPlan(name, _normalisation_of(name), _intensities(np.concatenate([s[channel] for s in samples])))
-            for channel, name in enumerate(channels)
-        ),
+        channels=_plan_channels(channels, foreground),
         labels=labels,
         file_ending=dataset.file_ending,
         slice_axis=slice_axis,
         spacing=(median_spacing[in_plane[0]], median_spacing[in_plane[1]]) if median_spacing else None,
         patch=patch,
         fingerprint=Fingerprint(
-            len(shapes),
+            len(seen),
+            smallest,
             median_shape,
+            largest,
             median_spacing,
             {name: pixels[label] for name, label in Labels(labels, None, dataset.ignore).given.items()},
         ),
+        channel_projection=None
+        if len(channels) in (1, 3)
+        else principal_components(np.concatenate([one.anywhere for one in seen], axis=1)),
         regions=dataset.regions,
         ignore=dataset.ignore,
     )
@@ -253,20 +247,31 @@ def check_channels(image: Volume, channels: Sequence[str]) -> None:
 
 
 def _normalisation_of(channel: str) -> Normalisation:
-    """nnU-Net's rule: the channel's name decides."""
-    known: dict[str, Normalisation] = {"ct": "ct", "nonorm": "none", "rgb_to_0_1": "rgb_to_0_1"}
+    """nnU-Net's rule, which `rgb` is added to: the channel's name decides."""
+    known: dict[str, Normalisation] = {"ct": "ct", "nonorm": "none", "rgb": "rgb", "rgb_to_0_1": "rgb_to_0_1"}
     return known.get(channel.casefold(), "zscore")
 
 
-def _sample_foreground(image: np.ndarray, mask: np.ndarray, ignore: int | None) -> np.ndarray:
-    """(C, n) intensities at foreground pixels, drawn as nnU-Net draws them; n is 0 where there is no foreground."""
-    places = np.flatnonzero((mask > 0) & (mask != (0 if ignore is None else ignore)))
-    if not len(places):
-        return image[:, :0].reshape(len(image), -1)
-    chosen = np.random.RandomState(1234).choice(places, SAMPLES_A_CASE, replace=True)
-    return image.reshape(len(image), -1)[:, chosen]
+def _plan_channels(names: Sequence[str], foreground: np.ndarray) -> tuple[ChannelPlan, ...]:
+    """What happens to each channel; of three colours each gets ImageNet's statistics of its own, others their mean."""
+    rules = [_normalisation_of(name) for name in names]
+    colours = IMAGENET if rules == ["rgb"] * 3 else [tuple(np.mean(IMAGENET, axis=0).tolist())] * len(names)
+    return tuple(
+        ChannelPlan(name, rule, measure_intensities(values), colour if rule == "rgb" else None)
+        for name, rule, values, colour in zip(names, rules, foreground, colours, strict=True)
+    )
 
 
-def _intensities(values: np.ndarray) -> Intensities:
-    low, high = np.percentile(values, (0.5, 99.5))
-    return Intensities(float(values.mean()), float(values.std()), float(low), float(high))
+def _require_colours(image: Volume, channels: Sequence[str]) -> None:
+    """Raise a DataError if what is normalised as a colour holds more than a byte."""
+    for name, channel in zip(channels, image.array, strict=True):
+        if _normalisation_of(name).startswith("rgb") and (channel.min() < 0 or channel.max() > 255):
+            raise DataError(
+                f"{image.source} holds {channel.min():g} to {channel.max():g} in the channel {name}, but colours go "
+                "from 0 to 255; give the channel another name, which normalises it by its own mean and deviation"
+            )
+
+
+def _triple(numbers: np.ndarray) -> tuple[float, float, float]:
+    z, y, x = numbers.tolist()
+    return z, y, x

@@ -80,6 +80,10 @@ def normalise(channel: np.ndarray, how: ChannelPlan) -> np.ndarray:
         known = how.intensities
         clipped = np.clip(channel, known.percentile_00_5, known.percentile_99_5)
         return (clipped - known.mean) / max(known.std, 1e-8)
+    if how.normalisation == "rgb":
+        assert how.imagenet is not None  # the plan checks
+        mean, deviation = how.imagenet
+        return (channel / 255 - mean) / deviation
     if how.normalisation == "rgb_to_0_1":
         return channel / 255
     return channel

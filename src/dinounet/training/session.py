@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from dinounet.data.cache import build_cache
-from dinounet.data.dataset import Dataset, hash_dataset, parse_labels, read_dataset
+from dinounet.data.dataset import Dataset, hash_dataset, parse_channels, parse_labels, read_dataset
 from dinounet.data.pairs import Case
 from dinounet.device import Device, Precision, choose_device, choose_precision
 from dinounet.errors import ConfigError, DataError, Interrupted, WeightsError
@@ -19,6 +19,7 @@ from dinounet.files import require_new, write_json
 from dinounet.network.backbone import FrozenBackbone, build_backbone
 from dinounet.network.build import Network, build_network
 from dinounet.network.config import NetworkConfig
+from dinounet.network.dinounet import DinoUNet
 from dinounet.network.initialisation import initialise_he
 from dinounet.network.weights import fill_backbone
 from dinounet.plans import Architecture, Plan, Recipe, RecipeName, choose_recipe, plan_dataset, read_plan
@@ -43,6 +44,7 @@ def start_run(
     patch: tuple[int, int] | None = None,
     fold: int = 0,
     labels: str | None = None,
+    channels: str | None = None,
     device: Device = "auto",
     precision: Precision = "auto",
     micro_batch: int | None = None,
@@ -60,7 +62,9 @@ def start_run(
     if device == "auto" and chosen == "mps":  # PyTorch lacks the backward of grid_sample there
         chosen = "cpu"
     planned = recipe if isinstance(recipe, Recipe) else choose_recipe(recipe or "default", changes or {})
-    dataset = read_dataset(data, parse_labels(labels) if labels else None)
+    dataset = read_dataset(
+        data, parse_labels(labels) if labels else None, parse_channels(channels) if channels else None
+    )
     training, validation = _split(dataset, fold)
     if plan_file and (recipe or changes or architecture or backbone or patch):
         raise ConfigError(
@@ -138,6 +142,7 @@ def resume_run(data: Path, output: Path, *, device: Device = "auto", **asked: An
         "patch": plan.data.patch,
         "fold": record.fold,
         "labels": plan.data.meaning.given,
+        "channels": tuple(channel.name for channel in plan.data.channels),
         "precision": record.precision,
         "weights": record.backbone and record.backbone.weights,
     }
@@ -202,6 +207,8 @@ def _build(plan: Plan, frozen: FrozenBackbone | None) -> Network:
     network = build_network(plan.network, frozen)
     if plan.recipe.initialisation == "he":
         initialise_he(network)
+    if plan.data.channel_projection is not None and isinstance(network, DinoUNet):
+        network.channel_projection = torch.tensor(plan.data.channel_projection)
     return network
 
 
