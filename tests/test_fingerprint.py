@@ -25,7 +25,6 @@ from dinounet.plans import Plan, Recipe, read_plan
 from dinounet.run import MODEL
 from networks import tiny_config
 
-
 NAMED = ",".join(f"{name}={label}" for name, label in LABELS.items())
 
 

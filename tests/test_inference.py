@@ -27,7 +27,7 @@ def trained(data: Path, folder: Path) -> Path:
     """A run of a tiny network."""
     plan = Plan(plan_data(read_dataset(data), (64, 64)), NETWORK, Recipe(steps=3, augmentation="none"))
     write_json(folder / "plan.json", plan)
-    return dinounet.train(data, folder / "run", plan=folder / "plan.json", weights="random", device="cpu")
+    return dinounet.train(data, folder / "run", plan=folder / "plan.json", weights="random", device="cpu", report=False)
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +96,9 @@ def test_two_channels_from_files_and_folders_and_every_path_as_a_string(tmp_path
     network = tiny_config(num_classes=3, in_channels=2)
     plan = Plan(plan_data(read_dataset(data), (64, 64)), network, Recipe(steps=1, augmentation="none"))
     write_json(tmp_path / "plan.json", plan)
-    run = dinounet.train(str(data), str(tmp_path / "run"), plan=str(tmp_path / "plan.json"), weights="random")
+    run = dinounet.train(
+        str(data), str(tmp_path / "run"), plan=str(tmp_path / "plan.json"), weights="random", report=False
+    )
     files = sorted(str(path) for path in (data / "imagesTr").glob("case_0_*"))
     dinounet.predict(str(run), files, str(tmp_path / "a"))
     dinounet.predict(str(run), [str(data / "imagesTr")], str(tmp_path / "b"))

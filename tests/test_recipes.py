@@ -122,7 +122,9 @@ def test_the_paper_trains_and_predicts_pictures_at_their_own_size(png: Path, tmp
     plan = plan_dataset(read_dataset(png), "paper", "dinov3_vits16", (64, 64), changes={"steps": 2})
     data = replace(plan.data, spacing=(1.5, 1.25))  # as if the median image were smaller
     write_json(tmp_path / "plan.json", replace(plan, data=data, network=tiny_config(num_classes=3)))
-    run = dinounet.train(png, tmp_path / "run", plan=tmp_path / "plan.json", weights="random", precision="fp32")
+    run = dinounet.train(
+        png, tmp_path / "run", plan=tmp_path / "plan.json", weights="random", precision="fp32", report=False
+    )
     assert np.load(next((run / "cache").rglob("image.npy"))).shape == (1, 1, 48, 64)
     assert dinounet.load(run).predict(png / "imagesTs" / "case_6_0000.png").shape == (72, 80)
 
@@ -161,7 +163,7 @@ def test_a_unet_is_trained_resumed_used_and_told_of(
     write_json(tmp_path / "plan.json", Plan(plan_data(read_dataset(png), (64, 64)), TINY_UNET, recipe))
 
     def train(run: Path, **options: object) -> Path:
-        return dinounet.train(png, run, device="cpu", precision="fp32", **options)
+        return dinounet.train(png, run, device="cpu", precision="fp32", report=False, **options)
 
     torch.set_num_threads(1)
     whole = train(tmp_path / "whole", plan=tmp_path / "plan.json")
@@ -199,7 +201,20 @@ def test_a_unet_is_trained_resumed_used_and_told_of(
 
 
 def test_one_flag_trains_a_unet(png: Path, tmp_path: Path) -> None:
-    words = ["--network", "unet", "--patch", "32", "32", "--steps", "1", "--precision", "fp32", "--device", "cpu"]
+    words = [
+        "--network",
+        "unet",
+        "--patch",
+        "32",
+        "32",
+        "--steps",
+        "1",
+        "--precision",
+        "fp32",
+        "--device",
+        "cpu",
+        "--no-report",
+    ]
     assert main(["train", str(png), "-o", str(tmp_path / "run"), *words]) == 0
     assert read_run(tmp_path / "run").plan.network == plan_unet((32, 32), in_channels=1, num_classes=3)
 

@@ -198,7 +198,9 @@ def test_from_training_to_report(both: Path, tmp_path: Path) -> None:
     write_json(
         tmp_path / "plan.json", Plan(plan_data(read_dataset(both), (64, 64)), tiny_config(num_classes=2), recipe)
     )
-    run = dinounet.train(both, tmp_path / "run", plan=tmp_path / "plan.json", weights="random", device="cpu")
+    run = dinounet.train(
+        both, tmp_path / "run", plan=tmp_path / "plan.json", weights="random", device="cpu", report=False
+    )
     watched = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines() if "validation_dice" in line]
     assert set(watched[-1]["validation_dice"]) <= {"whole", "square"}
 

@@ -52,7 +52,9 @@ def plan_file(png: Path, tmp_path: Path) -> Path:
 
 
 def train(data: Path, run: Path, plan: Path, **changes: object) -> Path:
-    return dinounet.train(data, run, plan=plan, weights="random", device="cpu", precision="fp32", **changes)
+    return dinounet.train(
+        data, run, plan=plan, weights="random", device="cpu", precision="fp32", report=False, **changes
+    )
 
 
 def test_loss_is_dice_plus_cross_entropy_by_hand() -> None:
@@ -199,7 +201,7 @@ def test_a_run_goes_on_on_another_device(
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(ConfigError, match="this machine has no cuda device"):
         dinounet.train(png, tmp_path / "run", resume=True)
-    run = dinounet.train(png, tmp_path / "run", resume=True, device="cpu")
+    run = dinounet.train(png, tmp_path / "run", resume=True, device="cpu", report=False)
     assert (read_run(run).status, read_run(run).device) == ("finished", "cpu")
 
 

@@ -26,6 +26,9 @@ from dinounet.errors import ConfigError, DataError, UserError
 PREDICTION = "prediction.json"
 """Among predicted masks: what made them. Written by `dinounet predict`, read by `dinounet evaluate`."""
 
+METRICS = "metrics.json"
+"""Among predicted masks: how good they are. Written by `dinounet evaluate`, read by `dinounet report`."""
+
 PARTIAL = ".partial-"
 """How the name of a folder begins that is being filled, or was when its process was killed."""
 

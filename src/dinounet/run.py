@@ -24,6 +24,7 @@ CHECKPOINT = "checkpoint.safetensors"
 PREVIOUS_CHECKPOINT = "checkpoint.previous.safetensors"
 MODEL = "model.safetensors"
 CACHE = "cache"
+REPORT = "report.html"
 
 FORMAT = 1
 

@@ -35,11 +35,11 @@ def evaluate(
 
     from dinounet.evaluation.evaluate import evaluate_folders, find_masks, print_table
     from dinounet.evaluation.labels import find_labels
-    from dinounet.files import require_file
+    from dinounet.files import METRICS, require_file
     from dinounet.progress import progress, say
 
     found = find_labels(predictions, truth, labels)
-    path = Path(output) if output else predictions / "metrics.json"
+    path = Path(output) if output else predictions / METRICS
     require_file(path)
     with progress("evaluating", len(find_masks(truth))) as advance:
         metrics = evaluate_folders(

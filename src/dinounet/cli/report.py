@@ -39,14 +39,13 @@ def report(
     from dinounet.evaluation.evaluate import Metrics
     from dinounet.evaluation.pictures import make_pictures
     from dinounet.evaluation.report import write_report
-    from dinounet.files import read_record, require_file
+    from dinounet.files import METRICS, read_record, require_file
     from dinounet.progress import say
     from dinounet.run import read_log, read_run
 
     require_file(output)
-    found = read_record(
-        Metrics, Path(metrics) if metrics else predictions / "metrics.json", what="what `dinounet evaluate` wrote"
-    )
+    path = Path(metrics) if metrics else predictions / METRICS
+    found = read_record(Metrics, path, what="what `dinounet evaluate` wrote")
     write_report(
         output,
         title=title,

@@ -17,7 +17,7 @@ from dinounet.plans import Architecture, Recipe, RecipeName
 def train(
     data: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DATASET")],
     /,
-    output: Annotated[Path, tyro.conf.arg(aliases=["-o"])],
+    output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None,
     *,
     recipe: Annotated[Recipe | RecipeName, NAMED] = "default",
     changes: Annotated[Mapping[str, Any], tyro.conf.arg(name="", constructor=RecipeFlags)] = NO_CHANGES,
@@ -33,13 +33,14 @@ def train(
     precision: Precision = "auto",
     micro_batch: int | None = None,
     resume: bool = False,
+    report: bool = True,
 ) -> Path:
-    """Train Dino U-Net on a dataset: look at the data, plan, cache, train.
+    """Train Dino U-Net on a dataset: look at the data, plan, cache, train, and report on the cases kept from training.
 
     Args:
         data: Folder with images/ and masks/, or with pairs such as a.png and a_mask.png, or an nnU-Net dataset; or a
             CSV file with the columns image, mask and, for what belongs together, group.
-        output: Folder of the run; but for --resume it must not exist yet.
+        output: Folder of the run, by default runs/ and the dataset's name; but for --resume it must not exist yet.
         recipe: How to train: default (docs/recipes.md tells why), or paper (what the published code does, which also
             plans spacing, slices, patch and batch its way). From Python also a `Recipe`.
         changes: Of a named recipe, what is to be otherwise; on the command line a flag each.
@@ -57,22 +58,28 @@ def train(
         micro_batch: Patches that go through the network together, fewer than --batch where memory is short; gradients
             add up. By default the whole batch, halved when memory runs out.
         resume: Go on with a run that was interrupted, as it was planned.
+        report: Whether to segment the fold's validation cases in the end, and to write metrics and report.html.
 
     Returns:
         The run's folder.
     """
-    data, output = Path(data), Path(output)  # Python users may give strings
-    from dinounet.data.dataset import parse_channels, parse_labels
+    data = Path(data)  # Python users may give strings
+    output = Path(output) if output else Path("runs", data.stem if data.suffix == ".csv" else data.resolve().name)
+    from dinounet.data.dataset import parse_channels, parse_labels, read_dataset
+    from dinounet.errors import Interrupted
     from dinounet.network.weights import source_of
     from dinounet.plans import read_plan
-    from dinounet.training.session import resume_run, start_run
+    from dinounet.review import lacks_review, review_run
+    from dinounet.training.session import how_to_go_on, resume_run, start_run
 
     # what stands at its default is not asked for: a plan or an interrupted run decides it
     asked_recipe = None if recipe == "default" else recipe
     asked_backbone = None if backbone == NetworkConfig.backbone else backbone
     asked_network = None if network == "dinounet" else network
     changes = dict(changes)
-    if resume:
+    if resume and report and lacks_review(output):
+        pass  # it was the review that was interrupted
+    elif resume:
         resume_run(
             data, output, device=device, recipe=asked_recipe, **changes, network=asked_network,
             backbone=asked_backbone, patch=patch, fold=fold or None,
@@ -88,4 +95,9 @@ def train(
             patch=patch, fold=fold, labels=labels, channels=channels, plan_file=Path(plan) if plan else None,
             weights=weights, device=device, precision=precision, micro_batch=micro_batch,
         )  # fmt: skip
+    if report:
+        try:
+            review_run(read_dataset(data), output)
+        except KeyboardInterrupt:
+            raise Interrupted(f"trained, but stopped before the report; {how_to_go_on(data, output)}") from None
     return output

@@ -12,7 +12,8 @@ import numpy as np
 
 from dinounet.data.images import Volume, read_mask, require_same_grid
 from dinounet.data.labels import Labels, Region
-from dinounet.data.pairs import mask_files, name_of
+from dinounet.data.masks import read_truth
+from dinounet.data.pairs import Case, mask_files, name_of
 from dinounet.errors import ConfigError, DataError
 from dinounet.evaluation.metrics import POLICY, dice, hd95
 from dinounet.files import join_some, write_json
@@ -218,32 +219,55 @@ def evaluate_folders(
         raise DataError(f"the labels {dict(labels)} name no class but background; name at least one, such as lesion=1")
     truths, predicted = find_masks(truth), find_masks(predictions)
     problems = _name_problems(predictions, truth, predicted.keys(), truths.keys())
+    cases = [Case(name, (), truths[name]) for name in sorted(truths.keys() & predicted.keys())]
+    return evaluate_cases(cases, predicted, known, output, on_case, problems=problems)
+
+
+def evaluate_cases(
+    cases: Sequence[Case],
+    predicted: Mapping[str, Path],
+    known: Labels,
+    output: Path | None = None,
+    on_case: Callable[[str], None] | None = None,
+    *,
+    problems: Sequence[str] = (),
+) -> Metrics:
+    """Compare the masks of cases, wherever they are, with their truth; see `evaluate_folders`.
+
+    Args:
+        cases: whose truth is known.
+        predicted: the file of each case's predicted mask, by its name.
+        known: what the numbers in the masks stand for.
+        output: the file to write the metrics to as JSON.
+        on_case: is called with the name of each case that is done.
+        problems: what is known to be wrong already; told together with all else.
+    """
     wrong: list[str] = []
     units: dict[Unit, list[str]] = {"mm": [], "px": []}
-    cases = []
-    for case in sorted(truths.keys() & predicted.keys()):
+    evaluated = []
+    for case in cases:
         try:
-            pair = read_mask(truths[case]), read_mask(predicted[case])
+            pair = read_truth(case), read_mask(predicted[case.name])
             require_same_grid(pair[1], pair[0])
         except DataError as error:
             wrong.append(str(error))
             continue
-        wrong += [text for mask, may in zip(pair, (known.given, labels), strict=True) if (text := _unknown(mask, may))]
-        units["px" if pair[0].spacing is None else "mm"].append(case)
+        may_hold = known.given, known.labels
+        wrong += [text for mask, may in zip(pair, may_hold, strict=True) if (text := _unknown(mask, may))]
+        units["px" if pair[0].spacing is None else "mm"].append(case.name)
         if not problems and not wrong:  # measuring takes long; once something is wrong, only look for more of it
-            cases.append(_evaluate_case(case, *pair, known))
+            evaluated.append(_evaluate_case(case.name, *pair, known))
         if on_case is not None:
-            on_case(case)
-    if wrong:
-        problems.append(join_some(wrong))
+            on_case(case.name)
+    found = [*problems, *([join_some(wrong)] if wrong else [])]
     if all(units.values()):
-        problems.append(
-            f"{truth} mixes masks with a spacing in mm ({join_some(units['mm'])}) and without one "
+        found.append(
+            f"the truth mixes masks with a spacing in mm ({join_some(units['mm'])}) and without one "
             f"({join_some(units['px'])}), whose HD95 have no common mean; evaluate them apart"
         )
-    if problems:
-        raise DataError("; ".join(problems))
-    metrics = summarise(cases, known)
+    if found:
+        raise DataError("; ".join(found))
+    metrics = summarise(evaluated, known)
     if output is not None:
         output.parent.mkdir(parents=True, exist_ok=True)
         write_json(output, metrics)

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from dinounet.data.images import Volume, coarsest_axis, read_image, read_mask, require_same_grid
-from dinounet.data.pairs import image_files, name_of
+from dinounet.data.masks import read_truth
+from dinounet.data.pairs import Case, image_files, name_of
 from dinounet.errors import DataError
 from dinounet.evaluation.evaluate import CaseMetrics, Metrics, find_masks
 
@@ -98,7 +99,7 @@ def make_pictures(
     """
     truths, predicted = find_masks(truth), find_masks(predictions)
     files = {name_of(path): path for path in image_files(images)} if images.is_dir() else {}
-    pictures = []
+    cases = []
     for case in metrics.worst_first[:most]:
         for folder, masks in ((truth, truths), (predictions, predicted)):
             if case.case not in masks:
@@ -106,10 +107,29 @@ def make_pictures(
         name = next((name for name in (f"{case.case}_0000", case.case) if name in files), None)
         if name is None:
             raise DataError(f"{images} holds no image of {case.case} ({case.case}_0000 or {case.case}); add it")
-        volumes = read_image([files[name]]), read_mask(truths[case.case]), read_mask(predicted[case.case])
+        cases.append(Case(case.case, (files[name],), truths[case.case]))
+    return picture_cases(metrics, cases, predicted, most)
+
+
+def picture_cases(
+    metrics: Metrics, cases: Iterable[Case], predicted: Mapping[str, Path], most: int = 12
+) -> list[CasePicture]:
+    """Picture the worst of cases, wherever their files are; see `make_pictures`.
+
+    Args:
+        metrics: of these predictions.
+        cases: with their images and truth.
+        predicted: the file of each case's predicted mask, by its name.
+        most: so many cases at most.
+    """
+    by_name = {case.name: case for case in cases}
+    pictures = []
+    for found in metrics.worst_first[:most]:
+        case = by_name[found.case]
+        volumes = read_image(case.images[:1]), read_truth(case), read_mask(predicted[case.name])
         for other in (volumes[0], volumes[2]):
             require_same_grid(other, volumes[1])
-        pictures.append(_make_picture(case, *volumes, metrics))
+        pictures.append(_make_picture(found, *volumes, metrics))
     return pictures
 
 

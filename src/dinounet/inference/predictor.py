@@ -211,11 +211,16 @@ def predict_files(
         except UserError as error:
             problems.append(str(error))
         else:
-            ending = ending_of(case.images[0])
-            path = output / f"{case.name}{'.png' if ending in JPEG_ENDINGS else ending}"  # JPEG would change labels
+            path = mask_path(output, case)
             write_mask(path, labels, like=volume)
             written.append(path)
         on_case()
     if problems:
         raise DataError(f"{len(problems)} of {len(cases)} images could not be predicted: {join_some(problems)}")
     return written
+
+
+def mask_path(folder: Path, case: Case) -> Path:
+    """Where a case's predicted mask lies: in the image's own format, but for JPEG, which would change labels."""
+    ending = ending_of(case.images[0])
+    return folder / f"{case.name}{'.png' if ending in JPEG_ENDINGS else ending}"

@@ -166,6 +166,11 @@ def resume_run(data: Path, output: Path, *, device: Device = "auto", **asked: An
     return _fit(network, record, data, output, training, validation, resume=True)
 
 
+def how_to_go_on(data: Path, output: Path) -> str:
+    """The command that resumes a run, in words."""
+    return "go on with: " + shlex.join(["dinounet", "train", str(data), "-o", str(output), "--resume"])
+
+
 def _hash(dataset: Dataset) -> str:
     with progress("hashing the data", len(dataset.cases)) as advance:
         return hash_dataset(dataset, on_case=advance)
@@ -231,8 +236,7 @@ def _fit(
         record = fit(network, record, output, *cached, resume=resume)
     except (KeyboardInterrupt, Interrupted) as stop:
         where = str(stop) or f"stopped; the last checkpoint is of step {read_run(output).steps_done}"
-        again = shlex.join(["dinounet", "train", str(data), "-o", str(output), "--resume"])
-        raise Interrupted(f"{where}; go on with: {again}") from None
+        raise Interrupted(f"{where}; {how_to_go_on(data, output)}") from None
     say(
         "trained",
         f"{output}: {record.steps_done} steps in {record.seconds / 60:.1f} minutes",

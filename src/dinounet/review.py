@@ -1,0 +1,92 @@
+"""What a run is worth: masks of cases that it did not learn from, compared with their truth, and all of it on a page.
+
+Leaves in the run's folder `validation/` (masks, `prediction.json`, `metrics.json`) and `report.html`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from dinounet.data.dataset import Dataset
+from dinounet.data.pairs import Case
+from dinounet.errors import DataError
+from dinounet.evaluation.evaluate import Metrics, evaluate_cases
+from dinounet.evaluation.pictures import picture_cases
+from dinounet.evaluation.report import write_report
+from dinounet.files import METRICS, PREDICTION, read_record, whole_folder, write_json
+from dinounet.inference.predictor import load, mask_path, predict_files
+from dinounet.inference.record import record_prediction
+from dinounet.progress import progress, say
+from dinounet.run import REPORT, read_log, read_run
+
+MOST_LEARNED = 10
+"""Cases that are looked at where all were learned from: enough to see that training worked."""
+
+NOTHING_KEPT = (
+    "No case was kept from training: these masks are of cases that the network learned from. They show that it "
+    "learned, and say nothing about how well it segments others."
+)
+
+
+def lacks_review(run: Path) -> bool:
+    """Whether a run is finished but has no report.
+
+    Raises:
+        UserError: the folder is no run.
+    """
+    return read_run(run).status == "finished" and not (run / REPORT).exists()
+
+
+def review_run(dataset: Dataset, run: Path) -> Path:
+    """Predict and evaluate the cases that a finished run has not learned from, and write its report.
+
+    Returns:
+        The report's path.
+
+    Raises:
+        UserError: the run is not finished, or its cases or weights are not there any more.
+    """
+    record = read_run(run)
+    part, names = "validation", record.data.validation_cases
+    if not names:
+        part, names = "training", record.data.training_cases[:MOST_LEARNED]
+    cases = [case for case in dataset.cases if case.name in names]
+    if len(cases) < len(names):
+        raise DataError(f"{dataset.name} lacks {len(names) - len(cases)} of the {part} cases of {run}; put them back")
+    if not (run / part).exists():  # else a review that was interrupted goes on from there
+        with whole_folder(run / part) as folder:
+            _predict_and_evaluate(cases, run, folder)
+    metrics = read_record(Metrics, run / part / METRICS, what="the metrics of a run")
+    write_report(
+        run / REPORT,
+        title=f"{record.data.name}: {run.name}",
+        metrics=metrics,
+        pictures=picture_cases(metrics, cases, {case.name: mask_path(run / part, case) for case in cases}),
+        run=asdict(record),
+        log=read_log(run),
+        notes=() if part == "validation" else (NOTHING_KEPT,),
+    )
+    mean = metrics.mean_over_cases_and_classes
+    say(
+        "reviewed",
+        f"{part} cases: mean foreground Dice {mean.dice:.3f}, HD95 {mean.hd95:.2f} {metrics.unit}; open {run / REPORT}",
+        cases=part,
+        dice=mean.dice,
+        hd95=mean.hd95,
+        unit=metrics.unit,
+        report=str(run / REPORT),
+    )
+    return run / REPORT
+
+
+def _predict_and_evaluate(cases: Sequence[Case], run: Path, folder: Path) -> None:
+    record = read_run(run)
+    predictor = load(run, device=record.device, precision=record.precision)
+    write_json(folder / PREDICTION, record_prediction(run, predictor))
+    with progress("predicting", len(cases)) as advance:
+        predict_files(predictor, cases, folder, on_case=advance)
+    with progress("evaluating", len(cases)) as advance:
+        masks = {case.name: mask_path(folder, case) for case in cases}
+        evaluate_cases(cases, masks, predictor.plan.data.meaning, folder / METRICS, lambda _: advance())

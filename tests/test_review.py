@@ -1,0 +1,91 @@
+"""`dinounet train` alone: to a report on the cases that were kept from training."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+import dinounet
+from datasets import write_png_dataset
+from dinounet import review
+from dinounet.cli.main import main
+from dinounet.data.dataset import read_dataset
+from dinounet.data.plan import plan_data
+from dinounet.errors import DataError, Interrupted
+from dinounet.files import write_json
+from dinounet.plans import Plan, Recipe
+from dinounet.run import read_run
+from networks import tiny_config
+
+OPTIONS = {"weights": "random", "device": "cpu", "precision": "fp32"}
+
+
+@pytest.fixture
+def png(tmp_path: Path) -> Path:
+    return write_png_dataset(tmp_path / "pictures")
+
+
+@pytest.fixture
+def plan_file(png: Path, tmp_path: Path) -> Path:
+    recipe = Recipe(steps=2, validate_every=2, warmup=0, augmentation="none")
+    write_json(tmp_path / "tiny.json", Plan(plan_data(read_dataset(png), (64, 64)), tiny_config(num_classes=3), recipe))
+    return tmp_path / "tiny.json"
+
+
+def test_one_command_reaches_a_report_of_the_cases_kept_from_training(
+    png: Path, plan_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ["--plan", str(plan_file), "--weights", "random", "--device", "cpu", "--precision", "fp32"]
+    assert main(["train", str(png), *words]) == 0
+    run = tmp_path / "runs" / "pictures"
+    watched = read_run(run).data.validation_cases
+    assert len(watched) == 2
+    masks = run / "validation"
+    assert {path.stem for path in masks.glob("*.png")} == set(watched)
+    assert not (run / "training").exists()
+    # the same as by hand
+    stored = json.loads((masks / "metrics.json").read_text())
+    images = [png / "imagesTr" / f"{name}_0000.png" for name in watched]
+    predicted = dinounet.predict(run, images, tmp_path / "again", precision="fp32")
+    for path in predicted:
+        assert path.read_bytes() == (masks / path.name).read_bytes()
+    (tmp_path / "truth").mkdir()
+    for name in watched:
+        (tmp_path / "truth" / f"{name}.png").write_bytes((png / "labelsTr" / f"{name}.png").read_bytes())
+    by_hand = dinounet.evaluate(tmp_path / "again", tmp_path / "truth")
+    assert stored["mean_over_cases_and_classes"]["dice"] == by_hand.mean_over_cases_and_classes.dice
+    page = (run / "report.html").read_text()
+    assert all(name in page for name in watched)
+    assert review.NOTHING_KEPT not in page
+
+
+def test_where_no_case_was_kept_the_report_says_so(png: Path, plan_file: Path, tmp_path: Path) -> None:
+    run = dinounet.train(png, tmp_path / "run", plan=plan_file, fold=-1, **OPTIONS)
+    assert len(list((run / "training").glob("*.png"))) == 6
+    assert review.NOTHING_KEPT in (run / "report.html").read_text()
+
+
+def test_a_review_that_was_interrupted_is_made_up_for(
+    png: Path, plan_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(review, "predict_files", stop)
+        with pytest.raises(Interrupted, match="trained, but stopped before the report; go on with: dinounet"):
+            dinounet.train(png, run, plan=plan_file, **OPTIONS)
+    assert read_run(run).status == "finished"
+    assert not (run / "validation").exists()
+    steps = (run / "log.jsonl").read_text()
+    dinounet.train(png, run, resume=True)
+    assert (run / "report.html").exists()
+    assert (run / "log.jsonl").read_text() == steps  # nothing was trained again
+
+    (run / "report.html").unlink()
+    (png / "imagesTr" / f"{read_run(run).data.validation_cases[0]}_0000.png").rename(tmp_path / "gone.png")
+    (png / "labelsTr" / f"{read_run(run).data.validation_cases[0]}.png").rename(tmp_path / "gone too.png")
+    with pytest.raises(DataError, match=r"pictures lacks 1 of the validation cases of .*run; put them back"):
+        dinounet.train(png, run, resume=True)
