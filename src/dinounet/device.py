@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
 from dinounet.errors import ConfigError
@@ -29,6 +30,16 @@ def choose_device(device: Device) -> Literal["cpu", "cuda", "mps"]:
     return device
 
 
+def choose_training_device(device: Device) -> Literal["cpu", "cuda", "mps"]:
+    """The device to train on: auto is the CPU on Apple machines, since PyTorch lacks the backward of grid_sample there.
+
+    Raises:
+        ConfigError: this machine has no such device.
+    """
+    chosen = choose_device(device)
+    return "cpu" if device == "auto" and chosen == "mps" else chosen
+
+
 def choose_precision(precision: Precision, device: Literal["cpu", "cuda", "mps"]) -> Literal["fp32", "bf16", "fp16"]:
     """The precision to compute with; weights are float32 in any case.
 
@@ -49,3 +60,30 @@ def choose_precision(precision: Precision, device: Literal["cpu", "cuda", "mps"]
     else:
         native = False
     return "bf16" if native else "fp32"
+
+
+CONTROL_GROUP = Path("/sys/fs/cgroup")
+"""Where Linux tells what a container or a job of a cluster may use."""
+
+
+def available_memory(device: str) -> int:
+    """Bytes that are free on a device; of the CPU's, at most what a container or job is allowed."""
+    import torch
+
+    if device == "cuda":
+        return torch.cuda.mem_get_info()[0]
+    if device == "mps":
+        return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
+    import psutil
+
+    free = psutil.virtual_memory().available
+    for limit, used in (
+        ("memory.max", "memory.current"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+    ):
+        try:
+            allowed = int((CONTROL_GROUP / limit).read_text()) - int((CONTROL_GROUP / used).read_text())
+        except (OSError, ValueError):  # not there, or "max"
+            continue
+        free = min(free, max(allowed, 0))
+    return free

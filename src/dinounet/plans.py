@@ -159,6 +159,40 @@ def choose_recipe(name: RecipeName, changes: Mapping[str, Any], data: DataPlan |
     return replace(recipe, **changes)
 
 
+SHARE_OF_MEMORY = 0.8
+"""Of what is free; the rest is for the processes that prepare patches, and for what no trial foresees."""
+
+
+def decides_batch(recipe: Recipe | RecipeName, changes: Mapping[str, Any]) -> bool:
+    """Whether the batch is asked for, so that it isn't what the device has room for."""
+    return recipe != "default" or "batch" in changes
+
+
+@dataclass(frozen=True)
+class StepMemory:
+    """What a training step takes, in bytes, by a trial step."""
+
+    device: Literal["cpu", "cuda", "mps"]
+    """Where it was tried."""
+
+    free: int
+    """There, before the step."""
+
+    fixed: int
+    """Gradients and the optimizer's state, whatever the batch."""
+
+    a_pixel: float
+    """Of a patch, forward and backward."""
+
+    def patches(self, patch: tuple[int, int]) -> int:
+        """How many patches may go through the network together."""
+        return int((SHARE_OF_MEMORY * self.free - self.fixed) / (self.a_pixel * math.prod(patch)))
+
+    def needed(self, patch: tuple[int, int]) -> float:
+        """How much should be free for one patch."""
+        return (self.fixed + self.a_pixel * math.prod(patch)) / SHARE_OF_MEMORY
+
+
 @dataclass(frozen=True)
 class Plan:
     """All of it."""
@@ -171,6 +205,9 @@ class Plan:
 
     recipe: Recipe
     """From logits to a trained network."""
+
+    memory: StepMemory | None = None
+    """What a step takes, which patch and batch must fit into."""
 
     format: int = FORMAT
     """Version of this file's keys."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from dinounet.cli.recipe_flags import NAMED, NO_CHANGES, RecipeFlags
+from dinounet.device import Device, Precision
 from dinounet.network.config import NetworkConfig
 from dinounet.plans import Architecture, Plan, Recipe, RecipeName
 
@@ -28,6 +29,8 @@ def plan(
     patch: tuple[int, int] | None = None,
     labels: str | None = None,
     channels: str | None = None,
+    device: Device = "auto",
+    precision: Precision = "auto",
 ) -> Plan:
     """Look at a dataset without training on it: print what it holds and every decision about it, or all that is wrong.
 
@@ -43,15 +46,20 @@ def plan(
         labels: Of plain masks, what their numbers stand for, as background=0,lesion=255; by default told by the masks.
         channels: Of plain images, the channels' names, such as T1,T2, which decide the normalisation as in nnU-Net: CT,
             rgb (0 to 1, then ImageNet's statistics), rgb_to_0_1, noNorm; others by mean and deviation.
+        device: Where it is to be trained: a trial step there tells which patch and batch fit into memory.
+        precision: How precisely it is to be trained.
 
     Returns:
         The plan.
     """
     data = Path(data)  # Python users may give strings
     from dinounet.data.dataset import parse_channels, parse_labels, read_dataset
+    from dinounet.device import choose_precision, choose_training_device
     from dinounet.files import require_file, write_json
-    from dinounet.plans import plan_dataset
+    from dinounet.network.backbone import build_backbone
+    from dinounet.plans import decides_batch, plan_dataset
     from dinounet.progress import say
+    from dinounet.training.session import fit_plan
 
     if output is not None:
         output = Path(output)
@@ -60,6 +68,12 @@ def plan(
         data, parse_labels(labels) if labels else None, parse_channels(channels) if channels else None
     )
     found = plan_dataset(dataset, recipe, backbone, patch, changes=changes, architecture=network)
+    chosen = choose_training_device(device)
+    frozen = build_backbone(found.network) if isinstance(found.network, NetworkConfig) else None
+    found, _ = fit_plan(
+        found, frozen, chosen, choose_precision(precision, chosen),
+        patch_is_given=bool(patch), batch_is_given=decides_batch(recipe, changes),
+    )  # fmt: skip
     _print(dataset, found)
     if output is not None:
         output.parent.mkdir(parents=True, exist_ok=True)
@@ -73,7 +87,8 @@ def _print(dataset: Dataset, plan: Plan) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    seen, data = plan.data.fingerprint, plan.data
+    seen, data, memory = plan.data.fingerprint, plan.data, plan.memory
+    assert memory is not None
     total = sum(seen.label_pixels.values())
     groups = {case.group for case in dataset.cases if case.group is not None}
     first = dataset.cases[0]
@@ -103,6 +118,8 @@ def _print(dataset: Dataset, plan: Plan) -> None:
         "patch": f"{data.patch[0]} x {data.patch[1]}, {plan.recipe.batch} a step",
         "folds": ", ".join(f"{len(training)} + {len(watched)}" for training, watched in dataset.splits)
         or "none: one case, or one group of them, can't be split",
+        "memory": f"{memory.needed(data.patch) / 1e9:.2g} GB wanted for a patch's step on {memory.device}, "
+        f"{memory.free / 1e9:.3g} GB free",
         "network": getattr(plan.network, "backbone", plan.network.architecture) + f", {plan.recipe.duration}",
     }.items():
         table.add_row(Text(name), Text(value))

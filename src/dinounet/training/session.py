@@ -6,14 +6,14 @@ import shlex
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from dinounet.data.cache import build_cache
 from dinounet.data.dataset import Dataset, hash_dataset, parse_channels, parse_labels, read_dataset
 from dinounet.data.pairs import Case
-from dinounet.device import Device, Precision, choose_device, choose_precision
+from dinounet.device import Device, Precision, choose_device, choose_precision, choose_training_device
 from dinounet.errors import ConfigError, DataError, Interrupted, WeightsError
 from dinounet.files import require_new, write_json
 from dinounet.network.backbone import FrozenBackbone, build_backbone
@@ -22,10 +22,11 @@ from dinounet.network.config import NetworkConfig
 from dinounet.network.dinounet import DinoUNet
 from dinounet.network.initialisation import initialise_he
 from dinounet.network.weights import fill_backbone
-from dinounet.plans import Architecture, Plan, Recipe, RecipeName, choose_recipe, plan_dataset, read_plan
+from dinounet.plans import Architecture, Plan, Recipe, RecipeName, choose_recipe, decides_batch, plan_dataset, read_plan
 from dinounet.progress import progress, say
 from dinounet.run import CACHE, PLAN, RECORD, DataRecord, RunRecord, command, machine, now, read_run, versions
 from dinounet.training.loop import fit
+from dinounet.training.memory import fit_to_memory, measure_step
 
 ALL_CASES = -1
 """As a fold: train on every case, validate on none."""
@@ -58,9 +59,7 @@ def start_run(
     require_new(output, what="the run")
     if micro_batch is not None and micro_batch < 1:
         raise ConfigError(f"--micro-batch is {micro_batch}; it must be at least 1")
-    chosen = choose_device(device)
-    if device == "auto" and chosen == "mps":  # PyTorch lacks the backward of grid_sample there
-        chosen = "cpu"
+    chosen = choose_training_device(device)
     planned = recipe if isinstance(recipe, Recipe) else choose_recipe(recipe or "default", changes or {})
     dataset = read_dataset(
         data, parse_labels(labels) if labels else None, parse_channels(channels) if channels else None
@@ -91,7 +90,18 @@ def start_run(
         architecture=architecture,
     )
     _check_plan(plan, dataset)
-    network = _build(plan, frozen)
+    exactly = choose_precision(precision, chosen)
+    fitted, network = fit_plan(
+        plan, frozen, chosen, exactly,
+        patch_is_given=bool(edited or patch),
+        batch_is_given=bool(edited) or decides_batch(recipe or "default", changes or {}),
+    )  # fmt: skip
+    plan = edited or fitted
+    assert fitted.memory is not None
+    at_once = fitted.memory.patches(plan.data.patch)
+    if micro_batch is None and at_once < plan.recipe.batch:
+        micro_batch = at_once
+        say("memory", f"{at_once} of {plan.recipe.batch} patches go through the network at a time", part=at_once)
     record = RunRecord(
         plan=plan,
         data=DataRecord(
@@ -100,7 +110,7 @@ def start_run(
         backbone=known,
         fold=fold,
         device=chosen,
-        precision=choose_precision(precision, chosen),
+        precision=exactly,
         trained_parameters=sum(p.numel() for p in network.parameters() if p.requires_grad),
         frozen_parameters=sum(p.numel() for p in frozen.parameters()) if frozen else 0,
         command=command(),
@@ -205,6 +215,26 @@ def _split(dataset: Dataset, fold: int) -> tuple[list[Case], list[Case]]:
     train_names, validation_names = dataset.splits[fold]
     by_name = {case.name: case for case in dataset.cases}
     return [by_name[name] for name in train_names], [by_name[name] for name in validation_names]
+
+
+def fit_plan(
+    plan: Plan,
+    frozen: FrozenBackbone | None,
+    device: Literal["cpu", "cuda", "mps"],
+    precision: Literal["fp32", "bf16", "fp16"],
+    *,
+    patch_is_given: bool,
+    batch_is_given: bool,
+) -> tuple[Plan, Network]:
+    """Build the planned network and take a trial step; the plan comes back with patch and batch that memory allows.
+
+    Raises:
+        UserError: not even one patch fits, and it was given, or it can't be smaller.
+    """
+    network = _build(plan, frozen)
+    memory = measure_step(network, plan, device, precision)
+    fitted = fit_to_memory(plan, memory, patch_is_given=patch_is_given, batch_is_given=batch_is_given)
+    return fitted, network if fitted.network == plan.network else _build(fitted, frozen)
 
 
 def _build(plan: Plan, frozen: FrozenBackbone | None) -> Network:
