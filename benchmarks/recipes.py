@@ -56,7 +56,6 @@ class Variant:
     base: RecipeName = "default"
     architecture: Any = "dinounet"
     random_backbone: bool = False
-    deep_supervision: bool = False
     intensities: Intensities | None = None
 
 
@@ -95,7 +94,7 @@ SETUPS = {
 # the study's start: what `default` was before it
 START = {
     "optimizer": "adamw", "learning_rate": 1e-3, "weight_decay": 1e-4, "schedule": "cosine", "warmup": 15,
-    "initialisation": "pytorch", "augmentation": "nnunet", "batch": 2,
+    "initialisation": "pytorch", "augmentation": "nnunet", "batch": 2, "deep_supervision": False,
 }  # fmt: skip
 
 VARIANTS = {
@@ -104,7 +103,7 @@ VARIANTS = {
     "flip": Variant("augmentation: mirroring only", {"augmentation": "flip"}),
     "unet": Variant("`--network unet`", architecture="unet"),
     "lr 3e-3": Variant("learning rate 3e-3", {"learning_rate": 3e-3}),
-    "deep": Variant("deep supervision", deep_supervision=True),
+    "deep": Variant("deep supervision", {"deep_supervision": True}),
     "random": Variant("random backbone", random_backbone=True),
     "sgd": Variant(
         "SGD, Nesterov 0.99, 1e-3, weight decay 3e-5, poly, no warm-up (the paper's)",
@@ -137,8 +136,6 @@ def make_plan(setup: Setup, variant: Variant, train: Path, seed: int) -> Plan:
     recipe: Recipe = choose_recipe(variant.base, changes)
     dataset = read_dataset(train, setup.labels)
     plan = plan_dataset(dataset, recipe, "dinov2_vits14", setup.patch, architecture=variant.architecture)
-    if variant.deep_supervision:
-        plan = replace(plan, network=replace(plan.network, deep_supervision=True))
     if variant.intensities:  # clipped to and scaled by given numbers: what "ct" does
         channels = tuple(ChannelPlan(channel.name, "ct", variant.intensities) for channel in plan.data.channels)
         plan = replace(plan, data=replace(plan.data, channels=channels))

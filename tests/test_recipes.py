@@ -81,6 +81,8 @@ def test_flags_change_single_fields_of_a_named_recipe(png: Path, tmp_path: Path)
     assert plan.recipe == replace(RECIPES["paper"], steps=7, batch=2)
     assert main([*words[:4], "--seed", "3"]) == 0
     assert read_plan(tmp_path / "plan.json").recipe == Recipe(seed=3)
+    assert main([*words[:4], "--deep-supervision"]) == 0
+    assert read_plan(tmp_path / "plan.json").network.deep_supervision
     with pytest.raises(ConfigError, match="a recipe has no 'stepz'; did you mean 'steps'"):
         choose_recipe("paper", {"stepz": 1})
     with pytest.raises(ConfigError, match="there is no recipe 'papr'; choose default or paper"):

@@ -71,6 +71,9 @@ class Recipe:
     initialisation: Initialisation = "pytorch"
     """Initial values of FAPM, enlargement and decoder: PyTorch's, as published, or he, as nnU-Net's."""
 
+    deep_supervision: bool = False
+    """Whether the decoder's outputs at 1/2 and 1/4 of the size learn as well; a U-Net's always do, as nnU-Net's."""
+
     clip: float = 12.0
     """Largest norm of the gradient."""
 
@@ -221,6 +224,8 @@ class Plan:
             raise ConfigError(
                 f"network.in_channels is {self.network.in_channels} but data names {len(self.data.channels)} channels"
             )
+        if isinstance(self.network, NetworkConfig) and self.network.deep_supervision != self.recipe.deep_supervision:
+            raise ConfigError("network.deep_supervision and recipe.deep_supervision differ; make them equal")
         outputs = self.data.meaning.outputs
         if self.network.num_classes != len(outputs):
             what = "labels" if self.data.regions is None else "regions"
@@ -234,7 +239,8 @@ def make_plan(data: DataPlan, recipe: Recipe, backbone: str, architecture: Archi
     if architecture == "unet":
         network = plan_unet(data.patch, in_channels=channels, num_classes=outputs)
     else:
-        network = NetworkConfig(backbone=backbone, in_channels=channels, num_classes=outputs)
+        deep = recipe.deep_supervision
+        network = NetworkConfig(backbone=backbone, in_channels=channels, num_classes=outputs, deep_supervision=deep)
     return Plan(data, network, recipe)
 
 
