@@ -30,7 +30,13 @@ def plan(tmp_path: Path) -> Plan:
     return make_plan(data, Recipe(), "dinov3_vits16")
 
 
-def test_a_block_of_known_size_is_seen() -> None:
+def test_a_block_of_known_size_is_seen_also_where_as_much_was_freed_before() -> None:
+    small = [torch.ones(2**18) for _ in range(400)]
+    del small
+    with watch_memory("cpu") as grown:
+        kept = [torch.ones(2**18) for _ in range(400)]
+    assert grown[0] == pytest.approx(400 * 2**20, rel=0.1)
+    assert len(kept) == 400
     with watch_memory("cpu") as grown:
         block = torch.ones(400 * 2**20 // 4)
         block.add_(1)

@@ -6,10 +6,12 @@ on this device that is measured. On a CPU it matters most: there the system kill
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import math
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Literal
 
@@ -115,6 +117,7 @@ def watch_memory(device: str) -> Iterator[list[int]]:
     def in_use() -> int:
         return torch.mps.driver_allocated_memory() if device == "mps" else psutil.Process().memory_info().rss
 
+    _give_back_freed()
     before, done = in_use(), threading.Event()
 
     def watch() -> None:
@@ -128,3 +131,10 @@ def watch_memory(device: str) -> Iterator[list[int]]:
     finally:
         done.set()
         watcher.join()
+
+
+def _give_back_freed() -> None:
+    """Make the C library return what it keeps of freed memory: else a block would find its own place there already."""
+    gc.collect()
+    with suppress(OSError, AttributeError):  # another C library than glibc returns it by itself, or never
+        ctypes.CDLL(None).malloc_trim(0)
