@@ -39,13 +39,15 @@ def plan(
         network: What to train; unet is nnU-Net's, a baseline without a backbone.
         backbone: Frozen backbone, as listed by `dinounet info`.
         patch: Rows and columns of a patch; by default what covers the median slice, at most 512.
-        labels: Of plain masks, what their numbers stand for, as background=0,lesion=255; by default told by the masks.
+        labels: Of plain masks, what their numbers (background=0,lesion=255) or colours (background=#000000,
+            lesion=#ff0000) stand for; by default told by the masks.
 
     Returns:
         The plan.
     """
     data = Path(data)  # Python users may give strings
-    from dinounet.data.dataset import parse_labels, read_dataset
+    from dinounet.data.dataset import read_dataset
+    from dinounet.data.labels import parse_labels
     from dinounet.files import require_file, write_json
     from dinounet.plans import plan_dataset
     from dinounet.progress import say
@@ -77,6 +79,10 @@ def _print(dataset: Dataset, plan: Plan) -> None:
     table = Table("", "", title=Text(dataset.name), show_header=False)
     for name, value in {
         "cases": f"{seen.cases}" + (f" of {len(groups)} groups" if groups else ""),
+        "paired by": dataset.paired_by,
+        "masks": "numbers"
+        if data.colours is None
+        else "colours " + ", ".join(f"{c} {n}" for n, c in data.colours.items()),
         "first case": f"{first.name}: {' + '.join(path.name for path in first.images)} with {first.mask.name}",
         "median size": f"{size} (slices, rows, columns)",
         "median spacing": "unknown" if not seen.median_spacing else f"{_times(seen.median_spacing)} mm",

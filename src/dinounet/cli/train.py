@@ -48,7 +48,8 @@ def train(
         plan: An edited plan.json to train by; backbone, recipe and patch are taken from it.
         patch: Rows and columns of a patch; by default what covers the median slice, at most 512.
         fold: Which of the dataset's splits; -1 trains on all cases.
-        labels: Of plain masks, what their numbers stand for, as background=0,lesion=255; by default told by the masks.
+        labels: Of plain masks, what their numbers (background=0,lesion=255) or colours (background=#000000,
+            lesion=#ff0000) stand for; by default told by the masks.
         device: Where to compute.
         precision: How precisely; auto is bf16 where the device computes with it natively.
         micro_batch: Patches that go through the network together, fewer than --batch where memory is short; gradients
@@ -59,7 +60,7 @@ def train(
         The run's folder.
     """
     data, output = Path(data), Path(output)  # Python users may give strings
-    from dinounet.data.dataset import parse_labels
+    from dinounet.data.labels import parse_labels
     from dinounet.network.weights import source_of
     from dinounet.plans import read_plan
     from dinounet.training.session import resume_run, start_run

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from dinounet.data.images import Volume, coarsest_axis, read_image, read_mask, require_same_grid
+from dinounet.data.images import Volume, coarsest_axis, read_image, require_same_grid
+from dinounet.data.masks import read_mask
 from dinounet.data.pairs import image_files, name_of
 from dinounet.errors import DataError
 from dinounet.evaluation.evaluate import CaseMetrics, Metrics, find_masks
@@ -96,8 +97,9 @@ def make_pictures(
     Raises:
         DataError: an image or mask is missing, unreadable, or doesn't fit the others.
     """
-    truths, predicted = find_masks(truth), find_masks(predictions)
-    files = {name_of(path): path for path in image_files(images)} if images.is_dir() else {}
+    predicted = find_masks(predictions)
+    truths = find_masks(truth, predicted)
+    files = {name_of(path, images): path for path in image_files(images)} if images.is_dir() else {}
     pictures = []
     for case in metrics.worst_first[:most]:
         for folder, masks in ((truth, truths), (predictions, predicted)):
@@ -106,7 +108,8 @@ def make_pictures(
         name = next((name for name in (f"{case.case}_0000", case.case) if name in files), None)
         if name is None:
             raise DataError(f"{images} holds no image of {case.case} ({case.case}_0000 or {case.case}); add it")
-        volumes = read_image([files[name]]), read_mask(truths[case.case]), read_mask(predicted[case.case])
+        true, found = (read_mask(masks[case.case], metrics.meaning) for masks in (truths, predicted))
+        volumes = read_image([files[name]]), true, found
         for other in (volumes[0], volumes[2]):
             require_same_grid(other, volumes[1])
         pictures.append(_make_picture(case, *volumes, metrics))
