@@ -328,19 +328,20 @@ def _advice(pixels: Mapping[int, int], masks: Path) -> str:
     """How to repair smoothed masks, with the values that are clearly meant."""
     labels = _suggest(sorted(_meant(pixels)))
     unclear = " (put in what is meant)" if len(labels) < 2 else ""
-    labels = labels if len(labels) > 1 else {"background": 0, "lesion": 255}
+    if unclear:
+        labels = {"background": BLACK, "lesion": "#ff0000"} if max(pixels) >= COLOUR else {"background": 0, "lesion": 255}
     return f"give each pixel the nearest of what is meant{unclear}: {relabel_command(masks, labels)}"
 
 
 def _meant(pixels: Mapping[int, int]) -> list[int]:
     """The values of smoothed masks that stand out: many pixels each, and far from each other."""
-    marks, counts = zip(*Counter(pixels).most_common(), strict=True)
-    vectors = to_vectors(marks, coloured=max(marks) >= COLOUR)
-    distance = CLEAR_DISTANCE * np.ptp(vectors, axis=0).max()
+    marks, counts = (np.array(numbers) for numbers in zip(*Counter(pixels).most_common(), strict=True))
+    vectors = to_vectors(marks, coloured=int(marks.max()) >= COLOUR)
+    distance = max(CLEAR_DISTANCE * np.ptp(vectors, axis=0).max(), 1)
+    foreground = counts[np.abs(vectors - vectors[0]).max(-1) >= distance].sum()
     found = [0]
     for index in range(1, len(marks)):
-        if counts[index] < CLEAR_SHARE * sum(counts[1:]):
-            break
-        if np.abs(vectors[found] - vectors[index]).max(-1).min() >= distance:
+        far = np.abs(vectors[found] - vectors[index]).max(-1).min() >= distance
+        if far and counts[index] >= CLEAR_SHARE * foreground:
             found.append(index)
-    return [marks[index] for index in found]
+    return marks[found].tolist()
