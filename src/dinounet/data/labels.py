@@ -166,7 +166,8 @@ def name_labels(given: Given) -> Labels:
     numbers = {name: mark for name, mark in given.items() if isinstance(mark, int)}
     colours = {name: mark for name, mark in given.items() if isinstance(mark, str)}
     if colours:
-        background = next((name for name, mark in colours.items() if name == "background" or mark == BLACK), "")
+        black = next((name for name, mark in colours.items() if mark == BLACK), "")
+        background = "background" if "background" in colours else black
         order = sorted(colours, key=lambda name: (name != background, name == IGNORE))  # otherwise as given
         numbers = {name: index for index, name in enumerate(order)} if background else {}
     ignore = numbers.pop(IGNORE, None)
