@@ -223,9 +223,8 @@ def test_a_stack_of_pages_is_trained_on_and_predicted_as_one(tmp_path: Path) -> 
         slices = [picture((40, 48), 10 * index + z) for z in range(3)]
         for folder, part in (("images", 0), ("masks", 1)):
             (data / folder).mkdir(parents=True, exist_ok=True)
-            tifffile.imwrite(
-                data / folder / f"c{index}.ome.tif", np.stack([s[part] for s in slices]), photometric="minisblack"
-            )
+            path, stack = data / folder / f"c{index}.ome.tif", np.stack([s[part] for s in slices])
+            tifffile.imwrite(path, stack, photometric="minisblack", metadata={"axes": "ZYX"})
     plan = plan_data(read_dataset(data), (32, 32))
     assert plan.fingerprint.median_shape == (3, 40, 48)
     write_json(tmp_path / "plan.json", Plan(plan, tiny_config(num_classes=3), Recipe(steps=2, augmentation="none")))

@@ -326,12 +326,10 @@ def _too_many(holds: str, pixels: Mapping[int, int], masks: Path) -> DataError:
 
 def _advice(pixels: Mapping[int, int], masks: Path) -> str:
     """How to repair smoothed masks, with the values that are clearly meant."""
-    labels, coloured = _suggest(sorted(_meant(pixels))), max(pixels) >= COLOUR
-    unclear = " (put in what is meant)" if len(labels) < 2 else ""
-    if unclear:
-        labels = (
-            {"background": BLACK, "lesion": "#ff0000"} if max(pixels) >= COLOUR else {"background": 0, "lesion": 255}
-        )
+    labels, unclear = _suggest(sorted(_meant(pixels))), ""
+    if len(labels) < 2:
+        unclear, colour = " (put in what is meant)", max(pixels) >= COLOUR
+        labels = {"background": BLACK if colour else 0, "lesion": "#ff0000" if colour else 255}
     return f"give each pixel the nearest of what is meant{unclear}: {relabel_command(masks, labels)}"
 
 
