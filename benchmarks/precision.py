@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 import dinounet
-from dinounet.data.images import read_mask
+from dinounet.data.masks import read_mask
 
 
 def main(run: Path, images: Path, truth: Path) -> None:

@@ -16,10 +16,12 @@ from sklearn.model_selection import KFold
 
 from datasets import LABELS, describe, picture, volume, write_nifti_dataset, write_png_dataset
 from dinounet.data.cache import build_cache
-from dinounet.data.dataset import find_cases, hash_dataset, make_splits, parse_labels, read_dataset
-from dinounet.data.images import Geometry, Volume, coarsest_axis, read_image, read_mask, write_mask
+from dinounet.data.dataset import find_cases, hash_dataset, make_splits, read_dataset
+from dinounet.data.images import Geometry, Volume, coarsest_axis, read_image, write_mask
+from dinounet.data.labels import parse_labels
+from dinounet.data.masks import infer_labels, read_mask
 from dinounet.data.pairs import image_files, mask_files
-from dinounet.data.plan import ChannelPlan, Intensities, infer_labels, plan_data
+from dinounet.data.plan import ChannelPlan, Intensities, plan_data
 from dinounet.data.preprocessing import image_to_slices, mask_to_slices, normalise, slices_to_mask
 from dinounet.data.sampling import Patches, cut_patch
 from dinounet.errors import ConfigError, DataError
@@ -216,14 +218,19 @@ def test_no_file_is_passed_over_for_its_name_alone(tmp_path: Path) -> None:
 
 
 def test_numbers_that_tell_are_named() -> None:
-    assert infer_labels({0: 5, 7: 1}, "x") == {"background": 0, "foreground": 7}
-    assert infer_labels({1: 5, 2: 1}, "x") == {"background": 0, "class 1": 1, "class 2": 2}
+    def infer(pixels: dict[int, int]) -> dict[str, int]:
+        return infer_labels(pixels, "x", Path("masks"))[0].labels
+
+    assert infer({0: 5, 7: 1}) == {"background": 0, "foreground": 7}
+    assert infer({1: 5, 2: 1}) == {"background": 0, "class 1": 1, "class 2": 2}
     with pytest.raises(DataError, match="as smoothed masks do"):
-        infer_labels(dict.fromkeys(range(256), 1), "x")
+        infer(dict.fromkeys(range(256), 1))
+    with pytest.raises(DataError, match="in which each object has a number of its own"):
+        infer(dict.fromkeys(range(900), 1))
     with pytest.raises(
         DataError, match=r"hold 0, 2, 3; say what they stand for, such as --labels background=0,class1=2"
     ):
-        infer_labels({2: 1, 3: 1}, "x")
+        infer({2: 1, 3: 1})
 
 
 @pytest.mark.parametrize(
@@ -238,7 +245,7 @@ def test_numbers_that_tell_are_named() -> None:
             "smooth",
             r"hold \d+ different values \(0, .*as smoothed masks do; export them without anti-aliasing",
         ),
-        ("jpeg", r"IMG_0003\.jpg is a JPEG, which changes labels in storing them; export the masks as PNG"),
+        ("jpeg", r"IMG_0003\.jpg is a JPEG, which changes labels in storing them: 0, .*; export masks as PNG, or give"),
     ],
 )
 def test_wrong_pairs_are_answered(what: str, message: str, tmp_path: Path) -> None:
@@ -453,7 +460,7 @@ def break_it(png: Path, what: str) -> None:
         ("truncated", r"case_1_0000\.png can't be read as an image .*truncated"),
         ("size", r"case_1\.png is 1 x 50 x 80 but .*case_1_0000\.png is 1 x 72 x 80"),
         ("label", r"case_1\.png holds 100, 200, but the labels are background=0,disc=1,square=2; name them or correct"),
-        ("colour", r"different colour channels"),
+        ("colour", r"is a mask in different colours \(#000000, #010100, #020200\), but the labels are numbers"),
         ("channels", r"case_1_0000\.png has 3 channels, but 1 are wanted \(MR\)"),
         ("empty", r"nothing but background"),
     ],

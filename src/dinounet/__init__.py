@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from dinounet.cli.info import info
     from dinounet.cli.plan import plan
     from dinounet.cli.predict import predict
+    from dinounet.cli.relabel import relabel
     from dinounet.cli.report import report
     from dinounet.cli.train import train
     from dinounet.inference.predictor import Predictor, load
@@ -31,7 +32,10 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    **{verb: f"dinounet.cli.{verb}" for verb in ("demo", "evaluate", "info", "plan", "predict", "report", "train")},
+    **{
+        verb: f"dinounet.cli.{verb}"
+        for verb in ("demo", "evaluate", "info", "plan", "predict", "relabel", "report", "train")
+    },
     "Predictor": "dinounet.inference.predictor",
     "load": "dinounet.inference.predictor",
     "NetworkConfig": "dinounet.network.config",
@@ -42,7 +46,7 @@ _HOMES = {
 
 __all__ = [
     "DinoUNet", "NetworkConfig", "Predictor", "Recipe", "UserError", "demo", "evaluate", "info", "load",
-    "load_published_state_dict", "plan", "predict", "report", "train",
+    "load_published_state_dict", "plan", "predict", "relabel", "report", "train",
 ]  # fmt: skip
 
 

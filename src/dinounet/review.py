@@ -10,13 +10,14 @@ from dataclasses import asdict
 from pathlib import Path
 
 from dinounet.data.dataset import Dataset
-from dinounet.data.pairs import Case
+from dinounet.data.images import stem_of
+from dinounet.data.pairs import Case, known_files
 from dinounet.errors import DataError
 from dinounet.evaluation.evaluate import Metrics, evaluate_cases
 from dinounet.evaluation.pictures import picture_cases
 from dinounet.evaluation.report import write_report
 from dinounet.files import METRICS, PREDICTION, read_record, whole_folder, write_json
-from dinounet.inference.predictor import load, mask_path, predict_files
+from dinounet.inference.predictor import load, predict_files
 from dinounet.inference.record import record_prediction
 from dinounet.progress import progress, say
 from dinounet.run import REPORT, read_log, read_run
@@ -63,7 +64,7 @@ def review_run(dataset: Dataset, run: Path) -> Path:
         run / REPORT,
         title=f"{record.data.name}: {run.name}",
         metrics=metrics,
-        pictures=picture_cases(metrics, cases, {case.name: mask_path(run / part, case) for case in cases}),
+        pictures=picture_cases(metrics, cases, _masks_in(run / part)),
         run=asdict(record),
         log=read_log(run),
         notes=() if part == "validation" else (NOTHING_KEPT,),
@@ -88,5 +89,9 @@ def _predict_and_evaluate(cases: Sequence[Case], run: Path, folder: Path) -> Non
     with progress("predicting", len(cases)) as advance:
         predict_files(predictor, cases, folder, on_case=advance)
     with progress("evaluating", len(cases)) as advance:
-        masks = {case.name: mask_path(folder, case) for case in cases}
-        evaluate_cases(cases, masks, predictor.plan.data.meaning, folder / METRICS, lambda _: advance())
+        evaluate_cases(cases, _masks_in(folder), predictor.plan.data.meaning, folder / METRICS, lambda _: advance())
+
+
+def _masks_in(folder: Path) -> dict[str, Path]:
+    """The predicted masks by their cases' names."""
+    return {stem_of(path): path for path in known_files(folder)}

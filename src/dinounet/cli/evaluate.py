@@ -24,8 +24,8 @@ def evaluate(
         predictions: Folder of masks.
         truth: Folder of masks by the same names; formats may differ.
         output: File for the metrics as JSON; by default metrics.json among the predictions.
-        labels: Classes as background=0,lesion=1 (ignore=255 names pixels to leave out); by default as the predictions'
-            or the dataset's own record tells, with regions and ignore label.
+        labels: Classes as background=0,lesion=1, or of a truth in colours background=#000000,lesion=#ff0000 (the name
+            ignore stands for pixels to leave out); by default as the predictions' or the dataset's own record tells.
 
     Returns:
         The metrics.
@@ -41,10 +41,11 @@ def evaluate(
     found = find_labels(predictions, truth, labels)
     path = Path(output) if output else predictions / METRICS
     require_file(path)
-    with progress("evaluating", len(find_masks(truth))) as advance:
+    with progress("evaluating", len(find_masks(truth, find_masks(predictions)))) as advance:
         metrics = evaluate_folders(
-            predictions, truth, found.labels, path, lambda _: advance(), regions=found.regions, ignore=found.ignore
-        )
+            predictions, truth, found.labels, path, lambda _: advance(),
+            regions=found.regions, ignore=found.ignore, colours=found.colours,
+        )  # fmt: skip
     if sys.stdout.isatty():
         from rich.console import Console
 

@@ -22,6 +22,7 @@ VERBS = {
     "predict": "segment images with a trained run",
     "evaluate": "compare predictions with the truth: Dice and HD95",
     "report": "put a run's results into one HTML page",
+    "relabel": "write clean masks of smoothed, JPEG or painted ones",
     "info": "list the backbones, or tell what is known of a run",
 }
 

@@ -43,7 +43,8 @@ def plan(
         network: What to train; unet is nnU-Net's, a baseline without a backbone.
         backbone: Frozen backbone, as listed by `dinounet info`.
         patch: Rows and columns of a patch; by default what covers the median slice, at most 512.
-        labels: Of plain masks, what their numbers stand for, as background=0,lesion=255; by default told by the masks.
+        labels: Of plain masks, what their numbers (background=0,lesion=255) or colours (background=#000000,
+            lesion=#ff0000) stand for; by default told by the masks.
         channels: Of plain images, the channels' names, such as T1,T2, which decide the normalisation as in nnU-Net: CT,
             rgb (0 to 1, then ImageNet's statistics), rgb_to_0_1, noNorm; others by mean and deviation.
         device: Where it is to be trained: a trial step there tells which patch and batch fit into memory.
@@ -53,7 +54,8 @@ def plan(
         The plan.
     """
     data = Path(data)  # Python users may give strings
-    from dinounet.data.dataset import parse_channels, parse_labels, read_dataset
+    from dinounet.data.dataset import parse_channels, read_dataset
+    from dinounet.data.labels import parse_labels
     from dinounet.device import choose_precision, choose_training_device
     from dinounet.files import require_file, write_json
     from dinounet.network.backbone import build_backbone
@@ -97,6 +99,10 @@ def _print(dataset: Dataset, plan: Plan) -> None:
     table = Table("", "", title=Text(dataset.name), show_header=False)
     for name, value in {
         "cases": f"{seen.cases}" + (f" of {len(groups)} groups" if groups else ""),
+        "paired by": dataset.paired_by,
+        "masks": "numbers"
+        if data.colours is None
+        else "colours " + ", ".join(f"{c} {n}" for n, c in data.colours.items()),
         "first case": f"{first.name}: {' + '.join(path.name for path in first.images)} with {first.mask.name}",
         "slices x rows x columns": sizes[1] + (f" (from {sizes[0]} to {sizes[2]})" if sizes[0] != sizes[2] else ""),
         "median spacing": "unknown" if not seen.median_spacing else f"{_times(seen.median_spacing)} mm",

@@ -50,7 +50,8 @@ def train(
         plan: An edited plan.json to train by; backbone, recipe and patch are taken from it.
         patch: Rows and columns of a patch; by default what covers the median slice, at most 512.
         fold: Which of the dataset's splits; -1 trains on all cases.
-        labels: Of plain masks, what their numbers stand for, as background=0,lesion=255; by default told by the masks.
+        labels: Of plain masks, what their numbers (background=0,lesion=255) or colours (background=#000000,
+            lesion=#ff0000) stand for; by default told by the masks.
         channels: Of plain images, the channels' names, such as T1,T2, which decide the normalisation as in nnU-Net: CT,
             rgb (0 to 1, then ImageNet's statistics), rgb_to_0_1, noNorm; others by mean and deviation.
         device: Where to compute.
@@ -65,7 +66,8 @@ def train(
     """
     data = Path(data)  # Python users may give strings
     output = Path(output) if output else Path("runs", data.stem if data.suffix == ".csv" else data.resolve().name)
-    from dinounet.data.dataset import parse_channels, parse_labels, read_dataset
+    from dinounet.data.dataset import parse_channels, read_dataset
+    from dinounet.data.labels import parse_labels
     from dinounet.errors import Interrupted
     from dinounet.network.weights import source_of
     from dinounet.plans import read_plan

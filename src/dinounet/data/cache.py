@@ -19,9 +19,9 @@ import numpy as np
 
 from dinounet.data.images import read_image
 from dinounet.data.labels import IGNORED
-from dinounet.data.masks import read_truth
+from dinounet.data.masks import check_case, read_truth
 from dinounet.data.pairs import Case
-from dinounet.data.plan import DataPlan, check_case
+from dinounet.data.plan import DataPlan
 from dinounet.data.preprocessing import image_to_slices, mask_to_slices
 from dinounet.files import PARTIAL, whole_folder
 
@@ -78,7 +78,7 @@ def build_cache(
 
 
 def _write(case: Case, plan: DataPlan, folder: Path) -> None:
-    volume, labels = read_image(case.images), read_truth(case)
+    volume, labels = read_image(case.images), read_truth(case, plan.meaning)
     check_case(volume, labels, [channel.name for channel in plan.channels], plan.meaning.given)
     image, mask = image_to_slices(volume, plan), mask_to_slices(labels, plan)
     random = np.random.RandomState(0)
@@ -94,11 +94,10 @@ def _write(case: Case, plan: DataPlan, folder: Path) -> None:
 
 def _key(case: Case, plan: DataPlan) -> str:
     """Hash of all that the slices depend on; files count by name, size and time of change."""
-    assert case.mask is not None
-    files = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in (*case.images, case.mask)]
+    files = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in case.files]
     decisions = {
         key: value
         for key, value in asdict(plan).items()
-        if key in ("channels", "labels", "ignore", "slice_axis", "spacing", "unknown_spacing")
+        if key in ("channels", "labels", "ignore", "colours", "slice_axis", "spacing", "unknown_spacing")
     }
     return hashlib.sha256(json.dumps([FORMAT, files, decisions]).encode()).hexdigest()[:16]

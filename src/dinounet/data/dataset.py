@@ -18,8 +18,19 @@ from typing import Any
 import numpy as np
 
 from dinounet.data.images import ENDINGS, ending_of, stem_of
-from dinounet.data.labels import Labels, Region, read_nnunet_labels, take_ignore
-from dinounet.data.pairs import Case, find_pairs, known_files, name_of
+from dinounet.data.labels import Given, Labels, Region, name_labels, read_nnunet_labels
+from dinounet.data.masks import refuse_jpegs
+from dinounet.data.pairs import (
+    Case,
+    alike_names,
+    class_names,
+    describe_pairs,
+    find_pairs,
+    in_folder,
+    known_files,
+    mask_paths,
+    name_of,
+)
 from dinounet.data.table import read_table
 from dinounet.errors import ConfigError, DataError
 from dinounet.files import join_some, read_json
@@ -59,17 +70,26 @@ class Dataset:
     ignore: int | None = None
     """Number that stands in masks for pixels that nobody has judged."""
 
+    colours: dict[str, str] | None = None
+    """Of colour-coded masks, what stands for each class."""
 
-def read_dataset(
-    root: Path, labels: Mapping[str, int] | None = None, channels: tuple[str, ...] | None = None
-) -> Dataset:
+    paired_by: str = ""
+    """What images and masks were matched by, for people."""
+
+    @property
+    def meaning(self) -> Labels | None:
+        """What masks hold; None where only they can tell."""
+        return None if self.labels is None else Labels(self.labels, self.regions, self.ignore, self.colours)
+
+
+def read_dataset(root: Path, labels: Given | None = None, channels: tuple[str, ...] | None = None) -> Dataset:
     """Index a dataset.
 
     Args:
         root: a folder, in nnU-Net's layout if it holds `dataset.json`, else plain images and masks; or a table of them,
             a CSV file.
-        labels: of plain masks, names of the classes and their numbers, "ignore" for pixels that nobody has judged; by
-            default the masks tell.
+        labels: of plain masks, names of the classes and their numbers or colours, "ignore" for pixels that nobody has
+            judged; by default the masks tell.
         channels: of plain images, the channels' names, which decide the normalisation.
 
     Raises:
@@ -86,15 +106,34 @@ def read_dataset(
                     f"{root / 'dataset.json'} names the {what}; correct them there, or leave --{what} out"
                 )
         return _read_nnunet(root)
-    named = None if labels is None else take_ignore(dict(sorted(labels.items(), key=lambda item: item[1])))
-    if named is not None and (0 not in named.labels.values() or len(named.labels) < 2):
-        raise ConfigError(f"the labels are {named.labels}; name what 0 stands for, and one class at least")
+    named = None if labels is None else name_labels(labels)
     cases = read_table(root) if is_table else find_pairs(root)
+    refuse_jpegs([path for case in cases for path in mask_paths(case.mask)])
+    named = _of_class_files(cases, named)
     name = root.stem if is_table else root.resolve().name
     splits = split_cases(cases)
+    paired_by = "the table's rows" if is_table else describe_pairs(cases)
     if named is None:
-        return Dataset(name, channels, None, None, cases, splits)
-    return Dataset(name, channels, named.labels, None, cases, splits, ignore=named.ignore)
+        return Dataset(name, channels, None, None, cases, splits, paired_by=paired_by)
+    return Dataset(
+        name, channels, named.labels, None, cases, splits,
+        ignore=named.ignore, colours=named.colours, paired_by=paired_by,
+    )  # fmt: skip
+
+
+def _of_class_files(cases: Sequence[Case], named: Labels | None) -> Labels | None:
+    """What is known of the labels once the names of masks of one class each are."""
+    classes = class_names(cases)
+    if classes is None:
+        return named
+    if named is None:
+        return Labels({"background": 0} | {name: index for index, name in enumerate(classes, start=1)})
+    if {name for name, label in named.labels.items() if label} != {*classes} or named.colours or named.ignore:
+        raise ConfigError(
+            f"the masks have a file for each of {', '.join(classes)}, but the labels are {named.as_given}; name these, "
+            "by numbers, or leave --labels out"
+        )
+    return named
 
 
 def hash_dataset(dataset: Dataset, on_case: Callable[[], None] = lambda: None) -> str:
@@ -103,29 +142,13 @@ def hash_dataset(dataset: Dataset, on_case: Callable[[], None] = lambda: None) -
     for case in dataset.cases:
         if case.group is not None:
             digest.update(f"{case.group}\0".encode())
-        for path in (*case.images, case.mask):
-            assert path is not None
+        for path in case.files:
             digest.update(f"{path.parent.name}/{path.name}\0".encode())
             with path.open("rb") as file:
                 while block := file.read(1 << 20):
                     digest.update(block)
         on_case()
     return digest.hexdigest()
-
-
-def parse_labels(text: str) -> dict[str, int]:
-    """ "background=0,lesion=1" as a mapping.
-
-    Raises:
-        ConfigError: it isn't of that form, or names something twice.
-    """
-    pairs = [part.rsplit("=", 1) for part in text.split(",")]
-    if any(len(pair) != 2 or not pair[0].strip() or not pair[1].strip().isdecimal() for pair in pairs):
-        raise ConfigError(f"--labels is {text!r}; write it as background=0,lesion=1")
-    labels = {name.strip(): int(number) for name, number in pairs}
-    if len(labels) < len(pairs) or len(set(labels.values())) < len(pairs):
-        raise ConfigError(f"--labels is {text!r}, which has a name or a number twice; give each class its own")
-    return labels
 
 
 def parse_channels(text: str) -> tuple[str, ...]:
@@ -149,6 +172,7 @@ def _read_nnunet(root: Path) -> Dataset:
 
     images = find_cases(known_files(root / "imagesTr"), len(channels), ending)
     masks = {case.name: case.images[0] for case in find_cases(known_files(root / "labelsTr"), 1, ending)}
+    refuse_jpegs(list(masks.values()))
     problems = [f"{root / 'labelsTr' / (case.name + ending)} is missing" for case in images if case.name not in masks]
     names = {case.name for case in images}
     problems += [f"{masks[name]} has no image in imagesTr" for name in sorted(masks.keys() - names)]
@@ -158,34 +182,42 @@ def _read_nnunet(root: Path) -> Dataset:
         raise DataError(f"{root / 'imagesTr'} holds no file that ends with {ending}; check file_ending in dataset.json")
     cases = tuple(Case(case.name, case.images, masks[case.name]) for case in images)
     splits = _read_splits(root, cases)
-    return Dataset(root.resolve().name, channels, labels.labels, ending, cases, splits, labels.regions, labels.ignore)
+    return Dataset(
+        root.resolve().name, channels, labels.labels, ending, cases, splits, labels.regions, labels.ignore,
+        paired_by="nnU-Net's layout",
+    )  # fmt: skip
 
 
-def find_cases(files: Sequence[Path], channels: int, ending: str | None) -> list[Case]:
+def find_cases(files: Sequence[Path], channels: int, ending: str | None, folder: Path | None = None) -> list[Case]:
     """Group images by case: `<case>_0000<ending>` and so on, one file a channel; or `<case><ending>` with all in one.
 
     Args:
-        files: in known formats.
+        files: in known formats, and folders of DICOM slices, which each are a case.
         channels: how many there are.
         ending: that all files must have; None: each file is a case, in any format.
+        folder: that they were found in; the names of folders in it become part of their cases' names.
 
     Raises:
         DataError: a file has another ending, a case lacks some of its channels' files, or two have the same name.
     """
-    if ending is None:
-        cases = [Case(name_of(path), (path,)) for path in files]
-    else:
-        cases = _join_channels(files, channels, ending)
-    counts = Counter(case.name for case in cases)
-    twice = sorted(name for name, count in counts.items() if count > 1)
-    if twice:
-        raise DataError(
-            f"several images are named {join_some(twice)}; rename them, or keep them in folders of their own"
-        )
+    alone = [path for path in files if ending is None or path.is_dir()]
+    cases = [Case(name_of(path, folder), (path,)) for path in alone]
+    if ending is not None:
+        cases += _join_channels([path for path in files if path not in alone], channels, ending, folder)
+    refuse_same_names(cases)
     return sorted(cases, key=lambda case: case.name)
 
 
-def _join_channels(files: Sequence[Path], channels: int, ending: str) -> list[Case]:
+def refuse_same_names(cases: Sequence[Case]) -> None:
+    """Raise a DataError if cases have one name, or names that some systems can't tell apart."""
+    counts = Counter(case.name for case in cases)
+    twice = [f"several images are named {name}" for name in sorted(counts) if counts[name] > 1]
+    problems = twice + alike_names(counts)
+    if problems:
+        raise DataError(f"{join_some(problems)}; rename them, or keep them in folders of their own")
+
+
+def _join_channels(files: Sequence[Path], channels: int, ending: str, folder: Path | None) -> list[Case]:
     others = [str(path) for path in files if ending_of(path) != ending]
     if others:
         raise DataError(f"these don't end with {ending}, as the dataset's images do: {join_some(others)}")
@@ -193,10 +225,11 @@ def _join_channels(files: Sequence[Path], channels: int, ending: str) -> list[Ca
     cases = []
     for path in files:
         found = re.search(r"_(\d{4})$", stem_of(path))
+        stem = in_folder(stem_of(path), path, folder)
         if found and int(found[1]) < channels:
-            numbered.setdefault(stem_of(path)[: found.start()], []).append((int(found[1]), path))
+            numbered.setdefault(stem.removesuffix(found[0]), []).append((int(found[1]), path))
         else:
-            cases.append(Case(stem_of(path), (path,)))
+            cases.append(Case(stem, (path,)))
     for name, parts in numbered.items():
         parts.sort()
         paths = tuple(path for _, path in parts)
@@ -256,8 +289,6 @@ def _read_description(description: Any, path: Path) -> tuple[tuple[str, ...], La
             f"{path} has the labels {description['labels']}; they must be background = 0, then 1, 2 ... without gaps, "
             "ignore last"
         )
-    if len(numbers) > 256:
-        raise DataError(f"{path} has {len(numbers)} labels; there can be 256 at most, background included")
     ending = description["file_ending"]
     if ending not in ENDINGS:
         raise DataError(f"{path} says that files end with {ending!r}; known are {', '.join(ENDINGS)}")

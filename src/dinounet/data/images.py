@@ -1,26 +1,27 @@
 """Images and masks, read and written with their geometry.
 
-NIfTI, NRRD and MHA through SimpleITK; PNG, BMP, TIFF and JPEG through Pillow. Inside, everything is a volume: a flat
-image has one slice and no spacing.
+NIfTI, NRRD and MHA through SimpleITK, folders of DICOM files (`dicom.py`), and PNG, BMP, TIFF and JPEG (`flat.py`).
+Inside, everything is a volume: a flat image has one slice and no spacing.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
+from dinounet.data.dicom import is_series, read_series
+from dinounet.data.flat import FLAT_ENDINGS, Purpose, read_flat, write_flat
 from dinounet.errors import DataError
 from dinounet.files import whole_file
 
 VOLUME_ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha")
-JPEG_ENDINGS = (".jpg", ".jpeg")
-FLAT_ENDINGS = (".png", ".bmp", ".tif", ".tiff", *JPEG_ENDINGS)
 ENDINGS = VOLUME_ENDINGS + FLAT_ENDINGS
+KNOWN = f"{', '.join(ENDINGS)}, or a folder of DICOM files"
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,9 @@ class Volume:
 
     source: Path
     """The file, or the first of its channels' files."""
+
+    modality: str | None = None
+    """How it was taken, such as CT or MR; None where the format doesn't tell."""
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -85,55 +89,41 @@ def stem_of(path: Path) -> str:
 
 
 def read_image(paths: Sequence[Path]) -> Volume:
-    """Read an image from one file a channel, or from one file with several channels.
+    """Read an image, in the type it is stored in, from one file a channel, or one file with several channels.
 
     Raises:
         DataError: a file is missing, broken, of no known format, or holds NaN or infinity, or the grids differ.
     """
-    channels = [_read(path, of="image") for path in paths]
+    channels = [read_stored(path, of="image") for path in paths]
     first = channels[0]
     for other in channels[1:]:
         require_same_grid(other, first)
-    array = np.concatenate([channel.array for channel in channels]).astype(np.float32, copy=False)
+    array = first.array if len(channels) == 1 else np.concatenate([channel.array for channel in channels])
     require_finite(array, first.source)
     return replace(first, array=array)
 
 
-def read_mask(path: Path) -> Volume:
-    """Read a mask; three equal channels count as one.
+def write_mask(path: Path, labels: np.ndarray, like: Volume, colours: Mapping[int, str] | None = None) -> None:
+    """Write labels (Z, Y, X) onto the grid of `like`, in the format of the path's ending.
 
-    Raises:
-        DataError: the file is missing, broken, in no known format, or doesn't hold whole numbers.
+    Args:
+        path: the file.
+        labels: numbers of the classes.
+        like: what lies on the same grid.
+        colours: for people, of each number, "#ff0000"; formats with a palette keep them.
     """
-    if ending_of(path) in JPEG_ENDINGS:
-        raise DataError(f"{path} is a JPEG, which changes labels in storing them; export the masks as PNG")
-    volume = _read(path, of="mask")
-    if any(not np.array_equal(volume.array[0], channel) for channel in volume.array[1:]):
-        raise DataError(f"{path} is a mask with different colour channels; convert it to one number a pixel")
-    labels = volume.array[0]
-    whole = labels.astype(np.int64)
-    if labels.dtype.kind == "f" and not np.array_equal(whole, labels):
-        example = labels[whole != labels].flat[0]
-        raise DataError(f"{path} holds the value {example:.6g}; a mask must hold whole numbers, one a class")
-    return replace(volume, array=whole)
-
-
-def write_mask(path: Path, labels: np.ndarray, like: Volume) -> None:
-    """Write labels (Z, Y, X) onto the grid of `like`, in the format of the path's ending."""
     dtype = np.uint8 if labels.max(initial=0) < 256 else np.uint16
     labels = labels.astype(dtype)
     with whole_file(path) as temporary:
         if ending_of(path) in FLAT_ENDINGS:
-            from PIL import Image
-
-            Image.fromarray(labels[0]).save(temporary)
+            write_flat(temporary, labels, colours)
         else:
             _write_volume(temporary, labels, like.geometry)
 
 
 def require_finite(array: np.ndarray, source: Path) -> None:
     """Raise a DataError if a pixel is NaN or infinite."""
-    count = array.size - np.isfinite(array).sum()
+    count = array.size - np.isfinite(array).sum() if array.dtype.kind == "f" else 0
     if count:
         raise DataError(f"{source} holds {count} pixels that are NaN or infinite; repair or exclude it")
 
@@ -153,41 +143,29 @@ def require_same_grid(volume: Volume, like: Volume) -> None:
             )
 
 
-def _read(path: Path, of: Literal["image", "mask"]) -> Volume:
+def read_stored(path: Path, of: Purpose) -> Volume:
+    """All channels of an image or mask, as they are stored: (C, Z, Y, X)."""
+    if path.is_symlink() and not path.exists():
+        raise DataError(f"{path} is a symbolic link that leads nowhere; remove or repair it")
     if not path.exists():
         raise DataError(f"{path} does not exist")
     ending = ending_of(path)
+    if path.is_dir() and is_series(path):
+        found = read_series(path)
+        return Volume(found.array, Geometry(found.spacing, found.origin, found.direction), path, found.modality)
     if path.is_dir() or not ending:
-        raise DataError(f"{path} is not an image in a known format ({', '.join(ENDINGS)})")
+        raise DataError(f"{path} is not an image in a known format ({KNOWN})")
     try:
-        return _read_flat(path, of) if ending in FLAT_ENDINGS else _read_volume(path)
+        if ending in FLAT_ENDINGS:
+            return Volume(read_flat(path, of), None, path)
+        return _read_volume(path)
     except DataError:
         raise
+    except PermissionError:
+        raise DataError(f"{path} may not be read by you; change its permissions") from None
     except Exception as error:  # the readers raise whatever their C code meets
         reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
         raise DataError(f"{path} can't be read as an image ({reason}); is it whole?") from None
-
-
-def _read_flat(path: Path, of: Literal["image", "mask"]) -> Volume:
-    from PIL import Image
-
-    with Image.open(path) as file:
-        pages = getattr(file, "n_frames", 1)
-        if pages > 1:
-            raise DataError(f"{path} holds {pages} pages; split it into files of one page")
-        image: Image.Image = file
-        if image.mode == "P" and of == "image":  # a mask's palette only colours its labels
-            raise DataError(f"{path} has a palette; convert it to grey levels or RGB")
-        if "A" in image.getbands():
-            if image.getchannel("A").getextrema() != (255, 255):
-                raise DataError(f"{path} is partly transparent; remove its alpha channel")
-            image = image.convert("RGB" if len(image.getbands()) > 2 else "L")
-        pixels = np.asarray(image)
-    if pixels.dtype == bool:
-        pixels = pixels.astype(np.uint8)
-    if pixels.ndim == 2:
-        pixels = pixels[..., None]
-    return Volume(np.moveaxis(pixels, -1, 0)[:, None], None, path)
 
 
 def _read_volume(path: Path) -> Volume:

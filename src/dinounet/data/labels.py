@@ -6,6 +6,8 @@ network of its own, so that regions may overlap; an ignored pixel counts in no l
 
 from __future__ import annotations
 
+import re
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +20,18 @@ IGNORE = "ignore"
 
 IGNORED = 255
 """Class of an ignored pixel in preprocessed masks."""
+
+MOST = 256
+"""Classes at most, background included, since preprocessed masks hold them as bytes."""
+
+Given = Mapping[str, int | str]
+"""Names of classes, each with what stands for it in masks: a number, or a colour such as "#ff0000"."""
+
+
+BLACK = "#000000"
+
+_MARK = re.compile(r"\d+|#[0-9a-fA-F]{6}", re.ASCII)
+"""What may stand for a class: a number, or a colour."""
 
 
 @dataclass(frozen=True)
@@ -51,14 +65,21 @@ class Labels:
     ignore: int | None = None
     """Number of pixels that nobody has judged."""
 
+    colours: dict[str, str] | None = None
+    """Of colour-coded masks the colour of each class, and of "ignore", as "#ff0000"; the numbers then are ours."""
+
     def __post_init__(self) -> None:
         numbers = list(self.labels.values())
+        if len(numbers) > MOST:
+            raise ConfigError(f"there are {len(numbers)} classes; there can be {MOST} at most, background included")
         if self.ignore in numbers:
             raise ConfigError(f"{self.ignore} is the ignore label and a class too; give each a number of its own")
         if self.ignore is not None and len(numbers) > IGNORED:
             raise ConfigError(
                 f"there are {len(numbers)} classes; beside an ignore label there can be {IGNORED} at most"
             )
+        if self.colours is not None:
+            _check_colours(self.colours, self.given)
         if self.regions is None:
             return
         names = [region.name for region in self.regions]
@@ -78,8 +99,18 @@ class Labels:
 
     @property
     def given(self) -> dict[str, int]:
-        """The labels and the ignore label by name, as a mask may hold them and --labels gives them."""
+        """The labels and the ignore label by name, as a mask of numbers may hold them."""
         return self.labels | ({} if self.ignore is None else {IGNORE: self.ignore})
+
+    @property
+    def as_given(self) -> Given:
+        """The same as --labels gives them: colours where masks hold those."""
+        return self.given if self.colours is None else self.colours
+
+    @property
+    def palette(self) -> dict[int, str] | None:
+        """The colour of each number, of colour-coded masks."""
+        return None if self.colours is None else {self.given[name]: colour for name, colour in self.colours.items()}
 
     @property
     def outputs(self) -> dict[str, tuple[int, ...]]:
@@ -94,9 +125,65 @@ class Labels:
         return {name: numbers for name, numbers in self.outputs.items() if numbers != (0,)}
 
 
-def take_ignore(labels: Mapping[str, int]) -> Labels:
-    """Names and numbers, of which the name "ignore" is the ignore label."""
-    return Labels({name: label for name, label in labels.items() if name != IGNORE}, None, labels.get(IGNORE))
+def parse_labels(text: str) -> dict[str, int | str]:
+    """ "background=0,lesion=1" or "background=#000000,lesion=#ff0000" as a mapping.
+
+    Raises:
+        ConfigError: it isn't of that form, names something twice, or mixes numbers and colours.
+    """
+    pairs = [part.rsplit("=", 1) for part in text.split(",")]
+    if any(len(pair) != 2 or not pair[0].strip() or not _MARK.fullmatch(pair[1].strip()) for pair in pairs):
+        raise ConfigError(f"--labels is {text!r}; write it as background=0,lesion=1, or background=#000000,...")
+    marks = [mark.strip().lower() for _, mark in pairs]
+    labels = {name.strip(): mark if mark[0] == "#" else int(mark) for (name, _), mark in zip(pairs, marks, strict=True)}
+    if len(labels) < len(pairs) or len(set(labels.values())) < len(pairs):
+        raise ConfigError(f"--labels is {text!r}, which has a name or a number twice; give each class its own")
+    if len({type(mark) for mark in labels.values()}) > 1:
+        raise ConfigError(f"--labels is {text!r}; name either numbers or colours, not both")
+    return labels
+
+
+def write_labels(labels: Given) -> str:
+    """What `parse_labels` reads."""
+    return ",".join(f"{name}={mark}" for name, mark in labels.items())
+
+
+def relabel_command(masks: Path, labels: Given) -> str:
+    """The command, to be pasted into a shell, that writes clean copies of a folder of smoothed masks."""
+    new = masks.absolute().name + "_clean"
+    target = str(masks.parent / new) if masks.name else new
+    return shlex.join(["dinounet", "relabel", str(masks), "-o", target, "--labels", write_labels(labels)])
+
+
+def name_labels(given: Given) -> Labels:
+    """Names and what stands for them, all numbers or all colours; the name "ignore" is the ignore label.
+
+    Colours get numbers: the background (by name, else black) 0, the others 1, 2 ... as they are given, ignore the last.
+
+    Raises:
+        ConfigError: the background isn't named, or nothing else is.
+    """
+    numbers = {name: mark for name, mark in given.items() if isinstance(mark, int)}
+    colours = {name: mark for name, mark in given.items() if isinstance(mark, str)}
+    if colours:
+        black = next((name for name, mark in colours.items() if mark == BLACK), "")
+        background = "background" if "background" in colours else black
+        order = sorted(colours, key=lambda name: (name != background, name == IGNORE))  # otherwise as given
+        numbers = {name: index for index, name in enumerate(order)} if background else {}
+    ignore = numbers.pop(IGNORE, None)
+    if 0 not in numbers.values() or len(numbers) < 2:
+        zero = f"the background's colour, such as {BLACK}," if colours else "0"
+        raise ConfigError(f"the labels are {write_labels(given)}; name what {zero} stands for, and one class at least")
+    ordered = dict(sorted(numbers.items(), key=lambda item: item[1]))
+    return Labels(ordered, None, ignore, colours or None)
+
+
+def _check_colours(colours: Mapping[str, str], given: Mapping[str, int]) -> None:
+    if colours.keys() != given.keys() or len(set(colours.values())) < len(colours):
+        raise ConfigError(f"the colours are {dict(colours)}; give each of {', '.join(given)} one of its own")
+    for colour in colours.values():
+        if not re.fullmatch("#[0-9a-f]{6}", colour):
+            raise ConfigError(f"{colour!r} is no colour; write it as #ff0000")
 
 
 def read_nnunet_labels(description: Mapping[str, Any], path: Path) -> Labels:

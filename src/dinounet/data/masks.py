@@ -1,16 +1,347 @@
-"""The truth of a case, however people keep it."""
+"""The truth of a case, however people keep it: numbers, colours, or one file a class.
+
+What nobody named is inferred only where it is exact. Smoothed masks and JPEGs hold mixtures of what was meant: they are
+refused with the command that gives each pixel the nearest of it.
+"""
 
 from __future__ import annotations
 
-from dinounet.data.images import Volume, read_mask
-from dinounet.data.pairs import Case
+import os
+import shlex
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+
+from dinounet.data.flat import JPEG_ENDINGS
+from dinounet.data.images import Volume, ending_of, read_stored, require_same_grid
+from dinounet.data.labels import BLACK, Given, Labels, name_labels, relabel_command, write_labels
+from dinounet.data.pairs import Case, ClassFiles
+from dinounet.errors import DataError
+
+COLOUR = 1 << 24
+"""Added to red << 16 | green << 8 | blue where a colour stands in for a number that nobody gave it yet; black is 0."""
+
+MOST_CLASSES, MOST_LABELS = 64, 12
+"""Masks that nobody named are taken for smoothed ones if they hold more different values than these: without gaps
+between them, and with gaps or in colours."""
+
+MOST_VALUES = 4096
+"""A single mask with more different values is refused at once."""
+
+CLEAR_SHARE, CLEAR_DISTANCE = 0.05, 1 / 8
+"""Of what isn't background, and of the range of values: what a value of a smoothed mask needs, to be meant."""
 
 
-def read_truth(case: Case) -> Volume:
-    """Read a case's mask.
+def read_truth(case: Case, known: Labels | None = None) -> Volume:
+    """Read a case's mask, or join its masks of single classes.
+
+    Args:
+        case: whose mask is known.
+        known: what stands for the classes; None where only the masks can tell.
 
     Raises:
-        DataError: it can't be read, or doesn't hold whole numbers.
+        DataError: it can't be read, or holds what no mask may.
     """
     assert case.mask is not None
-    return read_mask(case.mask)
+    return read_mask(case.mask, known)
+
+
+def read_mask(mask: Path | ClassFiles, known: Labels | None = None) -> Volume:
+    """Read a mask, (Z, Y, X) of whole numbers; three equal channels count as one.
+
+    Colours become the numbers that `known` has for them. Where nobody knows, they are COLOUR + their value, to be
+    counted and named by `infer_labels`.
+
+    Raises:
+        DataError: the file is missing, broken, in no known format, or doesn't hold whole numbers or known colours.
+    """
+    if isinstance(mask, ClassFiles):
+        assert known is not None  # the files' names tell
+        return _join(mask, known)
+    refuse_jpegs([mask])
+    volume = read_stored(mask, of="mask")
+    if known is not None and known.colours is not None and len(volume.array) == 3:
+        return replace(volume, array=_number(to_marks(volume, coloured=True), known, mask))
+    marks = to_marks(volume)
+    if known is not None and marks.max(initial=0) >= COLOUR:
+        raise DataError(
+            f"{mask} is a mask in different colours ({_listed(np.unique(marks))}), but the labels are numbers "
+            f"({write_labels(known.given)}); convert it to one number a pixel, as dinounet relabel does"
+        )
+    return replace(volume, array=marks)
+
+
+def to_marks(volume: Volume, coloured: bool = False) -> np.ndarray:
+    """What a mask holds, (Z, Y, X), before anything is made of it: numbers, or COLOUR + colours.
+
+    Args:
+        volume: as stored.
+        coloured: whether grey stands for a colour rather than a number in masks of three channels.
+
+    Raises:
+        DataError: it has other channels than one or three, or values that aren't whole, negative, or no colours.
+    """
+    channels, path = volume.array, volume.source
+    if len(channels) not in (1, 3):
+        raise DataError(f"{path} is a mask with {len(channels)} channels; convert it to one number a pixel")
+    if len(channels) == 1 or (not coloured and all(np.array_equal(channels[0], channel) for channel in channels[1:])):
+        return _whole_numbers(channels[0], path)
+    if channels.dtype != np.uint8:
+        raise DataError(f"{path} is a mask in colours of the type {channels.dtype}; save it with 8 bits a colour")
+    red, green, blue = channels.astype(np.int32)
+    packed: np.ndarray = red << 16 | green << 8 | blue
+    packed[packed > 0] += COLOUR
+    return packed
+
+
+def _whole_numbers(labels: np.ndarray, path: Path) -> np.ndarray:
+    if labels.dtype.kind == "f":
+        whole = labels.astype(np.int32)
+        if not np.array_equal(whole, labels):
+            example = labels[whole != labels].flat[0]
+            raise DataError(
+                f"{path} holds the value {example:.6g}; a mask must hold whole numbers, one a class; this gives each "
+                f"pixel the nearest: {relabel_command(path.parent, {'background': 0, 'lesion': 1})}"
+            )
+        labels = whole
+    if labels.min(initial=0) < 0:
+        raise DataError(
+            f"{path} holds the label {labels.min()}; store a number from 0 up in its place, such as 255, which "
+            "--labels may name ignore"
+        )
+    return labels
+
+
+def _number(marks: np.ndarray, known: Labels, path: Path) -> np.ndarray:
+    """Numbers in the place of colours."""
+    assert known.colours is not None
+    numbers = np.zeros(marks.shape, np.uint8)
+    named = np.zeros(marks.shape, bool)
+    for name, colour in known.colours.items():
+        here = marks == to_mark(colour)
+        numbers[here] = known.given[name]
+        named |= here
+    if not named.all():
+        raise DataError(
+            f"{path} holds {_listed(np.unique(marks[~named]))} in {np.count_nonzero(~named)} pixels, but the labels "
+            f"are {write_labels(known.colours)}; name them, or give each pixel the nearest colour: "
+            f"{relabel_command(path.parent, known.colours)}"
+        )
+    return numbers
+
+
+def _join(files: ClassFiles, known: Labels) -> Volume:
+    """One mask of several that hold one class each."""
+    joined: Volume | None = None
+    owner: dict[Path, np.ndarray] = {}
+    for name, path in files.files:
+        one = read_mask(path)
+        values = [value for value in np.unique(one.array).tolist() if value]
+        if len(values) > MOST_LABELS:
+            raise _too_many(f"{path} holds", count_values(one.array), path.parent)
+        if len(values) > 1:
+            raise DataError(f"{path} holds {_listed(values)} beside 0; the mask of one class must hold one number")
+        if joined is None:
+            joined = replace(one, array=np.zeros(one.shape, np.uint8))
+        require_same_grid(one, joined)
+        here = one.array > 0
+        for other, where in owner.items():
+            both = np.count_nonzero(where & here)
+            if both:
+                raise DataError(
+                    f"{other} and {path} both hold {both} pixels; give each to one class, or write overlapping classes "
+                    "as nnU-Net's regions (dataset.json)"
+                )
+        owner[path] = here
+        number = 0 if name.casefold() == "background" else known.labels.get(name)
+        if number is None:
+            raise DataError(f"{path} seems to be a mask of {name}, but the labels are {write_labels(known.labels)}")
+        joined.array[here] = number
+    assert joined is not None
+    return joined
+
+
+def refuse_jpegs(masks: Sequence[Path]) -> None:
+    """Raise a DataError if masks are JPEGs, with what they hold and the command that repairs them."""
+    jpegs = [path for path in masks if ending_of(path) in JPEG_ENDINGS]
+    if not jpegs:
+        return
+    pixels: Counter[int] = Counter()
+    for path in jpegs:
+        pixels.update(count_values(to_marks(read_stored(path, of="mask"))))
+    names = ", ".join(map(str, jpegs[:3])) + (f" and {len(jpegs) - 3} more" if len(jpegs) > 3 else "")
+    raise DataError(
+        f"{names} {'is a JPEG' if len(jpegs) == 1 else 'are JPEGs'}, which changes labels in storing them: "
+        f"{_listed(sorted(pixels))}; export masks as PNG, or {_advice(pixels, common_folder(jpegs))}"
+    )
+
+
+def infer_labels(pixels: Mapping[int, int], dataset: str, masks: Path) -> tuple[Labels, Counter[int]]:
+    """Name the classes of masks that nobody named: 0 and one other number, 0, 1, 2 ... without gaps, or colours.
+
+    Args:
+        pixels: how many hold each value, over all masks.
+        dataset: its name.
+        masks: the folder that they lie in.
+
+    Returns:
+        what the masks hold, and the pixels of each number.
+
+    Raises:
+        DataError: the values don't tell; the message says how to name them.
+    """
+    found = sorted(set(pixels) | {0})
+    if found[-1] >= COLOUR:
+        return _infer_colours(pixels, dataset, masks)
+    if len(found) == 2:
+        return Labels({"background": 0, "foreground": found[1]}), Counter(pixels)
+    if found == list(range(len(found))) and len(found) <= MOST_CLASSES:
+        return Labels({"background": 0} | {f"class {label}": label for label in found[1:]}), Counter(pixels)
+    if len(found) > MOST_LABELS:
+        raise _too_many(f"the masks of {dataset} hold", pixels, masks)
+    raise _ask(f"the masks of {dataset} hold", found)
+
+
+def _infer_colours(pixels: Mapping[int, int], dataset: str, masks: Path) -> tuple[Labels, Counter[int]]:
+    """Black is background, each other colour a class; mixtures of others are what smoothing makes, so ask."""
+    found: Counter[int] = Counter()
+    for value, count in pixels.items():
+        found[value if value >= COLOUR or value == 0 else COLOUR + value * 0x010101] += count
+    if len(found) > MOST_LABELS:
+        raise _too_many(f"the masks of {dataset} hold", found, masks)
+    vectors = to_vectors(list(found), coloured=True)
+    mixed = any(_is_between(c, a, b) for a, b in combinations(vectors, 2) for c in vectors)
+    if mixed or 0 not in found:
+        raise _ask(f"the masks of {dataset} hold", sorted(found), "; some are mixtures of others" if mixed else "")
+    colours: dict[str, str] = {"background": BLACK}
+    for value in sorted(found.keys() - {0}):
+        colours["foreground" if len(found) == 2 else f"class {to_colour(value)}"] = to_colour(value)
+    known = name_labels(colours)
+    return known, Counter({known.labels[name]: found[to_mark(colour)] for name, colour in colours.items()})
+
+
+def check_case(
+    image: Volume, mask: Volume, channels: Sequence[str], labels: Mapping[str, int] | None
+) -> dict[int, int]:
+    """How many pixels of each label, with the ignore label if there is one, a case holds.
+
+    Raises:
+        DataError: image and mask don't lie on one grid, or have other channels or labels.
+    """
+    check_channels(image, channels)
+    require_same_grid(mask, image)
+    found = count_values(mask.array)
+    if labels is None and len(found) > MOST_VALUES:
+        raise _too_many(f"{mask.source} holds", found, mask.source.parent)
+    unknown = [value for value in found if labels is not None and value not in labels.values()]
+    if labels is not None and unknown:
+        nearest = f", such as by: {relabel_command(mask.source.parent, labels)}" if len(unknown) > MOST_LABELS else ""
+        raise DataError(
+            f"{mask.source} holds {_listed(unknown)}, but the labels are {write_labels(labels)}; name them or correct "
+            f"the mask{nearest}"
+        )
+    return found
+
+
+def check_channels(image: Volume, channels: Sequence[str]) -> None:
+    """Raise a DataError unless the image has these channels."""
+    if len(image.array) != len(channels):
+        raise DataError(
+            f"{image.source} has {len(image.array)} channels, but {len(channels)} are wanted ({', '.join(channels)})"
+        )
+
+
+def count_values(array: np.ndarray) -> dict[int, int]:
+    """How many pixels hold each value."""
+    values, counts = np.unique(array, return_counts=True)
+    return dict(zip(values.tolist(), counts.tolist(), strict=True))
+
+
+def common_folder(paths: Sequence[Path]) -> Path:
+    """The folder that holds all files, at some depth."""
+    return Path(os.path.commonpath([path.parent for path in paths]))
+
+
+def to_mark(given: int | str) -> int:
+    """The value that stands for a number or a colour ("#ff0000") in `to_marks`."""
+    if isinstance(given, int) or given == BLACK:
+        return given if isinstance(given, int) else 0
+    return COLOUR + int(given[1:], 16)
+
+
+def to_colour(mark: int) -> str:
+    """The colour that `to_mark` made the mark of."""
+    return f"#{mark % COLOUR:06x}"
+
+
+def _listed(marks: Sequence[int] | np.ndarray) -> str:
+    coloured = max(marks, default=0) >= COLOUR
+    shown = [to_colour(mark) if coloured else str(mark) for mark in marks[:10]]
+    return ", ".join(shown) + (", ..." if len(marks) > 10 else "")
+
+
+def to_vectors(marks: np.ndarray | Sequence[int], coloured: bool) -> np.ndarray:
+    """(n, 3): red, green and blue of marks in colours; or (n, 1), the numbers."""
+    if not coloured:
+        return np.asarray(marks, float)[:, None]
+    packed = np.asarray(marks, np.int64)
+    return np.stack([packed >> 16 & 255, packed >> 8 & 255, packed & 255], -1).astype(float)
+
+
+def _is_between(colour: np.ndarray, a: np.ndarray, b: np.ndarray) -> bool:
+    """Whether a colour is a mixture of two others, up to rounding."""
+    along = float((colour - a) @ (b - a) / max((b - a) @ (b - a), 1e-9))
+    return 0 < along < 1 and bool(np.abs(a + along * (b - a) - colour).max() < 1.5)
+
+
+def _suggest(marks: Sequence[int]) -> Given:
+    """Names for what was found, of which the first is background."""
+    coloured = max(marks) >= COLOUR
+    names = ("background", *(f"class{index}" for index in range(1, len(marks))))
+    return {name: to_colour(mark) if coloured else mark for name, mark in zip(names, marks, strict=True)}
+
+
+def _ask(holds: str, marks: Sequence[int], why: str = "") -> DataError:
+    named = shlex.quote(write_labels(_suggest(marks)))
+    return DataError(f"{holds} {_listed(marks)}{why}; say what they stand for, such as --labels {named}")
+
+
+def _too_many(holds: str, pixels: Mapping[int, int], masks: Path) -> DataError:
+    """The error for masks with more values than classes are likely to be."""
+    found = sorted(pixels)
+    if found[-1] < COLOUR and found == list(range(found[0], found[0] + len(found))) and found[-1] != 255:
+        return DataError(
+            f"{holds} {len(found)} different values ({_listed(found)}), as masks do in which each object has a number "
+            "of its own; store a number a class, or name every value with --labels"
+        )
+    return DataError(
+        f"{holds} {len(found)} different values ({_listed(found)}), as smoothed masks do; export them without "
+        f"anti-aliasing, or {_advice(pixels, masks)}"
+    )
+
+
+def _advice(pixels: Mapping[int, int], masks: Path) -> str:
+    """How to repair smoothed masks, with the values that are clearly meant."""
+    labels, unclear = _suggest(sorted(_meant(pixels))), ""
+    if len(labels) < 2:
+        unclear, colour = " (put in what is meant)", max(pixels) >= COLOUR
+        labels = {"background": BLACK if colour else 0, "lesion": "#ff0000" if colour else 255}
+    return f"give each pixel the nearest of what is meant{unclear}: {relabel_command(masks, labels)}"
+
+
+def _meant(pixels: Mapping[int, int]) -> list[int]:
+    """The values of smoothed masks that stand out: many pixels each, and far from each other."""
+    marks, counts = (np.array(numbers) for numbers in zip(*Counter(pixels).most_common(), strict=True))
+    vectors = to_vectors(marks, coloured=int(marks.max()) >= COLOUR)
+    distance = max(CLEAR_DISTANCE * np.ptp(vectors, axis=0).max(), 1)
+    foreground = counts[np.abs(vectors - vectors[0]).max(-1) >= distance].sum()
+    found = [0]
+    for index in range(1, len(marks)):
+        far = np.abs(vectors[found] - vectors[index]).max(-1).min() >= distance
+        if far and counts[index] >= CLEAR_SHARE * foreground:
+            found.append(index)
+    return marks[found].tolist()

@@ -1,17 +1,21 @@
 """Plain images and masks: pairs of files with the same name, as people have them.
 
 Either `images/` and `masks/` (or `labels/`), or everything in one folder, where a mask's name ends with a word that
-says so: `case_mask.png`, `case-label.nrrd`, `mask.png`. Each file holds all channels of its case.
+says so: `case_mask.png`, `case-label.nrrd`, `mask.png`. Each file, or folder of DICOM slices, holds all channels of its
+case. Folders may hold folders, whose names are part of the cases' names. A mask may be several files of one class each:
+`masks/<class>/<case>.png`, or `masks/<case>_<class>.png`.
 """
 
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from dinounet.data.dicom import dicom_files, is_series
 from dinounet.data.images import ending_of, stem_of
 from dinounet.errors import DataError
 from dinounet.files import join_some
@@ -23,6 +27,23 @@ MASK_WORDS = re.compile(r"(^|[ _.-])(masks?|labels?|seg|segmentation|annotation|
 """What the end of a name may say of a file without being part of the case's name."""
 
 
+NO_IMAGES = ("__MACOSX",)
+"""Folders that systems make."""
+
+
+@dataclass(frozen=True)
+class ClassFiles:
+    """A mask that is kept as one file a class."""
+
+    files: tuple[tuple[str, Path], ...]
+    """Names of the classes, and their files."""
+
+    @property
+    def name(self) -> str:
+        """The files' names, for people."""
+        return " + ".join(f"{path.parent.name}/{path.name}" for _, path in self.files)
+
+
 @dataclass(frozen=True)
 class Case:
     """One subject or image: its files, not its pixels."""
@@ -31,13 +52,26 @@ class Case:
     """Identifier, which is the file name without channel and ending."""
 
     images: tuple[Path, ...]
-    """One file a channel, or one file with all channels."""
+    """One file a channel, or one file or folder of DICOM slices with all channels."""
 
-    mask: Path | None = None
+    mask: Path | ClassFiles | None = None
     """The truth, where it is known."""
 
     group: str | None = None
     """Whose it is, such as the patient's: cases of one group are never both learned from and watched."""
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """All that it is read from."""
+        images = [file for path in self.images for file in (dicom_files(path) if path.is_dir() else [path])]
+        return (*images, *mask_paths(self.mask))
+
+
+def mask_paths(mask: Path | ClassFiles | None) -> tuple[Path, ...]:
+    """The files that a mask consists of."""
+    if isinstance(mask, ClassFiles):
+        return tuple(path for _, path in mask.files)
+    return () if mask is None else (mask,)
 
 
 def find_pairs(root: Path) -> tuple[Case, ...]:
@@ -46,11 +80,13 @@ def find_pairs(root: Path) -> tuple[Case, ...]:
     Raises:
         DataError: there are none, some lack their other half, or several have the same name; all of it together.
     """
+    images_folder = masks_folder = root
     if (root / "images").is_dir():
         folder = next((root / name for name in MASK_FOLDERS if (root / name).is_dir()), None)
         if folder is None:
             raise DataError(f"{root} has a folder images but no masks beside it; name their folder masks")
-        images, masks = image_files(root / "images"), mask_files(folder)
+        images_folder, masks_folder = root / "images", folder
+        images, masks = image_files(images_folder), mask_files(masks_folder)
     else:
         images, masks = _told_apart(root)
     if not images or not masks:
@@ -58,39 +94,141 @@ def find_pairs(root: Path) -> tuple[Case, ...]:
             f"{root} holds {len(images)} images and {len(masks)} masks; give a folder with dataset.json (nnU-Net's "
             "layout), with images/ and masks/, or with pairs such as a.png and a_mask.png"
         )
-    by_name = {name_of(path, root.resolve().name): path for path in images}
-    masks_by_name = {name_of(path, root.resolve().name): path for path in masks}
-    problems = _twice(images, root) + _twice(masks, root)
+    otherwise = root.resolve().name
+    named = [(name_of(path, images_folder, otherwise), path) for path in images]
+    by_name = dict(named)
+    problems = _twice(named)
+    classes = class_files(masks, masks_folder, by_name) if masks_folder != root else {}
+    masks_by_name: dict[str, Path | ClassFiles] = {**classes}
+    if not classes:
+        named_masks = [(name_of(path, masks_folder, otherwise), path) for path in masks]
+        masks_by_name = dict(named_masks)
+        problems += _twice(named_masks)
     problems += [f"{path} has no mask" for name, path in by_name.items() if name not in masks_by_name]
-    problems += [f"{path} has no image" for name, path in masks_by_name.items() if name not in by_name]
+    problems += [f"{mask_paths(mask)[0]} has no image" for name, mask in masks_by_name.items() if name not in by_name]
     if problems:
         raise DataError(f"images and masks don't match by name: {join_some(problems)}; add, rename or remove files")
     return tuple(Case(name, (by_name[name],), masks_by_name[name]) for name in sorted(by_name))
 
 
+def class_files(masks: Sequence[Path], folder: Path, names: Iterable[str]) -> dict[str, ClassFiles]:
+    """Masks of one class each by case, if that is what a folder holds: every image then has one of every class.
+
+    Raises:
+        DataError: it clearly is, but some are missing.
+    """
+    names = set(names)
+    if not names:
+        return {}
+    found: dict[str, dict[str, Path]] = {}
+    if {name_of(path, folder) for path in masks} & names:
+        return {}  # masks of whole cases
+    in_folders = [path.relative_to(folder).parts for path in masks]
+    if all(len(parts) > 1 for parts in in_folders):
+        for path, parts in zip(masks, in_folders, strict=True):
+            found.setdefault(name_of(path, folder / parts[0]), {})[parts[0]] = path
+    if not found.keys() & names:
+        found = {}
+        for path in masks:
+            stem = name_of(path, folder)
+            case = max((name for name in names if re.match(re.escape(name) + "[ _.-].", stem)), key=len, default="")
+            if not case:
+                return {}
+            found.setdefault(case, {})[stem[len(case) + 1 :]] = path
+    classes = sorted({name for files in found.values() for name in files})
+    missing = [
+        f"{case} has no mask of {name}" for case in sorted(names) for name in classes if name not in found.get(case, {})
+    ]
+    if missing:
+        raise DataError(
+            f"{folder} seems to hold one mask a class ({', '.join(classes)}), but {join_some(missing)}; add masks of 0 "
+            "where there is nothing, or rename them"
+        )
+    return {case: ClassFiles(tuple(sorted(files.items()))) for case, files in found.items()}
+
+
+def class_names(cases: Sequence[Case]) -> tuple[str, ...] | None:
+    """The classes that have a file each, without background; None where masks hold all of them."""
+    first = cases[0].mask
+    if not isinstance(first, ClassFiles):
+        return None
+    return tuple(name for name, _ in first.files if name.casefold() != "background")
+
+
+def describe_pairs(cases: Sequence[Case]) -> str:
+    """By which words in their names images and masks were paired."""
+    counts: Counter[str] = Counter()
+    for case in cases:
+        if isinstance(case.mask, ClassFiles):
+            counts["the same name, one mask a class"] += 1
+            continue
+        assert case.mask is not None
+        words = [
+            (found[0], what)
+            for pattern, path, what in ((IMAGE_WORDS, case.images[0], "image"), (MASK_WORDS, case.mask, "mask"))
+            if (found := pattern.search(stem_of(path)))
+        ]
+        counts[
+            " and ".join(f"`{word}` at the end of the {what}'s name" for word, what in words) or "the same name"
+        ] += 1
+    return "; ".join(f"{how} ({count})" for how, count in counts.most_common())
+
+
 def image_files(folder: Path) -> list[Path]:
-    """A folder's files of known formats, sorted, without those that are masks of others by their name."""
+    """The images in a folder and below, sorted, without those that are masks of others by their name."""
+    if is_series(folder):
+        raise DataError(f"{folder} holds DICOM files themselves; put each series into a folder of its own in it")
     images, masks = _told_apart(folder)
-    names = {name_of(path) for path in images}
-    return sorted([*images, *(path for path in masks if name_of(path) not in names)])
+    names = {name_of(path, folder) for path in images}
+    return sorted([*images, *(path for path in masks if name_of(path, folder) not in names)])
 
 
 def mask_files(folder: Path) -> list[Path]:
-    """A folder's files of known formats, sorted, without those that others are masks of by their name."""
+    """The masks in a folder and below, sorted, without images that others are masks of by their name."""
     images, masks = _told_apart(folder)
-    names = {name_of(path) for path in masks}
-    return sorted([*masks, *(path for path in images if name_of(path) not in names)])
+    names = {name_of(path, folder) for path in masks}
+    return sorted([*masks, *(path for path in images if name_of(path, folder) not in names)])
 
 
-def name_of(path: Path, otherwise: str = "image") -> str:
-    """The case's name: the file's without ending and without a word that says image or mask."""
-    stem = stem_of(path)
-    return IMAGE_WORDS.sub("", MASK_WORDS.sub("", stem)) or otherwise
+def name_of(path: Path, folder: Path | None = None, otherwise: str = "image") -> str:
+    """The case's name: the file's without ending and without a word that says image or mask.
+
+    Args:
+        path: the file.
+        folder: that it was found in; the names of folders between them come first.
+        otherwise: the name if nothing is left.
+    """
+    return in_folder(IMAGE_WORDS.sub("", MASK_WORDS.sub("", stem_of(path))), path, folder) or otherwise
 
 
-def _twice(paths: Sequence[Path], root: Path) -> list[str]:
-    counts = Counter(name_of(path, root.resolve().name) for path in paths)
-    return [f"{count} files in {paths[0].parent} are named {name}" for name, count in counts.items() if count > 1]
+def in_folder(name: str, path: Path, folder: Path | None) -> str:
+    """A name with those of the folders between a file and the one that it was found in.
+
+    Characters are composed: some systems store an é as two.
+    """
+    between = path.relative_to(folder).parent.parts if folder else ()
+    return unicodedata.normalize("NFC", "_".join(part for part in (*between, name) if part))
+
+
+def _twice(named: Sequence[tuple[str, Path]]) -> list[str]:
+    folder = named[0][1].parent
+    counts = Counter(name for name, _ in named)
+    return [
+        *(f"{count} files in {folder} are named {name}" for name, count in counts.items() if count > 1),
+        *alike_names(counts),
+    ]
+
+
+def alike_names(names: Iterable[str]) -> list[str]:
+    """What is wrong with names that some systems can't tell apart."""
+    alike: dict[str, list[str]] = {}
+    for name in names:
+        alike.setdefault(name.casefold(), []).append(name)
+    return [
+        f"{' and '.join(same)} differ only in small and capital letters, which some systems don't tell apart"
+        for same in alike.values()
+        if len(same) > 1
+    ]
 
 
 def known_files(folder: Path) -> list[Path]:
@@ -98,8 +236,28 @@ def known_files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if ending_of(path) and not path.name.startswith("."))
 
 
+def files_below(folder: Path, above: tuple[Path, ...] = ()) -> list[Path]:
+    """The files of known formats in a folder and the folders in it, and those of these that are DICOM series.
+
+    Raises:
+        DataError: a symbolic link leads back to where it is.
+    """
+    above = (*above, folder.resolve())
+    found = []
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith(".") or path.name in NO_IMAGES:
+            continue
+        if not path.is_dir():
+            found += [path] if ending_of(path) else []
+        elif path.resolve() in above:
+            raise DataError(f"{path} is a symbolic link that leads back to {path.resolve()}; remove it")
+        else:
+            found += [path] if is_series(path) else files_below(path, above)
+    return found
+
+
 def _told_apart(folder: Path) -> tuple[list[Path], list[Path]]:
     """Files of known formats: those whose names don't say that they are masks, and those whose names do."""
-    files = known_files(folder)
-    masks = [path for path in files if MASK_WORDS.search(stem_of(path))]
+    files = files_below(folder)
+    masks = [path for path in files if MASK_WORDS.search(stem_of(path)) and not path.is_dir()]
     return [path for path in files if path not in masks], masks

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,9 +16,10 @@ import numpy as np
 
 from dinounet.data.dataset import Dataset
 from dinounet.data.fingerprint import Fingerprint, Intensities, Seen, look_at, measure_intensities, principal_components
-from dinounet.data.images import Volume, coarsest_axis, read_image, require_same_grid
+from dinounet.data.images import Volume, coarsest_axis, read_image
 from dinounet.data.labels import Labels, Region
-from dinounet.data.masks import read_truth
+from dinounet.data.masks import check_case, common_folder, infer_labels, read_truth
+from dinounet.data.pairs import mask_paths
 from dinounet.errors import ConfigError, DataError
 from dinounet.files import join_some
 
@@ -25,10 +27,6 @@ Normalisation = Literal["zscore", "ct", "rgb", "rgb_to_0_1", "none"]
 
 IMAGENET = ((0.485, 0.229), (0.456, 0.224), (0.406, 0.225))
 """Mean and deviation of red, green and blue in the images that backbones were trained on, of values from 0 to 1."""
-
-MOST_CLASSES, MOST_LABELS = 64, 12
-"""Masks that nobody named are taken for smoothed ones if they hold more different values than these: without gaps
-between them, and with gaps."""
 
 LARGEST_PATCH = 512
 PATCH_STEP = 32
@@ -94,10 +92,13 @@ class DataPlan:
     ignore: int | None = None
     """Number that stands in masks for pixels that nobody has judged, which nothing is learned from; None: all are."""
 
+    colours: dict[str, str] | None = None
+    """Of colour-coded masks, what stands for each class, as "#ff0000"; None: masks hold the numbers themselves."""
+
     @property
     def meaning(self) -> Labels:
         """What the numbers in masks stand for."""
-        return Labels(self.labels, self.regions, self.ignore)
+        return Labels(self.labels, self.regions, self.ignore, self.colours)
 
     def __post_init__(self) -> None:
         _ = self.meaning  # which checks itself
@@ -132,12 +133,14 @@ def plan_data(
     seen: list[Seen] = []
     problems = []
     channels = dataset.channels
-    given = dataset.labels and Labels(dataset.labels, None, dataset.ignore).given
+    known = dataset.meaning
+    modalities: set[str | None] = set()
     for case in dataset.cases:
         try:
-            image, mask = read_image(case.images), read_truth(case)
+            image, mask = read_image(case.images), read_truth(case, known)
+            modalities.add(image.modality)
             channels = channels or _channel_names(len(image.array))
-            pixels = check_case(image, mask, channels, given)
+            pixels = check_case(image, mask, channels, None if known is None else known.given)
             _require_colours(image, channels)
             seen.append(look_at(image, mask, pixels, dataset.ignore))
         except DataError as error:
@@ -147,14 +150,18 @@ def plan_data(
     if problems:
         raise DataError(join_some(problems))
     assert channels is not None
+    channels = dataset.channels or _channel_names(len(channels), modalities)
     pixels = sum((Counter(one.pixels) for one in seen), Counter())
-    labels = dataset.labels or infer_labels(pixels, dataset.name)
+    if known is None:
+        folder = common_folder([path for case in dataset.cases for path in mask_paths(case.mask)])
+        known, pixels = infer_labels(pixels, dataset.name, folder)
+    labels = known.labels
     if not any(pixels[label] for label in labels.values() if label):
         raise DataError(f"the masks of {dataset.name} hold nothing but background; there is nothing to learn")
 
     shapes = [one.shape for one in seen]
-    known = [one.spacing for one in seen if one.spacing is not None]
-    median_spacing = _triple(np.median(known, axis=0)) if known else None
+    spacings = [one.spacing for one in seen if one.spacing is not None]
+    median_spacing = _triple(np.median(spacings, axis=0)) if spacings else None
     smallest, median_shape, largest = (
         (int(depth), int(height), int(width)) for depth, height, width in np.quantile(shapes, (0, 0.5, 1), axis=0)
     )
@@ -178,72 +185,22 @@ def plan_data(
             median_shape,
             largest,
             median_spacing,
-            {name: pixels[label] for name, label in Labels(labels, None, dataset.ignore).given.items()},
+            {name: pixels[label] for name, label in known.given.items()},
         ),
         channel_projection=None
         if len(channels) in (1, 3)
         else principal_components(np.concatenate([one.anywhere for one in seen], axis=1)),
-        regions=dataset.regions,
-        ignore=dataset.ignore,
+        regions=known.regions,
+        ignore=known.ignore,
+        colours=known.colours,
     )
 
 
-def infer_labels(pixels: Mapping[int, int], dataset: str) -> dict[str, int]:
-    """Name the classes of masks that nobody named: 0 and one other number, or 0, 1, 2 ... without gaps.
-
-    Raises:
-        DataError: the numbers don't tell; the message says how to name them.
-    """
-    found = sorted(set(pixels) | {0})
-    if len(found) == 2:
-        return {"background": 0, "foreground": found[1]}
-    if found == list(range(len(found))) and len(found) <= MOST_CLASSES:
-        return {"background": 0} | {f"class {label}": label for label in found[1:]}
-    if len(found) > MOST_LABELS:
-        raise DataError(
-            f"the masks of {dataset} hold {len(found)} different values ({_listed(found)}), as smoothed masks do; "
-            "export them without anti-aliasing, or name every value with --labels"
-        )
-    named = ",".join(["background=0", *(f"class{index}={label}" for index, label in enumerate(found[1:], start=1))])
-    raise DataError(f"the masks of {dataset} hold {_listed(found)}; say what they stand for, such as --labels {named}")
-
-
-def check_case(
-    image: Volume, mask: Volume, channels: Sequence[str], labels: Mapping[str, int] | None
-) -> dict[int, int]:
-    """How many pixels of each label, with the ignore label if there is one, a case holds.
-
-    Raises:
-        DataError: image and mask don't lie on one grid, or have other channels or labels.
-    """
-    check_channels(image, channels)
-    require_same_grid(mask, image)
-    values, counts = np.unique(mask.array, return_counts=True)
-    found = dict(zip(values.tolist(), counts.tolist(), strict=True))
-    unknown = [value for value in found if labels is not None and value not in labels.values()]
-    if labels is not None and unknown:
-        named = ",".join(f"{name}={label}" for name, label in labels.items())
-        raise DataError(
-            f"{mask.source} holds {_listed(unknown)}, but the labels are {named}; name them or correct the mask"
-        )
-    return found
-
-
-def _listed(values: Sequence[int]) -> str:
-    return ", ".join(map(str, values[:10])) + (", ..." if len(values) > 10 else "")
-
-
-def _channel_names(count: int) -> tuple[str, ...]:
-    """Of images that nobody described."""
+def _channel_names(count: int, modalities: AbstractSet[str | None] = frozenset()) -> tuple[str, ...]:
+    """Of images that nobody described: how all of them were taken, if they tell, or colours."""
+    if count == 1 and len(modalities) == 1 and (only := next(iter(modalities))):
+        return (only,)
     return ("R", "G", "B") if count == 3 else tuple(f"channel {index}" for index in range(count))
-
-
-def check_channels(image: Volume, channels: Sequence[str]) -> None:
-    """Raise a DataError unless the image has these channels."""
-    if len(image.array) != len(channels):
-        raise DataError(
-            f"{image.source} has {len(image.array)} channels, but {len(channels)} are wanted ({', '.join(channels)})"
-        )
 
 
 def _normalisation_of(channel: str) -> Normalisation:

@@ -73,7 +73,8 @@ def resampled_size(volume: Volume, plan: DataPlan) -> tuple[int, int]:
 
 
 def normalise(channel: np.ndarray, how: ChannelPlan) -> np.ndarray:
-    """One channel of a whole case, (Z, Y, X), by the plan's rule."""
+    """One channel of a whole case, (Z, Y, X) of any type, by the plan's rule: float32."""
+    channel = channel.astype(np.float32, copy=False)
     if how.normalisation == "zscore":
         return (channel - channel.mean()) / max(channel.std(), 1e-8)
     if how.normalisation == "ct":

@@ -1,7 +1,8 @@
 """A table of cases: a CSV file that names images and masks wherever they are, and whose patient each one is.
 
-One row a case. Columns: `image` and `mask` (paths, relative to the table), and optionally `group` (such as the patient:
-cases of one group are never split between training and validation) and `case` (a name, by default the image's).
+One row a case. Columns: `image` and `mask` (paths, relative to the table; an image may be a folder of DICOM files), and
+optionally `group` (such as the patient: cases of one group are never split between training and validation) and `case`
+(a name, by default the image's).
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ import difflib
 from collections import Counter
 from pathlib import Path
 
-from dinounet.data.pairs import Case, name_of
+from dinounet.data.dicom import is_series
+from dinounet.data.pairs import Case, alike_names, mask_paths, name_of
 from dinounet.errors import DataError
 from dinounet.files import join_some
 
@@ -47,8 +49,13 @@ def read_table(path: Path) -> tuple[Case, ...]:
             problems.append(f"{where} says nothing in the column {empty[0]}")
             continue
         files = {name: path.parent / cells[name] for name in WANTED}
-        problems += [f"{where} names {file}, which does not exist" for file in files.values() if not file.is_file()]
-        name = cells.get("case") or name_of(files["image"], otherwise=files["image"].absolute().parent.name)
+        problems += [f"{where} names {file}, which does not exist" for file in files.values() if not file.exists()]
+        problems += [
+            f"{where} names {file} as {name}, which is a folder" + (" without DICOM files" if name == "image" else "")
+            for name, file in files.items()
+            if file.is_dir() and not (name == "image" and is_series(file))
+        ]
+        name = cells.get("case") or name_of(files["image"], None, files["image"].absolute().parent.name)
         if "/" in name or "\\" in name:
             problems.append(f"{where} names the case {name!r}, which can be no file's name")
         cases.append(Case(name, (files["image"],), files["mask"], cells.get("group")))
@@ -56,7 +63,8 @@ def read_table(path: Path) -> tuple[Case, ...]:
     problems += [
         f"{count} rows are of {name} (tell them apart in a column case)" for name, count in counts.items() if count > 1
     ]
-    seen = Counter(file.resolve() for case in cases for file in (*case.images, case.mask) if file)
+    problems += alike_names(counts)
+    seen = Counter(file.resolve() for case in cases for file in (*case.images, *mask_paths(case.mask)))
     problems += [f"{file} stands there {count} times" for file, count in seen.items() if count > 1]
     if problems:
         raise DataError(f"{path} is wrong: {join_some(problems)}; correct the table")

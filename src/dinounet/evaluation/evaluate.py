@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from dinounet.data.images import Volume, read_mask, require_same_grid
+from dinounet.data.images import Volume, require_same_grid
 from dinounet.data.labels import Labels, Region
-from dinounet.data.masks import read_truth
-from dinounet.data.pairs import Case, mask_files, name_of
+from dinounet.data.masks import read_mask, read_truth
+from dinounet.data.pairs import Case, ClassFiles, class_files, mask_files, name_of
 from dinounet.errors import ConfigError, DataError
 from dinounet.evaluation.metrics import POLICY, dice, hd95
 from dinounet.files import join_some, write_json
@@ -131,6 +131,9 @@ class Metrics:
     ignore: int | None = None
     """Number in the truth's masks of the pixels that were left out."""
 
+    colours: dict[str, str] | None = None
+    """Of a truth in colours, what stands for each class, whose numbers are ours."""
+
     format: int = FORMAT
     """Version of this file's keys."""
 
@@ -148,9 +151,14 @@ class Metrics:
         return self.cases[0].unit
 
     @property
+    def meaning(self) -> Labels:
+        """What masks hold."""
+        return Labels(self.labels, self.regions, self.ignore, self.colours)
+
+    @property
     def classes(self) -> dict[str, tuple[int, ...]]:
         """What was evaluated, classes or regions, and the numbers that stand for it in masks."""
-        return Labels(self.labels, self.regions, self.ignore).foreground
+        return self.meaning.foreground
 
     @property
     def ignored_pixels(self) -> int:
@@ -170,17 +178,25 @@ class Metrics:
         return tuple(sorted(self.cases, key=lambda case: (case.dice, -case.hd95, case.case)))
 
 
-def find_masks(folder: Path) -> dict[str, Path]:
+def find_masks(folder: Path, cases: Iterable[str] = ()) -> dict[str, Path | ClassFiles]:
     """A folder's masks by case (`pairs.name_of`), sorted; files in other formats are passed over.
+
+    Args:
+        folder: of masks, and of folders of them.
+        cases: names of cases that it may have a mask a class of.
 
     Raises:
         DataError: the folder is missing or holds no mask, or a case's mask twice.
     """
     if not folder.is_dir():
         raise DataError(f"{folder} is not a folder; give one that holds a mask for each case")
+    masks = mask_files(folder)
+    classes = class_files(masks, folder, cases)
+    if classes:
+        return {case: classes[case] for case in sorted(classes)}
     found: dict[str, list[Path]] = {}
-    for path in mask_files(folder):
-        found.setdefault(name_of(path), []).append(path)
+    for path in masks:
+        found.setdefault(name_of(path, folder), []).append(path)
     twice = [f"{paths[0].name} and {paths[1].name}" for paths in found.values() if len(paths) > 1]
     if twice:
         raise DataError(f"{folder} holds more than one mask of a case: {join_some(twice)}; keep one of each")
@@ -198,6 +214,7 @@ def evaluate_folders(
     *,
     regions: tuple[Region, ...] | None = None,
     ignore: int | None = None,
+    colours: dict[str, str] | None = None,
 ) -> Metrics:
     """Compare masks with the truth, case by case; files are paired by name without ending, formats may differ.
 
@@ -209,15 +226,17 @@ def evaluate_folders(
         on_case: is called with the name of each case that is done.
         regions: to evaluate instead of classes.
         ignore: number of the truth's pixels that are left out of both masks.
+        colours: of a truth in colours, what stands for each class.
 
     Raises:
         DataError: all that is wrong with the masks, together: a mask is missing, superfluous or unreadable, the grids
             of a pair differ, a value is no label, or some cases are measured in mm and others in pixels.
     """
-    known = Labels(dict(labels), regions, ignore)
+    known = Labels(dict(labels), regions, ignore, colours)
     if not known.foreground:
         raise DataError(f"the labels {dict(labels)} name no class but background; name at least one, such as lesion=1")
-    truths, predicted = find_masks(truth), find_masks(predictions)
+    predicted = find_masks(predictions)
+    truths = find_masks(truth, predicted)
     problems = _name_problems(predictions, truth, predicted.keys(), truths.keys())
     cases = [Case(name, (), truths[name]) for name in sorted(truths.keys() & predicted.keys())]
     return evaluate_cases(cases, predicted, known, output, on_case, problems=problems)
@@ -225,7 +244,7 @@ def evaluate_folders(
 
 def evaluate_cases(
     cases: Sequence[Case],
-    predicted: Mapping[str, Path],
+    predicted: Mapping[str, Path | ClassFiles],
     known: Labels,
     output: Path | None = None,
     on_case: Callable[[str], None] | None = None,
@@ -247,7 +266,7 @@ def evaluate_cases(
     evaluated = []
     for case in cases:
         try:
-            pair = read_truth(case), read_mask(predicted[case.name])
+            pair = read_truth(case, known), read_mask(predicted[case.name], known)
             require_same_grid(pair[1], pair[0])
         except DataError as error:
             wrong.append(str(error))
@@ -284,8 +303,9 @@ def summarise(cases: Sequence[CaseMetrics], known: Labels) -> Metrics:
     }
     overall = _mean_metrics([one for found in by_class.values() for one in found])
     return Metrics(
-        known.labels, POLICY, tuple(cases), means, overall, empties, regions=known.regions, ignore=known.ignore
-    )
+        known.labels, POLICY, tuple(cases), means, overall, empties,
+        regions=known.regions, ignore=known.ignore, colours=known.colours,
+    )  # fmt: skip
 
 
 def describe_empties(metrics: Metrics) -> str:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from dinounet.data.dataset import parse_labels
-from dinounet.data.labels import Labels, read_nnunet_labels, take_ignore
+from dinounet.data.labels import Labels, name_labels, parse_labels, read_nnunet_labels
 from dinounet.errors import ConfigError
 from dinounet.files import PREDICTION, read_json, to_record
 
@@ -23,14 +22,14 @@ def find_labels(predictions: Path, truth: Path, given: str | None = None) -> Lab
         UserError: nothing tells them, or what tells them can't be understood.
     """
     if given is not None:
-        return take_ignore(parse_labels(given))
+        return name_labels(parse_labels(given))
     for path in (predictions / PREDICTION, truth / "dataset.json", truth.parent / "dataset.json"):
         if path.is_file():
             content = read_json(path, what="an object with labels")
             if not isinstance(content, Mapping) or not isinstance(content.get("labels"), Mapping):
                 raise ConfigError(f"{path} has no labels; pass --labels background=0,lesion=1")
             if path.name == PREDICTION:
-                known = {key: content[key] for key in ("labels", "regions", "ignore") if key in content}
+                known = {key: content[key] for key in ("labels", "regions", "ignore", "colours") if key in content}
                 return to_record(Labels, known, where=str(path))
             return read_nnunet_labels(content, path)
     raise ConfigError(

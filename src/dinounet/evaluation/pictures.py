@@ -13,9 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
-from dinounet.data.images import Volume, coarsest_axis, read_image, read_mask, require_same_grid
-from dinounet.data.masks import read_truth
-from dinounet.data.pairs import Case, image_files, name_of
+from dinounet.data.images import Volume, coarsest_axis, read_image, require_same_grid
+from dinounet.data.masks import read_mask, read_truth
+from dinounet.data.pairs import Case, ClassFiles, image_files, name_of
 from dinounet.errors import DataError
 from dinounet.evaluation.evaluate import CaseMetrics, Metrics, find_masks
 
@@ -97,8 +97,9 @@ def make_pictures(
     Raises:
         DataError: an image or mask is missing, unreadable, or doesn't fit the others.
     """
-    truths, predicted = find_masks(truth), find_masks(predictions)
-    files = {name_of(path): path for path in image_files(images)} if images.is_dir() else {}
+    predicted = find_masks(predictions)
+    truths = find_masks(truth, predicted)
+    files = {name_of(path, images): path for path in image_files(images)} if images.is_dir() else {}
     cases = []
     for case in metrics.worst_first[:most]:
         for folder, masks in ((truth, truths), (predictions, predicted)):
@@ -112,7 +113,7 @@ def make_pictures(
 
 
 def picture_cases(
-    metrics: Metrics, cases: Iterable[Case], predicted: Mapping[str, Path], most: int = 12
+    metrics: Metrics, cases: Iterable[Case], predicted: Mapping[str, Path | ClassFiles], most: int = 12
 ) -> list[CasePicture]:
     """Picture the worst of cases, wherever their files are; see `make_pictures`.
 
@@ -126,7 +127,8 @@ def picture_cases(
     pictures = []
     for found in metrics.worst_first[:most]:
         case = by_name[found.case]
-        volumes = read_image(case.images[:1]), read_truth(case), read_mask(predicted[case.name])
+        masks = read_truth(case, metrics.meaning), read_mask(predicted[case.name], metrics.meaning)
+        volumes = read_image(case.images[:1]), *masks
         for other in (volumes[0], volumes[2]):
             require_same_grid(other, volumes[1])
         pictures.append(_make_picture(found, *volumes, metrics))

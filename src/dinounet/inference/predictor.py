@@ -13,18 +13,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from dinounet.data.dataset import find_cases
-from dinounet.data.images import (
-    ENDINGS,
-    JPEG_ENDINGS,
-    Volume,
-    ending_of,
-    read_image,
-    require_finite,
-    write_mask,
-)
+from dinounet.data.dataset import find_cases, refuse_same_names
+from dinounet.data.dicom import is_series
+from dinounet.data.flat import JPEG_ENDINGS
+from dinounet.data.images import KNOWN, Volume, ending_of, read_image, require_finite, write_mask
+from dinounet.data.masks import check_channels
 from dinounet.data.pairs import Case, image_files
-from dinounet.data.plan import check_channels
 from dinounet.data.preprocessing import image_to_slices, slice_size, slices_to_mask
 from dinounet.device import Device, Precision, choose_device, choose_precision
 from dinounet.errors import ConfigError, DataError, UserError, WeightsError
@@ -175,22 +169,31 @@ def _fill(network: Any, known: BackboneRecord, weights: str | None, seed: int, r
 def find_inputs(inputs: Sequence[Path], plan: Plan) -> list[Case]:
     """The images that a list of files and folders holds, as cases of the plan's channels.
 
+    A folder is searched with the folders in it, unless it is an image itself: a DICOM series.
+
     Raises:
         DataError: there is no input, one does not exist, is no image or holds none, or two have the same name.
     """
-    files: list[Path] = []
+    channels, ending = len(plan.data.channels), plan.data.file_ending
+    single: list[Path] = []
+    cases: list[Case] = []
     for path in inputs:
         if not path.exists():
             raise DataError(f"{path} does not exist")
         if not path.is_dir() and not ending_of(path):
-            raise DataError(f"{path} is not an image in a known format ({', '.join(ENDINGS)})")
-        found = image_files(path) if path.is_dir() else [path]
+            raise DataError(f"{path} is not an image in a known format ({KNOWN})")
+        if not path.is_dir() or is_series(path):
+            single.append(path)
+            continue
+        found = image_files(path)
         if not found:
-            raise DataError(f"{path} holds no image in a known format ({', '.join(ENDINGS)})")
-        files += found
-    if not files:
+            raise DataError(f"{path} holds no image in a known format ({KNOWN})")
+        cases += find_cases(found, channels, ending, path)
+    cases += find_cases(single, channels, ending)
+    if not cases:
         raise DataError("no image is named; name images, or folders of them, after the run")
-    return find_cases(files, len(plan.data.channels), plan.data.file_ending)
+    refuse_same_names(cases)
+    return sorted(cases, key=lambda case: case.name)
 
 
 def predict_files(
@@ -198,12 +201,16 @@ def predict_files(
 ) -> list[Path]:
     """Predict cases into a folder: `<case><ending>`, in the input's format and geometry.
 
+    PNG stands in for JPEG, which would change labels, and for flat images of colour-coded data, where it keeps the
+    colours beside the numbers; NIfTI for a DICOM series.
+
     A file that can't be predicted doesn't keep the others from it.
 
     Raises:
         UserError: after the others are done, names those that failed.
     """
     written, problems = [], []
+    colours = predictor.plan.data.meaning.palette
     for case in cases:
         try:
             volume = predictor.read(case.images)
@@ -211,16 +218,13 @@ def predict_files(
         except UserError as error:
             problems.append(str(error))
         else:
-            path = mask_path(output, case)
-            write_mask(path, labels, like=volume)
+            ending = ending_of(case.images[0]) or ".nii.gz"
+            if ending in JPEG_ENDINGS or (colours and volume.geometry is None and volume.is_flat):
+                ending = ".png"
+            path = output / f"{case.name}{ending}"
+            write_mask(path, labels, like=volume, colours=colours)
             written.append(path)
         on_case()
     if problems:
         raise DataError(f"{len(problems)} of {len(cases)} images could not be predicted: {join_some(problems)}")
     return written
-
-
-def mask_path(folder: Path, case: Case) -> Path:
-    """Where a case's predicted mask lies: in the image's own format, but for JPEG, which would change labels."""
-    ending = ending_of(case.images[0])
-    return folder / f"{case.name}{'.png' if ending in JPEG_ENDINGS else ending}"

@@ -54,6 +54,9 @@ class PredictionRecord:
     started: str
     """Time in UTC."""
 
+    colours: dict[str, str] | None = None
+    """Of colour-coded data, the colour of each class in the truth, which predicted masks have as their palette."""
+
     format: int = FORMAT
     """Version of this file's keys."""
 
@@ -73,4 +76,5 @@ def record_prediction(run: Path, predictor: Predictor) -> PredictionRecord:
         versions=versions(),
         machine=machine(),
         started=now(),
+        colours=predictor.plan.data.colours,
     )

@@ -11,7 +11,8 @@ from typing import Any, Literal
 import torch
 
 from dinounet.data.cache import build_cache
-from dinounet.data.dataset import Dataset, hash_dataset, parse_channels, parse_labels, read_dataset
+from dinounet.data.dataset import Dataset, hash_dataset, parse_channels, read_dataset
+from dinounet.data.labels import parse_labels
 from dinounet.data.pairs import Case
 from dinounet.device import Device, Precision, choose_device, choose_precision, choose_training_device
 from dinounet.errors import ConfigError, DataError, Interrupted, WeightsError
@@ -194,8 +195,8 @@ def _check_plan(plan: Plan, dataset: Dataset) -> None:
             f"the plan is for channels {list(names)} and labels {plan.data.labels}, but {dataset.name} has "
             f"{list(dataset.channels or names)} and {dataset.labels}; plan anew"
         )
-    if dataset.labels and (dataset.regions, dataset.ignore) != (plan.data.regions, plan.data.ignore):
-        raise ConfigError(f"the plan has other regions or another ignore label than {dataset.name}; plan anew")
+    if dataset.meaning not in (None, plan.data.meaning):
+        raise ConfigError(f"the plan has other regions, colours or another ignore label than {dataset.name}; plan anew")
 
 
 def _split(dataset: Dataset, fold: int) -> tuple[list[Case], list[Case]]:

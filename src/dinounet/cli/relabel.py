@@ -1,0 +1,58 @@
+"""`dinounet relabel`: clean masks of smoothed ones."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+
+def relabel(
+    masks: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="MASKS")],
+    /,
+    output: Annotated[Path, tyro.conf.arg(aliases=["-o"])],
+    *,
+    labels: str,
+) -> list[Path]:
+    """Write clean copies of masks that were smoothed, stored as JPEG or painted in colours: one number a pixel.
+
+    Each pixel takes the nearest of the named values, and how much that changes is told of every file: a few pixels at
+    the borders if all is well.
+
+    Args:
+        masks: Folder of masks, or of folders of them.
+        output: Folder for the copies, by the same names; it must not exist yet.
+        labels: What is meant, as background=0,border=127,lesion=255, which the copies keep, or as background=#000000,
+            lesion=#ff0000, which become 0, 1, 2 ... with these colours as their palette.
+
+    Returns:
+        The copies' paths.
+    """
+    masks, output = Path(masks), Path(output)  # Python users may give strings
+    import shlex
+
+    from dinounet.data.labels import name_labels, parse_labels, write_labels
+    from dinounet.data.pairs import mask_files
+    from dinounet.data.relabelling import relabel_folder
+    from dinounet.errors import DataError
+    from dinounet.files import require_new
+    from dinounet.progress import progress, say
+
+    given = parse_labels(labels)
+    require_new(output, what="the clean masks")
+    if not masks.is_dir():
+        raise DataError(f"{masks} is not a folder; give the folder that holds the masks")
+    files = mask_files(masks)
+    with progress("relabelling", len(files)) as advance:
+        changes = relabel_folder(masks, files, output, given, on_file=advance)
+    for change in changes:
+        say(
+            "relabelled",
+            f"{change.path}: {change.pixels:,} pixels changed ({change.share:.2%}), by {change.most:g} at most",
+            mask=str(change.path), pixels=change.pixels, share=change.share, most=change.most,
+        )  # fmt: skip
+    means = write_labels(given if isinstance(next(iter(given.values())), int) else name_labels(given).given)
+    told = f"{output}: {len(changes)} masks, to be used with --labels {shlex.quote(means)}"
+    say("written", told, output=str(output), labels=means)
+    return [change.path for change in changes]

@@ -1,0 +1,110 @@
+"""Clean masks of smoothed ones: each pixel takes the nearest of the values or colours that are meant."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from dinounet.data.flat import TIFF_ENDINGS
+from dinounet.data.images import VOLUME_ENDINGS, Volume, ending_of, read_stored, stem_of, write_mask
+from dinounet.data.labels import Given, name_labels
+from dinounet.data.masks import COLOUR, to_mark, to_marks, to_vectors
+from dinounet.errors import DataError
+from dinounet.files import join_some, whole_folder
+
+
+class Change(NamedTuple):
+    """What became of one mask."""
+
+    path: Path
+    """The clean copy."""
+
+    pixels: int
+    """That hold something else than before."""
+
+    share: float
+    """Of the mask's pixels."""
+
+    most: float
+    """Greatest distance that a pixel went: of numbers, or of colours in red, green and blue."""
+
+
+def relabel_folder(
+    folder: Path, files: Sequence[Path], output: Path, given: Given, on_file: Callable[[], None] = lambda: None
+) -> list[Change]:
+    """Write clean copies of masks, in the same folders as theirs; all of them, or none.
+
+    Args:
+        folder: that the masks were found in.
+        files: the masks.
+        output: folder that doesn't exist yet.
+        given: what is meant; numbers are kept, colours become numbers.
+        on_file: called after each.
+
+    Raises:
+        DataError: all that is wrong with the masks, together.
+    """
+    if not files:
+        raise DataError(f"{folder} holds no masks; give the folder with the masks")
+    coloured = isinstance(next(iter(given.values())), str)
+    known = name_labels(given) if coloured else None
+    numbers = np.array([known.given[name] if known else mark for name, mark in given.items()])
+    palette = None if known is None else known.palette
+    meant = np.array([to_mark(mark) for mark in given.values()])
+    changes: list[Change] = []
+    problems: list[str] = []
+    with whole_folder(output) as temporary:
+        for path in files:
+            name = path.relative_to(folder).with_name(stem_of(path) + _ending(path))
+            try:
+                volume = read_stored(path, of="mask")
+                marks = _marks(volume, coloured)
+                if not coloured and marks.max(initial=0) >= COLOUR:
+                    raise DataError(f"{path} is in colours; name colours, as background=#000000,lesion=#ff0000")
+                values, places = np.unique(marks, return_inverse=True)
+                nearest, distances = _nearest(to_vectors(values, coloured), to_vectors(meant, coloured))
+                changed = distances[places] > 0
+                copy = temporary / name
+                if copy.exists():
+                    raise DataError(f"{path} and another would both become {name}; rename one")
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                write_mask(copy, numbers[nearest][places].reshape(marks.shape), volume, palette)
+            except DataError as error:
+                problems.append(str(error))
+            else:
+                count = int(np.count_nonzero(changed))
+                changes.append(Change(output / name, count, count / marks.size, round(float(distances.max()), 1)))
+            on_file()
+        if problems:
+            raise DataError(join_some(problems))
+    return changes
+
+
+def _ending(path: Path) -> str:
+    """Of the copy: the same where the format keeps numbers as they are."""
+    ending = ending_of(path)
+    return ending if ending in VOLUME_ENDINGS or ending in TIFF_ENDINGS else ".png"
+
+
+def _marks(volume: Volume, coloured: bool) -> np.ndarray:
+    """As `to_marks`, but for fractions, and grey that stands for colours, which both are about to be replaced."""
+    if volume.array.dtype.kind == "f" and len(volume.array) == 1:
+        return volume.array[0]
+    if coloured and len(volume.array) == 1:
+        volume = replace(volume, array=volume.array.repeat(3, axis=0))
+    return to_marks(volume, coloured)
+
+
+def _nearest(values: np.ndarray, meant: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Of each of n vectors the place of the nearest meant one, and its distance."""
+    best = np.zeros(len(values), int)
+    distance = np.full(len(values), np.inf)
+    for index, target in enumerate(meant):
+        here = np.sqrt(((values - target) ** 2).sum(-1))
+        nearer = here < distance
+        best[nearer], distance[nearer] = index, here[nearer]
+    return best, distance
