@@ -46,7 +46,7 @@ class Patches(Dataset[tuple[Tensor, Tensor]]):
         self.cut = enlarged(patch, augmentation)
         self.transform = make_transform(augmentation, patch)
         self.batch = batch
-        self.first_foreground = batch - round(batch * foreground)
+        self.first_foreground = round(batch * (1 - foreground))  # nnU-Net rounds this share
         self.seed = seed
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
