@@ -20,7 +20,7 @@ from dinounet.data.masks import read_truth
 from dinounet.errors import ConfigError, DataError
 from dinounet.files import join_some
 
-Normalisation = Literal["zscore", "ct", "rgb_to_0_1", "none"]
+Normalisation = Literal["zscore", "ct", "rescale_to_0_1", "rgb_to_0_1", "none"]
 
 SAMPLES_A_CASE = 10_000
 """Foreground pixels that a case gives to the intensity statistics."""
@@ -53,7 +53,7 @@ class ChannelPlan:
 
     normalisation: Normalisation
     """zscore: each case by its own mean and deviation; ct: clip to percentiles, then the dataset's mean and deviation;
-    rgb_to_0_1: divide by 255; none."""
+    rescale_to_0_1: each case's darkest pixel to 0 and brightest to 1; rgb_to_0_1: divide by 255; none."""
 
     intensities: Intensities
     """Of the training cases' foreground; ct reads them."""
@@ -254,7 +254,12 @@ def check_channels(image: Volume, channels: Sequence[str]) -> None:
 
 def _normalisation_of(channel: str) -> Normalisation:
     """nnU-Net's rule: the channel's name decides."""
-    known: dict[str, Normalisation] = {"ct": "ct", "nonorm": "none", "rgb_to_0_1": "rgb_to_0_1"}
+    known: dict[str, Normalisation] = {
+        "ct": "ct",
+        "nonorm": "none",
+        "rescale_to_0_1": "rescale_to_0_1",
+        "rgb_to_0_1": "rgb_to_0_1",
+    }
     return known.get(channel.casefold(), "zscore")
 
 

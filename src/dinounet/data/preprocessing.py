@@ -77,6 +77,9 @@ def normalise(channel: np.ndarray, how: ChannelPlan) -> np.ndarray:
         known = how.intensities
         clipped = np.clip(channel, known.percentile_00_5, known.percentile_99_5)
         return (clipped - known.mean) / max(known.std, 1e-8)
+    if how.normalisation == "rescale_to_0_1":
+        above = channel - channel.min()
+        return above / max(above.max(), 1e-8)
     if how.normalisation == "rgb_to_0_1":
         return channel / 255
     return channel
