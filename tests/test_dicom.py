@@ -180,6 +180,11 @@ def test_a_table_may_name_series(tmp_path: Path) -> None:
         read_dataset(data / "table.csv")
 
 
+def test_a_single_file_is_answered_with_its_folder(series: Path) -> None:
+    with pytest.raises(DataError, match="is one file of a DICOM series; give the folder that holds the series"):
+        read_image([series / "000"])
+
+
 def test_series_lie_in_folders_of_their_own(series: Path) -> None:
     root = series.parent
     (root / "masks").mkdir()

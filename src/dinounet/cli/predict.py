@@ -22,9 +22,12 @@ def predict(
 ) -> list[Path]:
     """Segment images with a trained run; masks come in the images' own format and geometry.
 
+    But for JPEG, which would change labels: its masks are PNG; and for DICOM series: NIfTI.
+
     Args:
         run: Folder that `dinounet train` wrote.
-        inputs: Images, or folders of images (`<case>_0000.nii.gz` or `<case>.nii.gz`, as the run was trained on).
+        inputs: Images, or folders of images (`<case>_0000.nii.gz` or `<case>.nii.gz`, as the run was trained on), which
+            may hold folders; a folder of DICOM files is one image.
         output: Folder for the masks, `<case>` with the image's ending; it must not exist yet.
         weights: Where the backbone's weights are, if not where they were in training.
         device: Where to compute.

@@ -55,15 +55,16 @@ class Series(NamedTuple):
 
 def dicom_files(folder: Path) -> list[Path]:
     """The DICOM files that lie in a folder, sorted by name."""
-    return sorted(path for path in folder.iterdir() if path.name != DIRECTORY and path.is_file() and _is_dicom(path))
+    return sorted(path for path in folder.iterdir() if path.name != DIRECTORY and path.is_file() and is_dicom(path))
 
 
 def is_series(folder: Path) -> bool:
     """Whether DICOM files lie in a folder."""
-    return any(path.name != DIRECTORY and path.is_file() and _is_dicom(path) for path in folder.iterdir())
+    return any(path.name != DIRECTORY and path.is_file() and is_dicom(path) for path in folder.iterdir())
 
 
-def _is_dicom(path: Path) -> bool:
+def is_dicom(path: Path) -> bool:
+    """Whether a file says that it is DICOM."""
     with path.open("rb") as file:
         return file.read(132)[128:] == MAGIC
 
@@ -99,7 +100,7 @@ def read_series(folder: Path) -> Series:
     array = np.concatenate(arrays, axis=1) if len(arrays) > 1 else arrays[0]
     if array.dtype.kind == "f":
         array = array.astype(np.float32, copy=False)
-    elif array.min() >= -(2**15) and array.max() < 2**15:
+    elif array.dtype.itemsize > 2 and array.min() >= -(2**15) and array.max() < 2**15:
         array = array.astype(np.int16)  # GDCM has doubled it for the rescaling
     modality = first.GetMetaData(MODALITY).strip() if first.HasMetaDataKey(MODALITY) else ""
     origin = slices[0].image.GetOrigin()

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from dinounet.data.dicom import is_series, read_series
+from dinounet.data.dicom import is_dicom, is_series, read_series
 from dinounet.data.flat import FLAT_ENDINGS, Purpose, read_flat, write_flat
 from dinounet.errors import DataError
 from dinounet.files import whole_file
@@ -143,6 +143,15 @@ def require_same_grid(volume: Volume, like: Volume) -> None:
             )
 
 
+def unknown_format(path: Path) -> DataError:
+    """The error for a file, or folder, that is no image."""
+    if path.is_file() and is_dicom(path):
+        return DataError(
+            f"{path} is one file of a DICOM series; give the folder that holds the series, and nothing else"
+        )
+    return DataError(f"{path} is not an image in a known format ({KNOWN})")
+
+
 def read_stored(path: Path, of: Purpose) -> Volume:
     """All channels of an image or mask, as they are stored: (C, Z, Y, X)."""
     if path.is_symlink() and not path.exists():
@@ -154,7 +163,7 @@ def read_stored(path: Path, of: Purpose) -> Volume:
         found = read_series(path)
         return Volume(found.array, Geometry(found.spacing, found.origin, found.direction), path, found.modality)
     if path.is_dir() or not ending:
-        raise DataError(f"{path} is not an image in a known format ({KNOWN})")
+        raise unknown_format(path)
     try:
         if ending in FLAT_ENDINGS:
             return Volume(read_flat(path, of), None, path)

@@ -16,7 +16,7 @@ from torch import Tensor
 from dinounet.data.dataset import find_cases, refuse_same_names
 from dinounet.data.dicom import is_series
 from dinounet.data.flat import JPEG_ENDINGS
-from dinounet.data.images import KNOWN, Volume, ending_of, read_image, require_finite, write_mask
+from dinounet.data.images import KNOWN, Volume, ending_of, read_image, require_finite, unknown_format, write_mask
 from dinounet.data.masks import check_channels
 from dinounet.data.pairs import Case, image_files
 from dinounet.data.preprocessing import image_to_slices, slice_size, slices_to_mask
@@ -181,7 +181,7 @@ def find_inputs(inputs: Sequence[Path], plan: Plan) -> list[Case]:
         if not path.exists():
             raise DataError(f"{path} does not exist")
         if not path.is_dir() and not ending_of(path):
-            raise DataError(f"{path} is not an image in a known format ({KNOWN})")
+            raise unknown_format(path)
         if not path.is_dir() or is_series(path):
             single.append(path)
             continue
@@ -199,10 +199,7 @@ def find_inputs(inputs: Sequence[Path], plan: Plan) -> list[Case]:
 def predict_files(
     predictor: Predictor, cases: Sequence[Case], output: Path, on_case: Callable[[], None] = lambda: None
 ) -> list[Path]:
-    """Predict cases into a folder: `<case><ending>`, in the input's format and geometry.
-
-    PNG stands in for JPEG, which would change labels, and for flat images of colour-coded data, where it keeps the
-    colours beside the numbers; NIfTI for a DICOM series.
+    """Predict cases into a folder: `<case><ending>`, in the input's format and geometry (see `mask_path`).
 
     A file that can't be predicted doesn't keep the others from it.
 
@@ -218,13 +215,17 @@ def predict_files(
         except UserError as error:
             problems.append(str(error))
         else:
-            ending = ending_of(case.images[0]) or ".nii.gz"
-            if ending in JPEG_ENDINGS or (colours and volume.geometry is None and volume.is_flat):
-                ending = ".png"
-            path = output / f"{case.name}{ending}"
+            path = mask_path(output, case)
             write_mask(path, labels, like=volume, colours=colours)
             written.append(path)
         on_case()
     if problems:
         raise DataError(f"{len(problems)} of {len(cases)} images could not be predicted: {join_some(problems)}")
     return written
+
+
+def mask_path(folder: Path, case: Case) -> Path:
+    """Where a case's predicted mask lies: in the image's own format, but for JPEG, which would change labels (PNG), and
+    for DICOM series (NIfTI)."""
+    ending = ending_of(case.images[0]) or ".nii.gz"
+    return folder / f"{case.name}{'.png' if ending in JPEG_ENDINGS else ending}"
