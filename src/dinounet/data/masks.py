@@ -16,8 +16,17 @@ from pathlib import Path
 
 import numpy as np
 
+from dinounet.data.dicom_seg import read_segmentation
 from dinounet.data.flat import JPEG_ENDINGS
-from dinounet.data.images import Volume, ending_of, read_stored, require_same_grid
+from dinounet.data.images import (
+    SEGMENTATION_ENDING,
+    Geometry,
+    Volume,
+    ending_of,
+    read_image,
+    read_stored,
+    require_same_grid,
+)
 from dinounet.data.labels import BLACK, Given, Labels, name_labels, relabel_command, write_labels
 from dinounet.data.pairs import Case, ClassFiles
 from dinounet.errors import DataError
@@ -47,7 +56,10 @@ def read_truth(case: Case, known: Labels | None = None) -> Volume:
         DataError: it can't be read, or holds what no mask may.
     """
     assert case.mask is not None
-    return read_mask(case.mask, known)
+    mask = read_mask(case.mask, known)
+    if mask.source.suffix.lower() == SEGMENTATION_ENDING and case.images:
+        return with_empty_slices(mask, read_image(case.images[:1]))
+    return mask
 
 
 def read_mask(mask: Path | ClassFiles, known: Labels | None = None) -> Volume:
@@ -63,6 +75,8 @@ def read_mask(mask: Path | ClassFiles, known: Labels | None = None) -> Volume:
         assert known is not None  # the files' names tell
         return _join(mask, known)
     refuse_jpegs([mask])
+    if ending_of(mask) == SEGMENTATION_ENDING:
+        return _read_segmentation(mask, known)
     volume = read_stored(mask, of="mask")
     if known is not None and known.colours is not None and len(volume.array) == 3:
         return replace(volume, array=_number(to_marks(volume, coloured=True), known, mask))
@@ -163,6 +177,35 @@ def _join(files: ClassFiles, known: Labels) -> Volume:
         joined.array[here] = number
     assert joined is not None
     return joined
+
+
+def _read_segmentation(path: Path, known: Labels | None) -> Volume:
+    """A DICOM segmentation, whose segments are known by their names."""
+    found = read_segmentation(path)
+    if known is None or not found.names.keys() <= known.labels.keys():
+        labels = "nobody named labels" if known is None else f"the labels are {write_labels(known.labels)}"
+        raise DataError(f"{path} has the segments {', '.join(found.names)}, but {labels}; name these by --labels")
+    numbers = np.zeros(max(found.names.values(), default=0) + 1, np.uint8)
+    for name, segment in found.names.items():
+        numbers[segment] = known.labels[name]
+    return Volume(numbers[found.labels], Geometry(found.spacing, found.origin, found.direction), path)
+
+
+def with_empty_slices(mask: Volume, image: Volume) -> Volume:
+    """A DICOM segmentation, which may leave out empty slices, on the grid of its image if it lies in it."""
+    a, b = mask.geometry, image.geometry
+    if a is None or b is None or mask.shape[1:] != image.shape[1:] or mask.shape[0] >= image.shape[0]:
+        return mask
+    normal = np.reshape(b.direction, (3, 3))[:, 2]
+    place = float(np.subtract(a.origin, b.origin) @ normal / b.spacing[2])
+    first, last = round(place), round(place) + mask.shape[0]
+    one_grid = len(mask.array) == 1 or abs(a.spacing[2] / b.spacing[2] - 1) < 1e-3
+    if not one_grid or abs(place - first) > 0.01 or first < 0 or last > image.shape[0]:
+        return mask
+    array = np.zeros(image.shape, mask.array.dtype)
+    array[first:last] = mask.array
+    origin = tuple((np.array(a.origin) - first * b.spacing[2] * normal).tolist())
+    return replace(mask, array=array, geometry=replace(a, origin=origin, spacing=(*a.spacing[:2], b.spacing[2])))
 
 
 def refuse_jpegs(masks: Sequence[Path]) -> None:

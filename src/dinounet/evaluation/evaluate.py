@@ -12,7 +12,7 @@ import numpy as np
 
 from dinounet.data.images import Volume, require_same_grid
 from dinounet.data.labels import Labels, Region
-from dinounet.data.masks import read_mask
+from dinounet.data.masks import read_mask, with_empty_slices
 from dinounet.data.pairs import ClassFiles, class_files, mask_files, name_of
 from dinounet.errors import ConfigError, DataError
 from dinounet.evaluation.metrics import POLICY, dice, hd95
@@ -243,7 +243,8 @@ def evaluate_folders(
     cases = []
     for case in sorted(truths.keys() & predicted.keys()):
         try:
-            pair = read_mask(truths[case], known), read_mask(predicted[case], known)
+            prediction = read_mask(predicted[case], known)
+            pair = with_empty_slices(read_mask(truths[case], known), prediction), prediction
             require_same_grid(pair[1], pair[0])
         except DataError as error:
             wrong.append(str(error))
