@@ -91,6 +91,21 @@ def test_a_grey_class_beside_colours_is_a_colour(tmp_path: Path) -> None:
     assert not cached[1].mask.any()
 
 
+def test_masks_of_three_equal_channels_are_numbers_and_no_colours(tmp_path: Path) -> None:
+    root = write_cases(tmp_path / "data")
+    for index in range(4):
+        grey = np.array([0, 1, 255], np.uint8)[truth(index)]
+        save(root / "masks" / f"c{index}.png", grey if index == 0 else np.stack([grey] * 3, -1))
+    named = read_dataset(root, {"background": 0, "disc": 1, "square": 255})
+    dataset = read_dataset(root)
+    with pytest.raises(DataError, match=r"hold 0, 1, 255; say what they stand for"):
+        plan_data(dataset)
+    assert plan_data(named).fingerprint.label_pixels["square"] == sum((truth(index) == 2).sum() for index in range(4))
+    save(root / "masks" / "c3.png", COLOURS[truth(3)])
+    with pytest.raises(DataError, match=r"some masks of data are in colours and others hold numbers \(1, 255\)"):
+        plan_data(dataset)
+
+
 @pytest.mark.parametrize(
     ("extra", "message"),
     [
