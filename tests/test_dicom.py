@@ -18,6 +18,7 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, MRImageStorage, 
 import dinounet
 from datasets import picture
 from dinounet.data.dataset import read_dataset
+from dinounet.data.dicom_seg import write_segmentation
 from dinounet.data.images import read_image, require_same_grid
 from dinounet.data.masks import read_mask, read_truth
 from dinounet.data.pairs import Case
@@ -296,6 +297,17 @@ def test_segmentations_of_other_programs_are_learned_from(array: np.ndarray, tmp
     (tmp_path / "data" / "masks" / "c1.dcm").write_bytes(b"\0" * 128 + b"DICM nothing")
     with pytest.raises(DataError, match=r"c1\.dcm is no DICOM segmentation"):
         read_dataset(tmp_path / "data")
+
+
+def test_a_series_that_does_not_tell_its_frame_of_reference_gets_no_segmentation(
+    series: Path, array: np.ndarray, tmp_path: Path
+) -> None:
+    for path in sorted_files(series):
+        content = pydicom.dcmread(path)
+        del content.FrameOfReferenceUID, content.PatientBirthDate  # the latter may be empty
+        content.save_as(path)
+    with pytest.raises(DataError, match=r"series lacks .* must tell \(.*Frame Of Reference.*such as --format \.nii\.gz"):
+        write_segmentation(tmp_path / "a.dcm", array % 2, series, {"background": 0, "x": 1}, "1")
 
 
 def test_without_highdicom_one_sentence_tells_both_ways(

@@ -31,7 +31,7 @@ def predict(
         inputs: Images, or folders of images (`<case>_0000.nii.gz` or `<case>.nii.gz`, as the run was trained on), which
             may hold folders; a folder of DICOM files is one image.
         output: Folder for the masks, `<case>` with the image's ending; it must not exist yet.
-        format: Ending of all masks instead: .nii.gz, .nii, .nrrd, .mha, .tif or .dcm.
+        format: Ending of all masks instead: .nii.gz, .nii, .nrrd, .mha, or for DICOM series .dcm.
         weights: Where the backbone's weights are, if not where they were in training.
         device: Where to compute.
         precision: How precisely; auto is bf16 where the device computes with it natively.

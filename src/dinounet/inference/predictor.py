@@ -225,18 +225,18 @@ def predict_files(
     written, problems = [], []
     colours = predictor.plan.data.meaning.palette
     for case in cases:
+        path = output / f"{case.name}{endings[case.name]}" if endings else mask_path(output, case)
         try:
             volume = predictor.read(case.images)
             labels = predictor.predict_volume(volume)
-        except UserError as error:
-            problems.append(str(error))
-        else:
-            path = output / f"{case.name}{endings[case.name]}" if endings else mask_path(output, case)
             if ending_of(path) == SEGMENTATION_ENDING:
                 with whole_file(path) as temporary:
                     write_segmentation(temporary, labels, volume.source, predictor.labels, versions()["dinounet"])
             else:
                 write_mask(path, labels, like=volume, colours=colours)
+        except UserError as error:
+            problems.append(str(error))
+        else:
             written.append(path)
         on_case()
     if problems:
@@ -250,7 +250,7 @@ def choose_endings(cases: Sequence[Case], format: str | None) -> dict[str, str]:
     Raises:
         ConfigError: masks can't be written in that format, or highdicom isn't installed and is needed.
     """
-    known = (*VOLUME_ENDINGS, ".tif", SEGMENTATION_ENDING)
+    known = (*VOLUME_ENDINGS, SEGMENTATION_ENDING)
     if format is not None and format not in known:
         raise ConfigError(f"--format is {format}; masks of every size and place can be {', '.join(known)}")
     others = [str(case.images[0]) for case in cases if not case.images[0].is_dir()]
