@@ -306,7 +306,7 @@ def test_a_series_that_does_not_tell_its_frame_of_reference_gets_no_segmentation
         content = pydicom.dcmread(path)
         del content.FrameOfReferenceUID, content.PatientBirthDate  # the latter may be empty
         content.save_as(path)
-    with pytest.raises(DataError, match=r"series lacks .* must tell \(.*Frame Of Reference.*such as --format \.nii\.gz"):
+    with pytest.raises(DataError, match=r"series lacks .* \(.*Frame Of Reference.*such as --format \.nii\.gz"):
         write_segmentation(tmp_path / "a.dcm", array % 2, series, {"background": 0, "x": 1}, "1")
 
 

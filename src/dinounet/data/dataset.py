@@ -193,10 +193,9 @@ def find_cases(files: Sequence[Path], channels: int, ending: str | None, folder:
     Raises:
         DataError: a file has another ending, a case lacks some of its channels' files, or two have the same name.
     """
-    alone = [path for path in files if ending is None or path.is_dir()]
-    cases = [Case(name_of(path, folder), (path,)) for path in alone]
+    cases = [Case(name_of(path, folder), (path,)) for path in files if ending is None or path.is_dir()]
     if ending is not None:
-        cases += _join_channels([path for path in files if path not in alone], channels, ending, folder)
+        cases += _join_channels([path for path in files if not path.is_dir()], channels, ending, folder)
     refuse_same_names(cases)
     return sorted(cases, key=lambda case: case.name)
 
