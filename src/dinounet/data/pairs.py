@@ -258,7 +258,8 @@ def files_below(folder: Path, above: tuple[Path, ...] = ()) -> list[Path]:
 
 def _told_apart(folder: Path) -> tuple[list[Path], list[Path]]:
     """Files of known formats: those whose names don't say that they are masks, and those whose names do."""
-    images, masks = [], []
+    images: list[Path] = []
+    masks: list[Path] = []
     for path in files_below(folder):
         is_mask = MASK_WORDS.search(stem_of(path)) and not path.is_dir()
         (masks if is_mask else images).append(path)
