@@ -12,11 +12,10 @@ import SimpleITK as sitk
 import torch
 from PIL import Image
 from skimage.transform import resize
-from sklearn.model_selection import KFold
 
 from datasets import LABELS, describe, picture, volume, write_nifti_dataset, write_png_dataset
 from dinounet.data.cache import build_cache
-from dinounet.data.dataset import find_cases, hash_dataset, make_splits, parse_labels, read_dataset
+from dinounet.data.dataset import find_cases, hash_dataset, parse_labels, read_dataset
 from dinounet.data.images import Geometry, Volume, coarsest_axis, read_image, read_mask, write_mask
 from dinounet.data.pairs import image_files, mask_files
 from dinounet.data.plan import ChannelPlan, Intensities, infer_labels, plan_data
@@ -45,20 +44,6 @@ def test_an_index_is_read_without_its_pixels(png: Path) -> None:
     before = hash_dataset(dataset)
     Image.fromarray(picture((72, 80), 99)[0]).save(png / "imagesTr" / "case_0_0000.png")
     assert hash_dataset(read_dataset(png)) != before
-
-
-@pytest.mark.parametrize("count", [2, 4, 5, 13, 31])
-def test_folds_are_those_of_scikit_learn_and_so_nnunets(count: int) -> None:
-    names = [f"case_{i:02d}" for i in range(count)]
-    folds = KFold(n_splits=min(5, count), shuffle=True, random_state=12345).split(names)
-    expected = tuple((tuple(np.array(names)[a]), tuple(np.array(names)[b])) for a, b in folds)
-    assert make_splits(names[::-1]) == expected
-
-
-def test_splits_of_the_dataset_come_first(png: Path) -> None:
-    split = {"train": ["case_0", "case_1"], "val": ["case_5"]}
-    (png / "splits_final.json").write_text(json.dumps([split]))
-    assert read_dataset(png).splits == ((("case_0", "case_1"), ("case_5",)),)
 
 
 def test_a_plan_measures_and_decides(nifti: Path) -> None:

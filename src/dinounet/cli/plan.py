@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from dinounet.cli.recipe_flags import NAMED, NO_CHANGES, RecipeFlags
+from dinounet.files import join_some
 from dinounet.network.config import NetworkConfig
 from dinounet.plans import Architecture, Plan, Recipe, RecipeName
 
@@ -26,6 +27,7 @@ def plan(
     network: Architecture = "dinounet",
     backbone: str = NetworkConfig.backbone,
     patch: tuple[int, int] | None = None,
+    test: Path | None = None,
     labels: str | None = None,
 ) -> Plan:
     """Look at a dataset without training on it: print what it holds and every decision about it, or all that is wrong.
@@ -39,6 +41,8 @@ def plan(
         network: What to train; unet is nnU-Net's, a baseline without a backbone.
         backbone: Frozen backbone, as listed by `dinounet info`.
         patch: Rows and columns of a patch; by default what covers the median slice, at most 512.
+        test: Text file that names, a line each, cases or groups (such as patients) to hold out for a test: they are
+            not looked at, and training by this plan leaves them out too.
         labels: Of plain masks, what their numbers stand for, as background=0,lesion=255; by default told by the masks.
 
     Returns:
@@ -46,6 +50,7 @@ def plan(
     """
     data = Path(data)  # Python users may give strings
     from dinounet.data.dataset import parse_labels, read_dataset
+    from dinounet.data.splits import read_test_list
     from dinounet.files import require_file, write_json
     from dinounet.plans import plan_dataset
     from dinounet.progress import say
@@ -53,7 +58,8 @@ def plan(
     if output is not None:
         output = Path(output)
         require_file(output)
-    dataset = read_dataset(data, parse_labels(labels) if labels else None)
+    held_out = read_test_list(Path(test)) if test else ()
+    dataset = read_dataset(data, parse_labels(labels) if labels else None, test=held_out)
     found = plan_dataset(dataset, recipe, backbone, patch, changes=changes, architecture=network)
     _print(dataset, found)
     if output is not None:
@@ -93,7 +99,8 @@ def _print(dataset: Dataset, plan: Plan) -> None:
         + (f", resampled to {_times(data.spacing)} mm" if data.spacing else ", pixels as they are"),
         "patch": f"{data.patch[0]} x {data.patch[1]}, {plan.recipe.batch} a step",
         "folds": ", ".join(f"{len(training)} + {len(watched)}" for training, watched in dataset.splits)
-        or "none: one case, or one group of them, can't be split",
+        or "none: one case, or one group of them, can't be split, and is all trained on",
+        **({"held out": f"{len(data.test_cases)} cases: {join_some(data.test_cases)}"} if data.test_cases else {}),
         "network": getattr(plan.network, "backbone", plan.network.architecture) + f", {plan.recipe.duration}",
     }.items():
         table.add_row(Text(name), Text(value))

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import tyro
 
 from dinounet.cli.recipe_flags import NAMED, NO_CHANGES, RecipeFlags
+from dinounet.data.splits import Fold
 from dinounet.device import Device, Precision
 from dinounet.network.config import NetworkConfig
 from dinounet.plans import Architecture, Recipe, RecipeName
@@ -26,7 +27,8 @@ def train(
     weights: str = "hub",
     plan: Path | None = None,
     patch: tuple[int, int] | None = None,
-    fold: int = 0,
+    fold: Fold | None = None,
+    test: Path | None = None,
     labels: str | None = None,
     device: Device = "auto",
     precision: Precision = "auto",
@@ -47,7 +49,10 @@ def train(
         weights: The backbone's: hub (Hugging Face Hub), a safetensors file, or random.
         plan: An edited plan.json to train by; backbone, recipe and patch are taken from it.
         patch: Rows and columns of a patch; by default what covers the median slice, at most 512.
-        fold: Which of the dataset's splits; -1 trains on all cases.
+        fold: Which of the dataset's splits, from 0; all trains on every case and watches none. By default 0, or all
+            where there is but one case or group.
+        test: Text file that names, a line each, cases or groups (such as patients) to hold out for a test: they are
+            neither learned from, nor watched, nor looked at for the plan.
         labels: Of plain masks, what their numbers stand for, as background=0,lesion=255; by default told by the masks.
         device: Where to compute.
         precision: How precisely; auto is bf16 where the device computes with it natively.
@@ -60,6 +65,7 @@ def train(
     """
     data, output = Path(data), Path(output)  # Python users may give strings
     from dinounet.data.dataset import parse_labels
+    from dinounet.data.splits import read_test_list
     from dinounet.network.weights import source_of
     from dinounet.plans import read_plan
     from dinounet.training.session import resume_run, start_run
@@ -72,7 +78,8 @@ def train(
     if resume:
         resume_run(
             data, output, device=device, recipe=asked_recipe, **changes, network=asked_network,
-            backbone=asked_backbone, patch=patch, fold=fold or None,
+            backbone=asked_backbone, patch=patch, fold=fold,
+            test=read_test_list(Path(test)) if test else None,
             plan=read_plan(Path(plan)) if plan else None,
             labels=parse_labels(labels) if labels else None,
             weights=None if weights == "hub" else source_of(weights),
@@ -81,7 +88,8 @@ def train(
     else:
         start_run(
             data, output, recipe=asked_recipe, changes=changes, architecture=asked_network, backbone=asked_backbone,
-            patch=patch, fold=fold, labels=labels, plan_file=Path(plan) if plan else None, weights=weights,
-            device=device, precision=precision, micro_batch=micro_batch,
+            patch=patch, fold=fold, test=Path(test) if test else None, labels=labels,
+            plan_file=Path(plan) if plan else None, weights=weights, device=device, precision=precision,
+            micro_batch=micro_batch,
         )  # fmt: skip
     return output

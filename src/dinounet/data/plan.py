@@ -109,6 +109,9 @@ class DataPlan:
     ignore: int | None = None
     """Number that stands in masks for pixels that nobody has judged, which nothing is learned from; None: all are."""
 
+    test_cases: tuple[str, ...] = ()
+    """Names of cases that are held out: in no fold, and not looked at for this plan."""
+
     @property
     def meaning(self) -> Labels:
         """What the numbers in masks stand for."""
@@ -191,6 +194,7 @@ def plan_data(
         ),
         regions=dataset.regions,
         ignore=dataset.ignore,
+        test_cases=dataset.test_cases,
     )
 
 

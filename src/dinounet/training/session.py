@@ -13,9 +13,10 @@ import torch
 from dinounet.data.cache import build_cache
 from dinounet.data.dataset import Dataset, hash_dataset, parse_labels, read_dataset
 from dinounet.data.pairs import Case
+from dinounet.data.splits import FOLDS, Fold, by_group, read_test_list
 from dinounet.device import Device, Precision, choose_device, choose_precision
 from dinounet.errors import ConfigError, DataError, Interrupted, WeightsError
-from dinounet.files import require_new, write_json
+from dinounet.files import join_some, require_new, write_json
 from dinounet.network.backbone import FrozenBackbone, build_backbone
 from dinounet.network.build import Network, build_network
 from dinounet.network.config import NetworkConfig
@@ -25,9 +26,6 @@ from dinounet.plans import Architecture, Plan, Recipe, RecipeName, choose_recipe
 from dinounet.progress import progress, say
 from dinounet.run import CACHE, PLAN, RECORD, DataRecord, RunRecord, command, machine, now, read_run, versions
 from dinounet.training.loop import fit
-
-ALL_CASES = -1
-"""As a fold: train on every case, validate on none."""
 
 
 def start_run(
@@ -41,7 +39,8 @@ def start_run(
     weights: str = "hub",
     plan_file: Path | None = None,
     patch: tuple[int, int] | None = None,
-    fold: int = 0,
+    fold: Fold | None = None,
+    test: Path | None = None,
     labels: str | None = None,
     device: Device = "auto",
     precision: Precision = "auto",
@@ -60,13 +59,15 @@ def start_run(
     if device == "auto" and chosen == "mps":  # PyTorch lacks the backward of grid_sample there
         chosen = "cpu"
     planned = recipe if isinstance(recipe, Recipe) else choose_recipe(recipe or "default", changes or {})
-    dataset = read_dataset(data, parse_labels(labels) if labels else None)
-    training, validation = _split(dataset, fold)
     if plan_file and (recipe or changes or architecture or backbone or patch):
         raise ConfigError(
             f"{plan_file} holds recipe, network, backbone and patch already; change them there, or leave it out"
         )
     edited = read_plan(plan_file) if plan_file else None
+    held_out = read_test_list(test) if test else edited.data.test_cases if edited else ()
+    dataset = read_dataset(data, parse_labels(labels) if labels else None, test=held_out)
+    fold = _choose_fold(dataset, fold)
+    training, validation = _split(dataset, fold)
     seed = (edited.recipe if edited else planned).seed
     architecture = edited.network.architecture if edited else architecture or "dinounet"
     # weights before pixels: what can fail fast, fails first
@@ -91,7 +92,11 @@ def start_run(
     record = RunRecord(
         plan=plan,
         data=DataRecord(
-            dataset.name, _hash(dataset), tuple(c.name for c in training), tuple(c.name for c in validation)
+            dataset.name,
+            _hash(dataset),
+            tuple(case.name for case in training),
+            tuple(case.name for case in validation),
+            dataset.test_cases,
         ),
         backbone=known,
         fold=fold,
@@ -137,15 +142,18 @@ def resume_run(data: Path, output: Path, *, device: Device = "auto", **asked: An
         "plan": plan,
         "patch": plan.data.patch,
         "fold": record.fold,
+        "test": record.data.test_cases,
         "labels": plan.data.meaning.given,
         "precision": record.precision,
         "weights": record.backbone and record.backbone.weights,
     }
+    if asked.get("test") is not None:
+        asked["test"] = read_dataset(data, test=asked["test"]).test_cases
     for name, value in asked.items():
         if value is not None and value != started_with[name]:
             raise ConfigError(f"{output} was started with another {name}; resume it without that option, or train anew")
     record = replace(record, device=choose_device(record.device if device == "auto" else device))
-    dataset = read_dataset(data)
+    dataset = read_dataset(data, test=record.data.test_cases)
     if _hash(dataset) != record.data.sha256:
         raise DataError(f"{data} is not, or no longer, the dataset that {output} was started with; train a new run")
     training, validation = _split(dataset, record.fold)
@@ -176,22 +184,41 @@ def _check_plan(plan: Plan, dataset: Dataset) -> None:
         )
     if dataset.labels and (dataset.regions, dataset.ignore) != (plan.data.regions, plan.data.ignore):
         raise ConfigError(f"the plan has other regions or another ignore label than {dataset.name}; plan anew")
-
-
-def _split(dataset: Dataset, fold: int) -> tuple[list[Case], list[Case]]:
-    """Training and validation cases."""
-    if fold == ALL_CASES:
-        return list(dataset.cases), []
-    if not dataset.splits:
+    if plan.data.test_cases != dataset.test_cases:
         raise ConfigError(
-            f"{dataset.name} has one case, or one group of cases, which can't be split; train on it, without "
-            f"validation, by --fold {ALL_CASES}"
+            f"the plan holds out {join_some(plan.data.test_cases) or 'no case'}, and not what --test names; plan anew "
+            "with that --test, or leave it out"
         )
-    if not 0 <= fold < len(dataset.splits):
+
+
+def _choose_fold(dataset: Dataset, fold: Fold | None) -> Fold:
+    """The fold to train: what was asked for, or else the first; where nothing can be split, all cases."""
+    units = len(by_group(dataset.cases))
+    kind = "groups of cases" if units < len(dataset.cases) else "cases"
+    if fold == "all":
+        return fold
+    if not dataset.splits:
+        if fold is not None:
+            raise ConfigError(
+                f"{dataset.name} has one case, or one group of cases, which can't be split; train on it, without "
+                "validation, by --fold all"
+            )
+        say("folds", f"{dataset.name} has one case, or one group of cases: it is all trained on, and none is watched")
+        return "all"
+    if len(dataset.splits) == units < FOLDS:
+        say("folds", f"{dataset.name} has {units} {kind}, so there are {units} folds and not {FOLDS}", folds=units)
+    if fold is not None and not 0 <= fold < len(dataset.splits):
         raise ConfigError(
             f"{dataset.name} has {len(dataset.splits)} folds, numbered from 0, and no fold {fold}; "
-            f"choose another, or --fold {ALL_CASES} to train on all cases"
+            "choose another, or --fold all to train on all cases"
         )
+    return fold or 0
+
+
+def _split(dataset: Dataset, fold: Fold) -> tuple[list[Case], list[Case]]:
+    """Training and validation cases."""
+    if fold == "all":
+        return list(dataset.cases), []
     train_names, validation_names = dataset.splits[fold]
     by_name = {case.name: case for case in dataset.cases}
     return [by_name[name] for name in train_names], [by_name[name] for name in validation_names]
