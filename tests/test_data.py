@@ -1,7 +1,6 @@
 """Dataset, plan, preprocessing, cache and patches."""
 
 import json
-import pickle
 import shutil
 from pathlib import Path
 
@@ -120,23 +119,6 @@ def test_only_numbered_channels_are_joined_to_cases() -> None:
         names(["a.png", "a_0000.png"], 1)
     with pytest.raises(DataError, match=r"these don't end with \.png, as the dataset's images do: b\.tif"):
         names(["a.png", "b.tif"], 1)
-
-
-def test_what_a_killed_process_left_is_removed(png: Path, tmp_path: Path) -> None:
-    dataset = read_dataset(png)
-    (tmp_path / ".partial-abc").mkdir()
-    build_cache(dataset.cases, plan_data(dataset), tmp_path)
-    assert len(list(tmp_path.glob("case_*"))) == 6
-    assert not list(tmp_path.glob(".partial-*"))
-
-
-def test_a_worker_gets_a_cached_cases_place_and_not_its_pixels(png: Path, tmp_path: Path) -> None:
-    dataset = read_dataset(png)
-    case = build_cache(dataset.cases, plan_data(dataset), tmp_path / "cache")[0]
-    image = np.array(case.image)
-    sent = pickle.dumps(case)
-    assert len(sent) < 1000
-    np.testing.assert_array_equal(pickle.loads(sent).image, image)
 
 
 def write_pairs(root: Path, images: str, masks: str, cases: int = 4, label: int = 255) -> Path:
@@ -299,23 +281,6 @@ def test_a_mask_is_written_onto_the_images_grid_as_nibabel_sees_it(nifti: Path, 
     np.testing.assert_allclose(ours.affine, theirs.affine, atol=1e-5)
     np.testing.assert_array_equal(np.asarray(ours.dataobj).T, labels)
     assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")]
-
-
-def test_a_cache_is_used_again_and_never_when_it_is_stale(png: Path, tmp_path: Path) -> None:
-    dataset = read_dataset(png)
-    plan = plan_data(dataset)
-    first = build_cache(dataset.cases, plan, tmp_path / "cache")
-    folders = {p: p.stat().st_mtime_ns for p in (tmp_path / "cache").iterdir()}
-    build_cache(dataset.cases, plan, tmp_path / "cache")
-    assert {p: p.stat().st_mtime_ns for p in (tmp_path / "cache").iterdir()} == folders
-
-    np.testing.assert_array_equal(first[0].mask[0], np.asarray(Image.open(png / "labelsTr" / "case_0.png")))
-    rows, columns = first[0].places[1][:, 1], first[0].places[1][:, 2]
-    assert (first[0].mask[0][rows, columns] == 1).all()
-
-    Image.fromarray(picture((72, 80), 50)[1]).save(png / "labelsTr" / "case_0.png")
-    changed = build_cache(read_dataset(png).cases, plan, tmp_path / "cache")
-    np.testing.assert_array_equal(changed[0].mask[0], picture((72, 80), 50)[1])
 
 
 def patches(png: Path, tmp_path: Path, **changes: object) -> Patches:

@@ -33,6 +33,7 @@ def train(
     device: Device = "auto",
     precision: Precision = "auto",
     micro_batch: int | None = None,
+    cache: Path | None = None,
     resume: bool = False,
 ) -> Path:
     """Train Dino U-Net on a dataset: look at the data, plan, cache, train.
@@ -58,6 +59,8 @@ def train(
         precision: How precisely; auto is bf16 where the device computes with it natively.
         micro_batch: Patches that go through the network together, fewer than --batch where memory is short; gradients
             add up. By default the whole batch, halved when memory runs out.
+        cache: Folder for preprocessed slices, which runs may share, also at the same time; by default the run has its
+            own. It holds the patients' pixels: remove it when no run needs it.
         resume: Go on with a run that was interrupted, as it was planned.
 
     Returns:
@@ -77,8 +80,8 @@ def train(
     changes = dict(changes)
     if resume:
         resume_run(
-            data, output, device=device, recipe=asked_recipe, **changes, network=asked_network,
-            backbone=asked_backbone, patch=patch, fold=fold,
+            data, output, device=device, cache=Path(cache) if cache else None,
+            recipe=asked_recipe, **changes, network=asked_network, backbone=asked_backbone, patch=patch, fold=fold,
             test=read_test_list(Path(test)) if test else None,
             plan=read_plan(Path(plan)) if plan else None,
             labels=parse_labels(labels) if labels else None,
@@ -90,6 +93,6 @@ def train(
             data, output, recipe=asked_recipe, changes=changes, architecture=asked_network, backbone=asked_backbone,
             patch=patch, fold=fold, test=Path(test) if test else None, labels=labels,
             plan_file=Path(plan) if plan else None, weights=weights, device=device, precision=precision,
-            micro_batch=micro_batch,
+            micro_batch=micro_batch, cache=Path(cache) if cache else None,
         )  # fmt: skip
     return output

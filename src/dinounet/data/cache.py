@@ -1,33 +1,44 @@
 """Preprocessed slices on disk, memory-mapped, so that one slice costs one slice of reading.
 
-A cache's folder is named by a hash of the plan and of the files it was made from: another plan or a changed file has
-another name, so a stale cache is never read.
+A case's folder in a cache is named by a hash of the plan and of the files it was made from: another plan or a changed
+file has another name, so a stale cache is never read. Several runs may share one cache: a lock lets one of them fill it
+at a time, and the others then find what it made.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import mmap
 import shutil
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from filelock import FileLock, Timeout
 
-from dinounet.data.images import read_image
-from dinounet.data.labels import IGNORED
-from dinounet.data.masks import read_truth
 from dinounet.data.pairs import Case
-from dinounet.data.plan import DataPlan, check_case
-from dinounet.data.preprocessing import image_to_slices, mask_to_slices
-from dinounet.files import PARTIAL, whole_folder
+from dinounet.data.plan import DataPlan
+from dinounet.data.prepare import estimate, prepare_cases
+from dinounet.errors import DataError, UserError
+from dinounet.files import PARTIAL, join_some
 
-FORMAT = 1
-PLACES_A_CLASS = 10_000
-"""Pixels of a class that a case remembers for sampling around foreground."""
+FORMAT = 2
+NOT_OF_THE_PIXELS = frozenset(
+    {"dataset", "file_ending", "patch", "fingerprint", "channel_projection", "regions", "test_cases"}
+)
+"""Fields of a plan that preprocessed slices don't depend on; they do on all others, also on those to come."""
+
+HAS_ADVICE = hasattr(mmap, "MADV_RANDOM")
+"""Whether the system can be told what will be read; Windows can't."""
+
+WORTH_TELLING = 10**9
+"""Bytes of a cache from which on its size is told before it is built."""
 
 
 @dataclass(frozen=True)
@@ -41,14 +52,20 @@ class CachedCase:
     """Where its files are."""
 
     @cached_property
-    def image(self) -> np.ndarray:
+    def image(self) -> np.memmap[Any, Any]:
         """(S, C, H, W) float32."""
-        return np.load(self.folder / "image.npy", mmap_mode="r")
+        return _open(self.folder / "image.npy")
 
     @cached_property
-    def mask(self) -> np.ndarray:
+    def mask(self) -> np.memmap[Any, Any]:
         """(S, H, W) uint8, classes in the plan's order, and IGNORED."""
-        return np.load(self.folder / "mask.npy", mmap_mode="r")
+        return _open(self.folder / "mask.npy")
+
+    def expect(self, index: int, rows: slice) -> None:
+        """Tell the system which rows of which slice are read next: it then gets these from the disk, and no others."""
+        for channel in range(self.image.shape[1]):
+            _expect(self.image[index, channel, rows], self.image)
+        _expect(self.mask[index, rows], self.mask)
 
     @cached_property
     def places(self) -> dict[int, np.ndarray]:
@@ -62,43 +79,108 @@ class CachedCase:
 
 
 def build_cache(
-    cases: Sequence[Case], plan: DataPlan, root: Path, on_case: Callable[[], None] = lambda: None
+    cases: Sequence[Case],
+    plan: DataPlan,
+    root: Path,
+    on_case: Callable[[], None] = lambda: None,
+    tell: Callable[[str], None] = lambda _: None,
 ) -> list[CachedCase]:
-    """Preprocess what isn't cached yet below `root`, and open all of it."""
-    for left in root.glob(f"{PARTIAL}*"):  # by a process that was killed
+    """Preprocess what isn't cached yet below `root`, in several processes where that is worth it, and open all of it.
+
+    Args:
+        cases: what to preprocess.
+        plan: says how.
+        root: the folder, which other processes may be filling too.
+        on_case: called after each case.
+        tell: called with what the user should know.
+
+    Raises:
+        DataError: what is wrong with the images and masks, all together.
+        UserError: the disk has too little room; then nothing is left of what was made here.
+    """
+    folders = {case.name: root / f"{case.name}-{_key(case, plan)}" for case in cases}
+    with _alone_in(root, tell):
+        missing = [case for case in cases if not folders[case.name].exists()]
+        needs = [estimate(case, plan) for case in missing]
+        _require_room(sum(need.on_disk for need in needs), root, tell)
+        for _ in range(len(cases) - len(missing)):
+            on_case()
+        try:
+            problems = prepare_cases(missing, needs, plan, [folders[case.name] for case in missing], on_case)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
+                raise
+            for case in missing:
+                shutil.rmtree(folders[case.name], ignore_errors=True)
+            raise UserError(
+                f"{root} can't hold the cache ({error.strerror}); make room, or name a folder elsewhere with --cache"
+            ) from None
+    if problems:
+        raise DataError(join_some(problems))
+    return [CachedCase(case.name, folders[case.name]) for case in cases]
+
+
+def _open(path: Path) -> np.memmap[Any, Any]:
+    array: np.memmap[Any, Any] = np.load(path, mmap_mode="r")
+    if HAS_ADVICE:  # otherwise the system reads around each page that is touched, on some machines megabytes
+        array._mmap.madvise(mmap.MADV_RANDOM)  # type: ignore[attr-defined]
+    return array
+
+
+def _expect(part: np.ndarray, whole: np.memmap[Any, Any]) -> None:
+    if HAS_ADVICE:
+        start = whole.offset + part.ctypes.data - whole.ctypes.data
+        page = start - start % mmap.PAGESIZE
+        whole._mmap.madvise(mmap.MADV_WILLNEED, page, start + part.nbytes - page)  # type: ignore[attr-defined]
+
+
+@contextmanager
+def _alone_in(root: Path, tell: Callable[[str], None]) -> Iterator[None]:
+    """Wait until no other process fills the cache, and remove what one that was killed has left."""
+    root.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(root / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        tell(f"waiting for another process that is filling {root}")
+        lock.acquire()
+    try:
+        _remove_partial(root)
+        yield
+    finally:
+        _remove_partial(root)
+        lock.release()
+
+
+def _remove_partial(root: Path) -> None:
+    for left in root.glob(f"{PARTIAL}*"):
         shutil.rmtree(left, ignore_errors=True)
-    cached = []
-    for case in cases:
-        folder = root / f"{case.name}-{_key(case, plan)}"
-        if not folder.exists():
-            _write(case, plan, folder)
-        cached.append(CachedCase(case.name, folder))
-        on_case()
-    return cached
 
 
-def _write(case: Case, plan: DataPlan, folder: Path) -> None:
-    volume, labels = read_image(case.images), read_truth(case)
-    check_case(volume, labels, [channel.name for channel in plan.channels], plan.meaning.given)
-    image, mask = image_to_slices(volume, plan), mask_to_slices(labels, plan)
-    random = np.random.RandomState(0)
-    with whole_folder(folder) as temporary:
-        np.save(temporary / "image.npy", image)
-        np.save(temporary / "mask.npy", mask)
-        for label in np.setdiff1d(mask, [0] if plan.ignore is None else [0, IGNORED]):
-            places = np.argwhere(mask == label).astype(np.int32)
-            if len(places) > PLACES_A_CLASS:
-                places = places[random.choice(len(places), PLACES_A_CLASS, replace=False)]
-            np.save(temporary / f"places_{label}.npy", places)
+def _require_room(wanted: int, root: Path, tell: Callable[[str], None]) -> None:
+    """Tell how large a large cache will be; raise a UserError if the disk has less room than these bytes."""
+    free = shutil.disk_usage(root).free
+    if wanted > free:
+        raise UserError(
+            f"the cache needs {wanted / 1e9:.1f} GB but {root} has {free / 1e9:.1f} GB left; make room, or name a "
+            "folder elsewhere with --cache"
+        )
+    if wanted > WORTH_TELLING:
+        tell(f"the cache takes {wanted / 1e9:.1f} GB in {root}")
 
 
 def _key(case: Case, plan: DataPlan) -> str:
-    """Hash of all that the slices depend on; files count by name, size and time of change."""
-    assert case.mask is not None
-    files = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in (*case.images, case.mask)]
-    decisions = {
-        key: value
-        for key, value in asdict(plan).items()
-        if key in ("channels", "labels", "ignore", "slice_axis", "spacing", "unknown_spacing")
-    }
+    """Hash of all that the slices depend on; files count by place, size and time of change."""
+    decisions = {key: value for key, value in asdict(plan).items() if key not in NOT_OF_THE_PIXELS}
+    files = {field.name: _stamps(getattr(case, field.name)) for field in fields(case)}
     return hashlib.sha256(json.dumps([FORMAT, files, decisions]).encode()).hexdigest()[:16]
+
+
+def _stamps(value: Any) -> Any:
+    """What tells a changed file from the one before, in all that a case holds; a folder counts by its files."""
+    if isinstance(value, Path):
+        files = sorted(value.iterdir()) if value.is_dir() else [value]
+        return [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [_stamps(part) for part in value]
+    return value

@@ -228,8 +228,11 @@ def check_case(
     """
     check_channels(image, channels)
     require_same_grid(mask, image)
-    values, counts = np.unique(mask.array, return_counts=True)
-    found = dict(zip(values.tolist(), counts.tolist(), strict=True))
+    pixels: Counter[int] = Counter()
+    for z in range(mask.shape[0]):
+        values, counts = np.unique(mask.array[..., z, :, :], return_counts=True)
+        pixels.update(dict(zip(values.tolist(), counts.tolist(), strict=True)))
+    found = dict(sorted(pixels.items()))
     unknown = [value for value in found if labels is not None and value not in labels.values()]
     if labels is not None and unknown:
         named = ",".join(f"{name}={label}" for name, label in labels.items())

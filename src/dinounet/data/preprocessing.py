@@ -1,12 +1,14 @@
 """From a volume to slices that the network reads, as the plan says; and for a mask the way back.
 
 Normalisation and resampling follow nnU-Net's ("ZScoreNormalization", "CTNormalization"; cubic for images, linear
-one-hot for labels, within slices only).
+one-hot for labels, within slices only). It goes slice by slice, so that a volume may be larger than memory.
 """
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -14,32 +16,67 @@ from dinounet.data.images import Volume
 from dinounet.data.labels import IGNORED
 from dinounet.data.plan import ChannelPlan, DataPlan
 
+Moments = tuple[float, float]
+"""Mean and deviation."""
+
 SAME_SPACING = 0.01
 """Relative difference of spacing below which a slice is taken as it is."""
 
 
-def image_to_slices(image: Volume, plan: DataPlan) -> np.ndarray:
-    """Normalised, resampled slices: (S, C, H, W) float32."""
-    channels = [normalise(channel, how) for channel, how in zip(image.array, plan.channels, strict=True)]
-    slices = np.moveaxis(np.stack(channels), slice_axis(image, plan) + 1, 0)
-    size = resampled_size(image, plan)
-    if size != slices.shape[-2:]:
-        slices = np.stack([[_resize(channel, size, order=3) for channel in slice] for slice in slices])
-    return np.ascontiguousarray(slices, dtype=np.float32)
+def image_to_slices(
+    image: Volume, plan: DataPlan, part: slice = slice(None), moments: Sequence[Moments] | None = None
+) -> np.ndarray:
+    """Normalised, resampled slices: (S, C, H, W) float32.
+
+    Args:
+        image: in memory or in its file; of it no more is read and held at a time than one slice.
+        plan: says how.
+        part: of the slices, those that are wanted.
+        moments: from `measure_channels`, which is asked if they are not given.
+    """
+    axis, size = slice_axis(image, plan), resampled_size(image, plan)
+    moments = measure_channels(image, plan) if moments is None else moments
+    indices = range(image.shape[axis])[part]
+    slices = np.empty((len(indices), len(plan.channels), *size), np.float32)
+    for result, index in zip(slices, indices, strict=True):
+        channels = zip(_cut(image, axis, index), plan.channels, moments, strict=True)
+        for place, (channel, how, known) in enumerate(channels):
+            normalised = normalise(channel, how, known)
+            result[place] = normalised if normalised.shape == size else _resize(normalised, size, order=3)
+    return slices
 
 
-def mask_to_slices(mask: Volume, plan: DataPlan) -> np.ndarray:
+def mask_to_slices(mask: Volume, plan: DataPlan, part: slice = slice(None)) -> np.ndarray:
     """Resampled slices of classes: (S, H, W) uint8, each pixel the place of its label in the plan, or IGNORED."""
-    classes = np.zeros(mask.array.shape, np.uint8)
-    for index, label in enumerate(plan.labels.values()):
-        classes[mask.array == label] = index
-    if plan.ignore is not None:
-        classes[mask.array == plan.ignore] = IGNORED
-    slices: np.ndarray = np.moveaxis(classes, slice_axis(mask, plan), 0)
-    size = resampled_size(mask, plan)
-    if size != slices.shape[-2:]:
-        slices = np.stack([_resize_labels(slice, size) for slice in slices])
-    return np.ascontiguousarray(slices)
+    axis, size = slice_axis(mask, plan), resampled_size(mask, plan)
+    indices = range(mask.shape[axis])[part]
+    slices = np.empty((len(indices), *size), np.uint8)
+    for result, index in zip(slices, indices, strict=True):
+        labels = _cut(mask, axis, index)
+        classes = np.zeros_like(labels, np.uint8)
+        for place, label in enumerate(plan.labels.values()):
+            classes[labels == label] = place
+        if plan.ignore is not None:
+            classes[labels == plan.ignore] = IGNORED
+        result[:] = classes if size == classes.shape else _resize_labels(classes, size)
+    return slices
+
+
+def measure_channels(image: Volume, plan: DataPlan) -> list[Moments]:
+    """Each channel's mean and deviation over the whole case, in double precision; not measured where no rule asks.
+
+    One pass over the planes, whose moments are joined as by Chan, Golub and LeVeque (1979).
+    """
+    mean, squares = np.zeros((2, len(plan.channels)))
+    if any(channel.normalisation == "zscore" for channel in plan.channels):
+        for z in range(image.shape[0]):
+            pixels = _cut(image, 0, z).reshape(len(mean), -1).astype(np.float64)
+            own = pixels.mean(1)
+            shift = own - mean
+            squares += pixels.var(1) * pixels.shape[1] + shift**2 * pixels.shape[1] * z / (z + 1)
+            mean += shift / (z + 1)
+    deviation = np.sqrt(squares / np.prod(image.shape, dtype=np.int64))
+    return list(zip(mean.tolist(), deviation.tolist(), strict=True))
 
 
 def slices_to_mask(slices: np.ndarray, volume: Volume, plan: DataPlan) -> np.ndarray:
@@ -72,10 +109,15 @@ def resampled_size(volume: Volume, plan: DataPlan) -> tuple[int, int]:
     return max(1, round(rows * factors[0])), max(1, round(columns * factors[1]))
 
 
-def normalise(channel: np.ndarray, how: ChannelPlan) -> np.ndarray:
-    """One channel of a whole case, (Z, Y, X), by the plan's rule."""
+def normalise(channel: np.ndarray, how: ChannelPlan, moments: Moments | None = None) -> np.ndarray:
+    """One channel of a case, or a part of it, by the plan's rule, as float32.
+
+    `moments` are those of the whole channel, which zscore goes by; by default those of what is given.
+    """
+    channel = channel.astype(np.float32, copy=False)
     if how.normalisation == "zscore":
-        return (channel - channel.mean()) / max(channel.std(), 1e-8)
+        mean, deviation = moments or (float(channel.mean()), float(channel.std()))
+        return (channel - mean) / max(deviation, 1e-8)
     if how.normalisation == "ct":
         known = how.intensities
         clipped = np.clip(channel, known.percentile_00_5, known.percentile_99_5)
@@ -83,6 +125,12 @@ def normalise(channel: np.ndarray, how: ChannelPlan) -> np.ndarray:
     if how.normalisation == "rgb_to_0_1":
         return channel / 255
     return channel
+
+
+def _cut(volume: Volume, axis: int, index: int) -> np.ndarray:
+    """A slice of an image, (C, H, W), or of a mask, (H, W), as stored."""
+    where: Any = (..., index, *[slice(None)] * (2 - axis))
+    return volume.array[where]
 
 
 def _resize(slice: np.ndarray, size: tuple[int, int], order: int) -> np.ndarray:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from dinounet.data.cache import build_cache
+from dinounet.data.cache import CachedCase, build_cache
 from dinounet.data.dataset import Dataset, hash_dataset, parse_labels, read_dataset
 from dinounet.data.pairs import Case
 from dinounet.data.splits import FOLDS, Fold, by_group, read_test_list
@@ -45,6 +47,7 @@ def start_run(
     device: Device = "auto",
     precision: Precision = "auto",
     micro_batch: int | None = None,
+    cache: Path | None = None,
     notes: tuple[str, ...] = (),
 ) -> RunRecord:
     """Train a new run in the folder `output`; see `dinounet.train` for the arguments.
@@ -114,16 +117,26 @@ def start_run(
     output.mkdir(parents=True, exist_ok=True)
     write_json(output / RECORD, record)  # first: what holds it can be resumed
     write_json(output / PLAN, plan)
-    return _fit(network, record, data, output, training, validation, resume=False)
+    try:
+        cached = _cache(record, data, output, cache, training, validation)
+    except Interrupted:
+        raise
+    except Exception:  # such as a full disk: nothing is there yet that could be gone on with
+        shutil.rmtree(output, ignore_errors=True)
+        raise
+    return _fit(network, record, data, output, *cached, cache, resume=False)
 
 
-def resume_run(data: Path, output: Path, *, device: Device = "auto", **asked: Any) -> RunRecord:
+def resume_run(
+    data: Path, output: Path, *, device: Device = "auto", cache: Path | None = None, **asked: Any
+) -> RunRecord:
     """Go on with an interrupted run.
 
     Args:
         data: the dataset that it was started with.
         output: the run's folder.
         device: where to compute from here on; by default where it was started.
+        cache: folder of preprocessed slices; by default in the run's folder.
         asked: options that are given once more; what is None is not asked for. See `dinounet.train`.
 
     Raises:
@@ -166,7 +179,8 @@ def resume_run(data: Path, output: Path, *, device: Device = "auto", **asked: An
             raise WeightsError(f"the weights in {found.weights} have changed since {output} was started; train anew")
     network = _build(plan, frozen)
     say("resume", f"going on after step {record.steps_done}", step=record.steps_done)
-    return _fit(network, record, data, output, training, validation, resume=True)
+    cached = _cache(record, data, output, cache, training, validation)
+    return _fit(network, record, data, output, *cached, cache, resume=True)
 
 
 def _hash(dataset: Dataset) -> str:
@@ -232,27 +246,29 @@ def _build(plan: Plan, frozen: FrozenBackbone | None) -> Network:
     return network
 
 
+def _cache(
+    record: RunRecord, data: Path, output: Path, cache: Path | None, training: list[Case], validation: list[Case]
+) -> tuple[list[CachedCase], list[CachedCase]]:
+    """The cases' preprocessed slices, in the run's own folder unless another is named."""
+    cases = [*training, *validation]
+    with _interruptible(data, output, cache), progress("caching", len(cases)) as advance:
+        found = build_cache(cases, record.plan.data, cache or output / CACHE, advance, lambda text: say("cache", text))
+    return found[: len(training)], found[len(training) :]
+
+
 def _fit(
     network: Network,
     record: RunRecord,
     data: Path,
     output: Path,
-    training: list[Case],
-    validation: list[Case],
+    training: list[CachedCase],
+    validation: list[CachedCase],
+    cache: Path | None,
     *,
     resume: bool,
 ) -> RunRecord:
-    try:
-        with progress("caching", len(training) + len(validation)) as advance:
-            cached = [
-                build_cache(cases, record.plan.data, output / CACHE, on_case=advance)
-                for cases in (training, validation)
-            ]
-        record = fit(network, record, output, *cached, resume=resume)
-    except (KeyboardInterrupt, Interrupted) as stop:
-        where = str(stop) or f"stopped; the last checkpoint is of step {read_run(output).steps_done}"
-        again = shlex.join(["dinounet", "train", str(data), "-o", str(output), "--resume"])
-        raise Interrupted(f"{where}; go on with: {again}") from None
+    with _interruptible(data, output, cache):
+        record = fit(network, record, output, training, validation, resume=resume)
     say(
         "trained",
         f"{output}: {record.steps_done} steps in {record.seconds / 60:.1f} minutes",
@@ -261,3 +277,15 @@ def _fit(
         seconds=record.seconds,
     )
     return record
+
+
+@contextmanager
+def _interruptible(data: Path, output: Path, cache: Path | None) -> Iterator[None]:
+    """Answers Ctrl-C in the block with how to go on."""
+    try:
+        yield
+    except (KeyboardInterrupt, Interrupted) as stop:
+        where = str(stop) or f"stopped; the last checkpoint is of step {read_run(output).steps_done}"
+        again = ["dinounet", "train", str(data), "-o", str(output), "--resume"]
+        again += ["--cache", str(cache)] if cache else []
+        raise Interrupted(f"{where}; go on with: {shlex.join(again)}") from None
