@@ -18,6 +18,7 @@ import pytest
 import SimpleITK as sitk
 from PIL import Image
 
+import dinounet
 from datasets import describe, picture, volume, write_nifti_dataset, write_png_dataset
 from dinounet.data import cache, prepare
 from dinounet.data.cache import NOT_OF_THE_PIXELS, build_cache
@@ -279,6 +280,13 @@ def test_a_large_cache_is_told_of_and_one_that_is_too_large_is_not_begun(
     with pytest.raises(UserError, match=r"the cache needs 0\.0 GB but .* has 0\.0 GB left; make room"):
         build_cache(dataset.cases, plan, tmp_path / "c")
     build_cache(dataset.cases, plan, tmp_path / "b")  # nothing is missing there
+
+
+def test_a_folder_that_cannot_be_is_answered_before_anything_is_read(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for name, message in (("file", "is a file; name a folder with --cache"), ("file/x", "choose another with --cache")):
+        with pytest.raises(UserError, match=message):
+            dinounet.train(tmp_path / "nowhere", tmp_path / "run", cache=tmp_path / name)
 
 
 @pytest.mark.parametrize("ending", [".nii.gz", ".png"])

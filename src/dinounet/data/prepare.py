@@ -14,7 +14,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import psutil
@@ -29,7 +29,15 @@ from dinounet.data.preprocessing import (
     resampled_size,
     slice_axis,
 )
-from dinounet.data.stored import Planes, look_into, open_image, open_truth
+from dinounet.data.stored import (
+    MASK_BYTES,
+    bytes_to_read,
+    can_stay,
+    look_into,
+    open_image,
+    open_truth,
+    pixels_of,
+)
 from dinounet.errors import DataError, UserError
 from dinounet.files import whole_folder
 
@@ -41,9 +49,6 @@ WORTH_PROCESSES = 64_000_000
 
 Choice = tuple[np.ndarray, np.ndarray]
 """Pixels of a class, (n, 3) slice, row and column, and (n,) what each has drawn."""
-
-MASK_BYTES = 16
-"""What a pixel of a mask takes while it is read and checked: an integer of 8 bytes, and another to compare it with."""
 
 
 @dataclass(frozen=True)
@@ -66,13 +71,12 @@ def estimate(case: Case, plan: DataPlan) -> Needs:
     found = look_into(case.images)
     if found is None:
         pixels = int(np.prod(plan.fingerprint.median_shape, dtype=np.int64))
-        return Needs(pixels * (4 * channels + 1), pixels * (4 * channels + MASK_BYTES), must_be_whole=True)
-    planes, axis = cast(Planes, found.array), slice_axis(found, plan)
+        return Needs(pixels * (4 * channels + 1), pixels * (8 * channels + MASK_BYTES), must_be_whole=True)
     rows, columns = resampled_size(found, plan)
     return Needs(
-        found.shape[axis] * rows * columns * (4 * channels + 1),
-        planes.nbytes + int(np.prod(found.shape, dtype=np.int64)) * MASK_BYTES,
-        must_be_whole=planes.read is None or axis != 0,
+        found.shape[slice_axis(found, plan)] * rows * columns * (4 * channels + 1),
+        bytes_to_read(found) + pixels_of(found) * MASK_BYTES,
+        must_be_whole=not can_stay(found, plan.slice_axis),
     )
 
 
@@ -168,8 +172,8 @@ def _started_clean() -> Iterator[None]:
 def _prepare(case: Case, plan: DataPlan, folder: Path, memory: int) -> str | None:
     """Preprocess one case; returns what is wrong with it."""
     try:
-        image = open_image(case.images, memory, plan.slice_axis)
-        mask = open_truth(case, memory, plan.slice_axis)
+        image = open_image(case.images, memory // 2, plan.slice_axis)
+        mask = open_truth(case, memory // 2, plan.slice_axis)
         check_case(image, mask, [channel.name for channel in plan.channels], plan.meaning.given)
         moments = measure_channels(image, plan)
         slices, size = image.shape[slice_axis(image, plan)], resampled_size(image, plan)

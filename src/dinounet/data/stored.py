@@ -21,6 +21,9 @@ from dinounet.data.masks import read_truth
 from dinounet.data.pairs import Case
 from dinounet.errors import DataError
 
+MASK_BYTES = 16
+"""What a pixel of a mask takes while it is read whole: an integer of 8 bytes, and another to compare it with."""
+
 
 @dataclass(frozen=True)
 class Planes:
@@ -39,31 +42,33 @@ class Planes:
     def __len__(self) -> int:
         return self.shape[0]
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of it all, decoded."""
-        return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
-
 
 def open_image(paths: Sequence[Path], most: int, slice_axis: int = 0) -> Volume:
-    """Read an image as `read_image` does, or leave it in its files if it has more bytes than `most`.
+    """Read an image as `read_image` does, or leave it in its files if reading it takes more bytes than `most`.
 
     Args:
         paths: one file a channel, or one with several channels.
-        most: bytes of the decoded image.
+        most: bytes of memory.
         slice_axis: along which it is going to be cut.
 
     Raises:
         DataError: as `read_image`; what is left in its files, as soon as the wrong plane is read.
     """
     found = look_into(paths)
-    return read_image(paths) if found is None or not _stays(found, most, slice_axis) else found
+    if found is None or bytes_to_read(found) <= most or not can_stay(found, slice_axis):
+        return read_image(paths)
+    return found
 
 
 def open_truth(case: Case, most: int, slice_axis: int = 0) -> Volume:
-    """Read a case's mask as `read_truth` does, or leave it in its file if that is one of more bytes than `most`."""
+    """Read a case's mask as `read_truth` does, or leave it in its file if reading it takes more bytes than `most`."""
     found = look_into([case.mask]) if isinstance(case.mask, Path) else None
-    if found is None or len(found.array) > 1 or not _stays(found, most, slice_axis):
+    if (
+        found is None
+        or len(found.array) > 1
+        or pixels_of(found) * MASK_BYTES <= most
+        or not can_stay(found, slice_axis)
+    ):
         return read_truth(case)
     stored = found.array
     labels = Planes(stored.shape[1:], np.dtype(np.int64), lambda z: _labels(stored[..., z, :, :][0], found.source))
@@ -71,26 +76,40 @@ def open_truth(case: Case, most: int, slice_axis: int = 0) -> Volume:
 
 
 def look_into(paths: Sequence[Path]) -> Volume | None:
-    """An image as its headers tell, with its pixels still in the files; None if they don't tell."""
-    channels = [_look_into(path) for path in paths]
-    first = channels[0]
-    if first is None or any(channel is None or channel.shape != first.shape for channel in channels):
+    """An image as its headers tell, with its pixels still in the files; None if they don't tell, or don't agree."""
+    found = [_look_into(path) for path in paths]
+    channels = [channel for channel in found if channel is not None]
+    if len(channels) < len(paths):
         return None
-    parts = [cast(Planes, channel.array) for channel in channels if channel]
-    for channel in channels[1:]:
-        require_same_grid(cast(Volume, channel), first)
+    try:
+        for channel in channels[1:]:
+            require_same_grid(channel, channels[0])
+    except DataError:
+        return None
+    parts = [cast(Planes, channel.array) for channel in channels]
 
     def read(z: int) -> np.ndarray:
         return np.concatenate([part[..., z, :, :] for part in parts])
 
-    shape = (sum(len(part) for part in parts), *first.shape)
-    planes = Planes(shape, np.result_type(*(p.dtype for p in parts)), read if all(p.read for p in parts) else None)
-    return replace(first, array=cast(np.ndarray, planes))
+    shape = (sum(len(part) for part in parts), *channels[0].shape)
+    dtype = np.result_type(*(part.dtype for part in parts))
+    planes = Planes(shape, dtype, read if all(part.read for part in parts) else None)
+    return replace(channels[0], array=cast(np.ndarray, planes))
 
 
-def _stays(found: Volume, most: int, slice_axis: int) -> bool:
-    planes = cast(Planes, found.array)
-    return planes.read is not None and planes.nbytes > most and (slice_axis == 0 or found.is_flat)
+def can_stay(found: Volume, slice_axis: int) -> bool:
+    """Whether what was looked into can be read plane by plane, and is wanted so."""
+    return cast(Planes, found.array).read is not None and (slice_axis == 0 or found.is_flat)
+
+
+def bytes_to_read(found: Volume) -> int:
+    """What it takes to read an image whole that was looked into: its pixels, and as much to put channels together."""
+    return 2 * len(found.array) * pixels_of(found) * found.array.dtype.itemsize
+
+
+def pixels_of(found: Volume) -> int:
+    """Of one channel."""
+    return int(np.prod(found.shape, dtype=np.int64))
 
 
 def _look_into(path: Path) -> Volume | None:

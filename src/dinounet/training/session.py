@@ -18,7 +18,7 @@ from dinounet.data.pairs import Case
 from dinounet.data.splits import FOLDS, Fold, by_group, read_test_list
 from dinounet.device import Device, Precision, choose_device, choose_precision
 from dinounet.errors import ConfigError, DataError, Interrupted, WeightsError
-from dinounet.files import join_some, require_new, write_json
+from dinounet.files import join_some, require_folder, require_new, write_json
 from dinounet.network.backbone import FrozenBackbone, build_backbone
 from dinounet.network.build import Network, build_network
 from dinounet.network.config import NetworkConfig
@@ -56,6 +56,8 @@ def start_run(
         UserError: dataset, plan, weights or output folder are wrong; or Ctrl-C, when the run can be resumed.
     """
     require_new(output, what="the run")
+    if cache is not None:
+        require_folder(cache, "--cache")
     if micro_batch is not None and micro_batch < 1:
         raise ConfigError(f"--micro-batch is {micro_batch}; it must be at least 1")
     chosen = choose_device(device)
