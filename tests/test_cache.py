@@ -114,6 +114,22 @@ def test_a_worker_gets_a_cached_cases_place_and_not_its_pixels(png: Path, tmp_pa
     np.testing.assert_array_equal(pickle.loads(sent).image, image)
 
 
+def test_more_cases_than_a_process_may_have_open_files(png: Path, tmp_path: Path) -> None:
+    dataset = read_dataset(png)
+    case = build_cache(dataset.cases, plan_data(dataset), tmp_path / "cache")[0]
+    for index in range(300):
+        (tmp_path / str(index)).symlink_to(case.folder)
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (400, before[1]))
+    try:
+        for index in range(300):
+            one = replace(case, folder=tmp_path / str(index))
+            assert one.image.shape[0] == one.mask.shape[0] == 1
+            assert set(one.places) == {1, 2}
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
 # processes
 
 

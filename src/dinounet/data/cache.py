@@ -15,7 +15,7 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
-from functools import cached_property
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,9 @@ NOT_OF_THE_PIXELS = frozenset(
 )
 """Fields of a plan that preprocessed slices don't depend on; they do on all others, also on those to come."""
 
+OPEN_CASES = 100
+"""Cases whose files a process keeps open: often it may have no more than a thousand."""
+
 HAS_ADVICE = hasattr(mmap, "MADV_RANDOM")
 """Whether the system can be told what will be read; Windows can't."""
 
@@ -43,7 +46,7 @@ WORTH_TELLING = 10**9
 
 @dataclass(frozen=True)
 class CachedCase:
-    """One case, preprocessed; a process that gets it maps the files into its own memory."""
+    """One case, preprocessed; a process that reads it maps its files into memory, and those of few cases at a time."""
 
     name: str
     """As in the dataset."""
@@ -51,31 +54,27 @@ class CachedCase:
     folder: Path
     """Where its files are."""
 
-    @cached_property
+    @property
     def image(self) -> np.memmap[Any, Any]:
         """(S, C, H, W) float32."""
         return _open(self.folder / "image.npy")
 
-    @cached_property
+    @property
     def mask(self) -> np.memmap[Any, Any]:
         """(S, H, W) uint8, classes in the plan's order, and IGNORED."""
         return _open(self.folder / "mask.npy")
 
     def expect(self, index: int, rows: slice) -> None:
         """Tell the system which rows of which slice are read next: it then gets these from the disk, and no others."""
-        for channel in range(self.image.shape[1]):
-            _expect(self.image[index, channel, rows], self.image)
-        _expect(self.mask[index, rows], self.mask)
+        image, mask = self.image, self.mask
+        for channel in range(image.shape[1]):
+            _expect(image[index, channel, rows], image)
+        _expect(mask[index, rows], mask)
 
-    @cached_property
+    @property
     def places(self) -> dict[int, np.ndarray]:
         """Of each foreground class that the case holds: (n, 3) slice, row and column of pixels of it."""
-        files = sorted(self.folder.glob("places_*.npy"))
-        return {int(path.stem.removeprefix("places_")): np.load(path) for path in files}
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Name and place, not the pixels, which a memory map would copy."""
-        return {"name": self.name, "folder": self.folder}
+        return _open_places(self.folder)
 
 
 def build_cache(
@@ -120,11 +119,17 @@ def build_cache(
     return [CachedCase(case.name, folders[case.name]) for case in cases]
 
 
+@lru_cache(2 * OPEN_CASES)
 def _open(path: Path) -> np.memmap[Any, Any]:
     array: np.memmap[Any, Any] = np.load(path, mmap_mode="r")
     if HAS_ADVICE:  # otherwise the system reads around each page that is touched, on some machines megabytes
         array._mmap.madvise(mmap.MADV_RANDOM)  # type: ignore[attr-defined]
     return array
+
+
+@lru_cache(OPEN_CASES)
+def _open_places(folder: Path) -> dict[int, np.ndarray]:
+    return {int(path.stem.removeprefix("places_")): np.load(path) for path in sorted(folder.glob("places_*.npy"))}
 
 
 def _expect(part: np.ndarray, whole: np.memmap[Any, Any]) -> None:

@@ -78,19 +78,19 @@ class Patches(Dataset[tuple[Tensor, Tensor]]):
 def cut_patch(case: CachedCase, centre: tuple[int, int, int], size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
     """Cut a window of a slice: image (C, h, w) and mask (h, w); zero and background where it sticks out."""
     index, *middle = centre
-    image = np.zeros((case.image.shape[1], *size), np.float32)
-    mask = np.zeros(size, np.uint8)
+    stored, truth = case.image, case.mask
+    image, mask = np.zeros((stored.shape[1], *size), np.float32), np.zeros(size, np.uint8)
     starts = [m - side // 2 for m, side in zip(middle, size, strict=True)]
     rows, columns = (  # of the slice, as far as the window covers it
         slice(max(start, 0), min(start + side, length))
-        for start, side, length in zip(starts, size, case.mask.shape[1:], strict=True)
+        for start, side, length in zip(starts, size, truth.shape[1:], strict=True)
     )
     down, right = (  # the same, of the window
         slice(part.start - start, part.stop - start) for part, start in zip((rows, columns), starts, strict=True)
     )
     case.expect(index, rows)
-    image[:, down, right] = case.image[index, :, rows, columns]
-    mask[down, right] = case.mask[index, rows, columns]
+    image[:, down, right] = stored[index, :, rows, columns]
+    mask[down, right] = truth[index, rows, columns]
     return image, mask
 
 
