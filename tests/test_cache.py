@@ -190,7 +190,7 @@ def start(data: Path, root: Path, tmp_path: Path, cores: int) -> "subprocess.Pop
 @pytest.mark.slow
 def test_two_that_start_together_share_one_cache_and_each_case_is_prepared_once(tmp_path: Path) -> None:
     data = write_nifti_dataset(tmp_path / "volumes", cases=8, slices=10)
-    both = [start(data, tmp_path / "cache", tmp_path, cores) for cores in (2, 1)]
+    both = [start(data, tmp_path / "cache", tmp_path, cores=2) for _ in range(2)]
     told = [process.communicate(timeout=120) for process in both]
     assert [process.returncode for process in both] == [0, 0], told
     prepared = sorted(int(line.split()[1]) for out, _ in told for line in out.splitlines() if "prepares" in line)
@@ -232,7 +232,7 @@ def test_who_is_stopped_or_killed_leaves_no_process_no_lock_and_nothing_half_don
     _, alive = psutil.wait_procs(workers, timeout=10)
     assert not alive
     if how == signal.SIGINT:
-        assert not list(root.glob(".partial-*"))
+        assert [path.name for path in root.iterdir()] == [".lock"]  # no case is half done, nor was one finished yet
     again = start(long_work, root, tmp_path, cores=2)
     told, errors = again.communicate(timeout=120)
     assert again.returncode == 0, errors
