@@ -14,7 +14,7 @@ import mmap
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, is_dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -177,15 +177,17 @@ def _require_room(wanted: int, root: Path, tell: Callable[[str], None]) -> None:
 def _key(case: Case, plan: DataPlan) -> str:
     """Hash of all that the slices depend on; files count by place, size and time of change."""
     decisions = {key: value for key, value in asdict(plan).items() if key not in NOT_OF_THE_PIXELS}
-    files = {field.name: _stamps(getattr(case, field.name)) for field in fields(case)}
+    files = [_stamps(getattr(case, field.name)) for field in fields(case) if field.name not in ("name", "group")]
     return hashlib.sha256(json.dumps([FORMAT, files, decisions]).encode()).hexdigest()[:16]
 
 
 def _stamps(value: Any) -> Any:
-    """What tells a changed file from the one before, in all that a case holds; a folder counts by its files."""
+    """What tells changed files from those before, wherever a case holds them; a folder counts by its files."""
     if isinstance(value, Path):
         files = sorted(value.iterdir()) if value.is_dir() else [value]
         return [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    if is_dataclass(value):
+        return [_stamps(getattr(value, field.name)) for field in fields(value)]
     if isinstance(value, Sequence) and not isinstance(value, str):
         return [_stamps(part) for part in value]
     return value
