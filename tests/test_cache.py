@@ -228,7 +228,7 @@ def test_who_is_stopped_or_killed_leaves_no_process_no_lock_and_nothing_half_don
     process.send_signal(how)
     _, errors = process.communicate(timeout=60)
     assert process.returncode in (-how, 1)
-    assert "Process SpawnProcess" not in errors  # a worker's own traceback
+    assert "spawn_main" not in errors  # a worker's own traceback
     _, alive = psutil.wait_procs(workers, timeout=10)
     assert not alive
     if how == signal.SIGINT:
@@ -278,6 +278,19 @@ def test_a_full_disk_is_one_sentence_and_nothing_is_left(where: str, tmp_path: P
     )
     assert not run.exists()
     assert not words or [path.name for path in shared.iterdir()] == [".lock"]
+
+
+def test_a_disk_that_is_full_for_a_worker_is_full_for_all(png: Path, tmp_path: Path, in_processes: None) -> None:
+    dataset = read_dataset(png)
+    plan = plan_data(dataset)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
+    try:
+        with pytest.raises(UserError, match=r"cache can't hold the cache \(File too large\); make room"):
+            build_cache(dataset.cases, plan, tmp_path / "cache")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == [".lock"]
 
 
 def test_a_large_cache_is_told_of_and_one_that_is_too_large_is_not_begun(

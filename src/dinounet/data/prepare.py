@@ -130,7 +130,7 @@ def prepare_cases(
             ) from None
         except BaseException:  # the disk is full, or Ctrl-C: the others need not finish what they do
             stop.set()
-            pool.shutdown(wait=False, cancel_futures=True)
+            pool.shutdown(cancel_futures=True)
             raise
     return [problem for task in tasks if (problem := task.result())]
 
