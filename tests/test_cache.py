@@ -22,11 +22,12 @@ import dinounet
 from datasets import describe, picture, volume, write_nifti_dataset, write_png_dataset
 from dinounet.data import cache, prepare
 from dinounet.data.cache import NOT_OF_THE_PIXELS, build_cache
+from dinounet.data.choice import choose_evenly
 from dinounet.data.dataset import read_dataset
 from dinounet.data.images import Geometry, Volume
 from dinounet.data.labels import Labels, Region
 from dinounet.data.plan import ChannelPlan, DataPlan, Intensities, plan_data
-from dinounet.data.prepare import PLACES_A_CLASS, choose_places
+from dinounet.data.prepare import PLACES_A_CLASS
 from dinounet.data.preprocessing import measure_channels
 from dinounet.data.sampling import cut_patch
 from dinounet.data.stored import Planes, open_image, open_truth
@@ -473,7 +474,7 @@ def test_places_are_chosen_evenly_however_they_lie_among_the_slices() -> None:
     counts = [30_000, 500, 20_000, 9_500]
     for index, count in enumerate(counts):
         places = np.stack([np.full(count, index), np.arange(count), np.zeros(count)], 1).astype(np.int32)
-        choice = choose_places(choice, places, random)
+        choice = choose_evenly(choice, places, PLACES_A_CLASS, random)
     places, draws = choice
     assert places.shape == (PLACES_A_CLASS, 3)
     assert len(np.unique(places, axis=0)) == PLACES_A_CLASS == len(draws)
@@ -488,30 +489,28 @@ from pathlib import Path
 import psutil
 from dinounet.data.cache import build_cache
 from dinounet.data.dataset import read_dataset
-from dinounet.data.plan import DataPlan
-from dinounet.files import read_record
+from dinounet.data.plan import plan_data
 
 def peak():  # ru_maxrss would be the parent's, which outlives exec
     return 1024 * int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
 
-plan = read_record(DataPlan, Path(sys.argv[2]), what="a plan")
 psutil.virtual_memory = lambda: type("", (), {"available": 100_000_000})
-small, large = read_dataset(Path(sys.argv[1])).cases
-build_cache([small], plan, Path(sys.argv[3]))  # whatever has to be imported
+root, cache = Path(sys.argv[1]), Path(sys.argv[2])
+small = read_dataset(root, test=["case_1"])
+build_cache(small.cases, plan_data(small), cache)  # whatever has to be imported
 before = peak()
-build_cache([large], plan, Path(sys.argv[3]))
+both = read_dataset(root)
+build_cache(both.cases[1:], plan_data(both), cache)
 print(peak() - before)
 """
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("ending", [".nii.gz", ".mha"])
-def test_a_large_volume_is_cached_in_little_memory(ending: str, tmp_path: Path) -> None:
+def test_a_large_volume_is_planned_and_cached_in_little_memory(ending: str, tmp_path: Path) -> None:
     """Of a volume that takes 400 MB as float32."""
     if not Path("/proc/self/status").exists():
         pytest.skip("only Linux tells a process's largest memory so")
-    from dinounet.files import write_json
-
     root, shape = tmp_path / "data", (400, 512, 512)
     write_nifti_dataset(root, cases=1, slices=2)
     for path, ramp in ((root / "imagesTr" / "case_0_0000", np.int16), (root / "labelsTr" / "case_0", np.uint8)):
@@ -522,10 +521,8 @@ def test_a_large_volume_is_cached_in_little_memory(ending: str, tmp_path: Path) 
             array[::2] *= 2
             sitk.WriteImage(volume(array), str(path.with_name(path.name.replace("case_0", name) + ending)))
     describe(root, ending)
-    small = read_dataset(root, test=["case_1"])
-    write_json(tmp_path / "plan.json", plan_data(small))
     (tmp_path / "script.py").write_text(MEASURED)
-    words = [sys.executable, tmp_path / "script.py", root, tmp_path / "plan.json", tmp_path / "cache"]
+    words = [sys.executable, tmp_path / "script.py", root, tmp_path / "cache"]
     done = subprocess.run(words, capture_output=True, text=True, check=True)
     assert int(done.stdout) < 100_000_000
     (image,) = (tmp_path / "cache").glob("case_1-*/image.npy")

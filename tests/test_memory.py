@@ -8,9 +8,10 @@ import torch
 
 import dinounet
 from datasets import write_png_dataset
-from dinounet import device
+from dinounet import memory as free
 from dinounet.data.dataset import read_dataset
 from dinounet.data.plan import plan_data
+from dinounet.device import available_memory
 from dinounet.errors import UserError
 from dinounet.files import write_json
 from dinounet.network.build import build_network
@@ -96,14 +97,14 @@ def test_patches_shrink_until_one_fits_and_given_ones_are_refused(plan: Plan) ->
 
 
 def test_a_container_may_use_what_it_is_allowed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(device, "CONTROL_GROUP", tmp_path)
-    unlimited = device.available_memory("cpu")
+    monkeypatch.setattr(free, "CONTROL_GROUP", tmp_path)
+    unlimited = available_memory("cpu")
     assert unlimited > 100 * 2**20
     (tmp_path / "memory.current").write_text("1000\n")
     (tmp_path / "memory.max").write_text("max\n")
-    assert device.available_memory("cpu") > 100 * 2**20
+    assert available_memory("cpu") > 100 * 2**20
     (tmp_path / "memory.max").write_text("5000\n")
-    assert device.available_memory("cpu") == 4000
+    assert available_memory("cpu") == 4000
 
 
 def test_where_memory_is_short_patches_go_through_the_network_in_parts(

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Literal
 
 from dinounet.errors import ConfigError
+from dinounet.memory import free_memory
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
 """auto: CUDA if there is one, else MPS, else the CPU."""
@@ -62,28 +62,12 @@ def choose_precision(precision: Precision, device: Literal["cpu", "cuda", "mps"]
     return "bf16" if native else "fp32"
 
 
-CONTROL_GROUP = Path("/sys/fs/cgroup")
-"""Where Linux tells what a container or a job of a cluster may use."""
-
-
 def available_memory(device: str) -> int:
-    """Bytes that are free on a device; of the CPU's, at most what a container or job is allowed."""
+    """Bytes that are free on a device."""
     import torch
 
     if device == "cuda":
         return torch.cuda.mem_get_info()[0]
     if device == "mps":
         return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
-    import psutil
-
-    free = psutil.virtual_memory().available
-    for limit, used in (
-        ("memory.max", "memory.current"),
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
-    ):
-        try:
-            allowed = int((CONTROL_GROUP / limit).read_text()) - int((CONTROL_GROUP / used).read_text())
-        except (OSError, ValueError):  # not there, or "max"
-            continue
-        free = min(free, max(allowed, 0))
-    return free
+    return free_memory()

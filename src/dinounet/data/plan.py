@@ -16,12 +16,14 @@ import numpy as np
 
 from dinounet.data.dataset import Dataset
 from dinounet.data.fingerprint import Fingerprint, Intensities, Seen, look_at, measure_intensities, principal_components
-from dinounet.data.images import Volume, coarsest_axis, read_image
+from dinounet.data.images import Volume, coarsest_axis
 from dinounet.data.labels import Labels, Region
-from dinounet.data.masks import check_case, common_folder, infer_labels, read_truth
+from dinounet.data.masks import check_case, common_folder, infer_labels
 from dinounet.data.pairs import mask_paths
+from dinounet.data.stored import open_image, open_truth
 from dinounet.errors import ConfigError, DataError
 from dinounet.files import join_some
+from dinounet.memory import free_memory
 
 Normalisation = Literal["zscore", "ct", "rgb", "rescale_to_0_1", "rgb_to_0_1", "none"]
 
@@ -138,9 +140,10 @@ def plan_data(
     channels = dataset.channels
     known = dataset.meaning
     modalities: set[str | None] = set()
+    most = free_memory() // 4
     for case in dataset.cases:
         try:
-            image, mask = read_image(case.images), read_truth(case, known)
+            image, mask = open_image(case.images, most), open_truth(case, known, most)
             modalities.add(image.modality)
             channels = channels or _channel_names(len(image.array))
             pixels = check_case(image, mask, channels, None if known is None else known.given)
@@ -231,8 +234,11 @@ def _plan_channels(names: Sequence[str], foreground: np.ndarray) -> tuple[Channe
 
 def _require_colours(image: Volume, channels: Sequence[str]) -> None:
     """Raise a DataError if what is normalised as a colour holds more than a byte."""
-    for name, channel in zip(channels, image.array, strict=True):
-        if _normalisation_of(name).startswith("rgb") and (channel.min() < 0 or channel.max() > 255):
+    coloured = [_normalisation_of(name).startswith("rgb") for name in channels]
+    for z in range(image.shape[0] if any(coloured) else 0):
+        for name, channel, colour in zip(channels, image.array[..., z, :, :], coloured, strict=True):
+            if not colour or (channel.min() >= 0 and channel.max() <= 255):
+                continue
             raise DataError(
                 f"{image.source} holds {channel.min():g} to {channel.max():g} in the channel {name}, but colours go "
                 "from 0 to 255; give the channel another name, which normalises it by its own mean and deviation"

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 
+from dinounet.data.choice import Choice, choose_evenly
 from dinounet.data.labels import IGNORED
 from dinounet.data.masks import check_case
 from dinounet.data.pairs import Case
@@ -41,15 +41,13 @@ from dinounet.data.stored import (
 )
 from dinounet.errors import DataError, UserError
 from dinounet.files import whole_folder
+from dinounet.memory import free_memory
 
 PLACES_A_CLASS = 10_000
 """Pixels of a class that a case remembers for sampling around foreground."""
 
 WORTH_PROCESSES = 64_000_000
 """Bytes of decoded images below which starting processes takes longer than it saves."""
-
-Choice = tuple[np.ndarray, np.ndarray]
-"""Pixels of a class, (n, 3) slice, row and column, and (n,) what each has drawn."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +102,7 @@ def prepare_cases(
         OSError: writing failed.
         UserError: a process was killed.
     """
-    memory = psutil.virtual_memory().available // 2
+    memory = free_memory() // 2
     workers = min(_cores(), len(cases), memory // max((n.in_memory for n in needs if n.must_be_whole), default=1))
     if workers < 2 or sum(need.in_memory for need in needs) < WORTH_PROCESSES:
         found = []
@@ -192,7 +190,7 @@ def _prepare(case: Case, plan: DataPlan, folder: Path, memory: int) -> str | Non
                     for label in np.setdiff1d(classes, background).tolist():
                         places = np.argwhere(classes == label).astype(np.int32)
                         places[:, 0] = index
-                        chosen[label] = choose_places(chosen.get(label), places, random)
+                        chosen[label] = choose_evenly(chosen.get(label), places, PLACES_A_CLASS, random)
             for label, (places, _) in chosen.items():
                 with _array_file(temporary / f"places_{label}.npy", places.shape, places.dtype) as write:
                     write(places)
@@ -201,26 +199,6 @@ def _prepare(case: Case, plan: DataPlan, folder: Path, memory: int) -> str | Non
     except MemoryError:
         return f"{case.images[0]} needs more memory than is free; close other programs, or cut it into smaller volumes"
     return None
-
-
-def choose_places(before: Choice | None, more: np.ndarray, random: np.random.Generator) -> Choice:
-    """Choose evenly among the pixels of a class, of which more and more are seen: of all, those that draw the least.
-
-    Args:
-        before: the choice so far.
-        more: (n, 3) int32 slice, row and column.
-        random: what is drawn from.
-
-    Returns:
-        PLACES_A_CLASS pixels, or all if there are fewer, and what each has drawn.
-    """
-    places, draws = more, random.random(len(more))
-    if before is not None:
-        places, draws = np.concatenate([before[0], places]), np.concatenate([before[1], draws])
-    if len(places) > PLACES_A_CLASS:
-        least = np.argpartition(draws, PLACES_A_CLASS)[:PLACES_A_CLASS]
-        places, draws = places[least], draws[least]
-    return places, draws
 
 
 @contextmanager

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
@@ -36,6 +35,7 @@ from dinounet.device import Device, Precision, choose_device, choose_precision
 from dinounet.errors import ConfigError, DataError, UserError, WeightsError
 from dinounet.files import join_some, whole_file
 from dinounet.inference.tiling import predict_tiled
+from dinounet.memory import free_memory
 from dinounet.network.build import Network, build_network
 from dinounet.network.weights import BackboneRecord, fill_backbone
 from dinounet.plans import Plan
@@ -131,7 +131,7 @@ class Predictor:
             DataError: it can't be read, or doesn't tell the spacing that the network needs to know.
         """
         data = self.plan.data
-        most = psutil.virtual_memory().available // 4
+        most = free_memory() // 4
         volume, spacing = open_image([Path(path) for path in paths], most, data.slice_axis), data.spacing
         if spacing is not None and volume.spacing is None and data.unknown_spacing is None:
             raise DataError(
