@@ -17,6 +17,7 @@ from dinounet.data.cache import build_cache
 from dinounet.data.dataset import read_dataset
 from dinounet.data.labels import IGNORED, Labels, Region
 from dinounet.data.plan import DataPlan, plan_data
+from dinounet.data.sampling import Patches
 from dinounet.errors import ConfigError, DataError
 from dinounet.evaluation.evaluate import evaluate_folders
 from dinounet.evaluation.pictures import make_pictures
@@ -109,6 +110,11 @@ def test_plain_masks_may_name_an_ignore_label(tmp_path: Path) -> None:
     (case,) = build_cache(dataset.cases, plan, tmp_path / "cache")
     assert np.unique(case.mask).tolist() == [0, 1, IGNORED]
     assert list(case.places) == [1]
+    # also patches from anywhere lie on what somebody has judged, as in nnU-Net: nothing else teaches anything
+    patches = Patches([case], (4, 4), batch=1, foreground=0.0, augmentation="none", seed=0)
+    centres = [patches._centre(case, on_foreground=False) for _ in range(200)]
+    assert all(case.mask[centre] != IGNORED for centre in centres)
+    assert len(set(centres)) > 10
     with pytest.raises(ConfigError, match="one class at least"):
         read_dataset(tmp_path, {"background": 0, "ignore": 255})
 

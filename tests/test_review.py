@@ -60,8 +60,20 @@ def test_one_command_reaches_a_report_of_the_cases_kept_from_training(
     assert review.NOTHING_KEPT not in page
 
 
+def test_held_out_cases_are_what_the_report_shows(png: Path, tmp_path: Path) -> None:
+    (tmp_path / "held out.txt").write_text("case_1\ncase_4\n")
+    plan = plan_data(read_dataset(png, test=["case_1", "case_4"]), (64, 64))
+    write_json(tmp_path / "plan.json", Plan(plan, tiny_config(num_classes=3), Recipe(steps=1, augmentation="none")))
+    run = dinounet.train(png, tmp_path / "run", plan=tmp_path / "plan.json", test=tmp_path / "held out.txt", **OPTIONS)
+    assert sorted(path.stem for path in (run / "test").glob("*.png")) == ["case_1", "case_4"]
+    assert {path.stem for path in (run / "validation").glob("*.png")} == set(read_run(run).data.validation_cases)
+    page = (run / "report.html").read_text()
+    assert "test cases" in page
+    assert "case_4" in page
+
+
 def test_where_no_case_was_kept_the_report_says_so(png: Path, plan_file: Path, tmp_path: Path) -> None:
-    run = dinounet.train(png, tmp_path / "run", plan=plan_file, fold=-1, **OPTIONS)
+    run = dinounet.train(png, tmp_path / "run", plan=plan_file, fold="all", **OPTIONS)
     assert len(list((run / "training").glob("*.png"))) == 6
     assert review.NOTHING_KEPT in (run / "report.html").read_text()
 

@@ -1,6 +1,7 @@
 """What a run is worth: masks of cases that it did not learn from, compared with their truth, and all of it on a page.
 
-Leaves in the run's folder `validation/` (masks, `prediction.json`, `metrics.json`) and `report.html`.
+Leaves in the run's folder `validation/` and, where cases were held out, `test/` (masks, `prediction.json`,
+`metrics.json`), and `report.html` of the latter, else of the former.
 """
 
 from __future__ import annotations
@@ -50,35 +51,38 @@ def review_run(dataset: Dataset, run: Path) -> Path:
         UserError: the run is not finished, or its cases or weights are not there any more.
     """
     record = read_run(run)
-    part, names = "validation", record.data.validation_cases
-    if not names:
-        part, names = "training", record.data.training_cases[:MOST_LEARNED]
-    cases = [case for case in dataset.cases if case.name in names]
-    if len(cases) < len(names):
-        raise DataError(f"{dataset.name} lacks {len(names) - len(cases)} of the {part} cases of {run}; put them back")
-    if not (run / part).exists():  # else a review that was interrupted goes on from there
-        with whole_folder(run / part) as folder:
-            _predict_and_evaluate(cases, run, folder)
-    metrics = read_record(Metrics, run / part / METRICS, what="the metrics of a run")
+    parts = {"validation": record.data.validation_cases, "test": record.data.test_cases}
+    parts = {part: names for part, names in parts.items() if names}
+    parts = parts or {"training": record.data.training_cases[:MOST_LEARNED]}
+    for part, names in parts.items():
+        cases = [case for case in dataset.cases if case.name in names]
+        if len(cases) < len(names):
+            raise DataError(
+                f"{dataset.name} lacks {len(names) - len(cases)} of the {part} cases of {run}; put them back"
+            )
+        if not (run / part).exists():  # else a review that was interrupted goes on from there
+            with whole_folder(run / part) as folder:
+                _predict_and_evaluate(cases, run, folder)
+        metrics = read_record(Metrics, run / part / METRICS, what="the metrics of a run")
+        mean = metrics.mean_over_cases_and_classes
+        say(
+            "reviewed",
+            f"{len(cases)} {part} cases: mean foreground Dice {mean.dice:.3f}, HD95 {mean.hd95:.2f} {metrics.unit}",
+            cases=part,
+            dice=mean.dice,
+            hd95=mean.hd95,
+            unit=metrics.unit,
+        )
     write_report(
         run / REPORT,
-        title=f"{record.data.name}: {run.name}",
+        title=f"{record.data.name}: {run.name}, {part} cases",
         metrics=metrics,
         pictures=picture_cases(metrics, cases, _masks_in(run / part)),
         run=asdict(record),
         log=read_log(run),
-        notes=() if part == "validation" else (NOTHING_KEPT,),
+        notes=(NOTHING_KEPT,) if part == "training" else (),
     )
-    mean = metrics.mean_over_cases_and_classes
-    say(
-        "reviewed",
-        f"{part} cases: mean foreground Dice {mean.dice:.3f}, HD95 {mean.hd95:.2f} {metrics.unit}; open {run / REPORT}",
-        cases=part,
-        dice=mean.dice,
-        hd95=mean.hd95,
-        unit=metrics.unit,
-        report=str(run / REPORT),
-    )
+    say("report", f"open {run / REPORT}", report=str(run / REPORT))
     return run / REPORT
 
 

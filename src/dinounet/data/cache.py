@@ -24,11 +24,11 @@ from filelock import FileLock, Timeout
 
 from dinounet.data.pairs import Case
 from dinounet.data.plan import DataPlan
-from dinounet.data.prepare import estimate, prepare_cases
+from dinounet.data.prepare import KNOWN, estimate, prepare_cases
 from dinounet.errors import DataError, UserError
 from dinounet.files import PARTIAL, join_some
 
-FORMAT = 3
+FORMAT = 4
 NOT_OF_THE_PIXELS = frozenset(
     {"dataset", "file_ending", "patch", "fingerprint", "channel_projection", "regions", "test_cases"}
 )
@@ -74,7 +74,12 @@ class CachedCase:
     @property
     def places(self) -> dict[int, np.ndarray]:
         """Of each foreground class that the case holds: (n, 3) slice, row and column of pixels of it."""
-        return _open_places(self.folder)
+        return {label: places for label, places in _open_places(self.folder).items() if label != KNOWN}
+
+    @property
+    def known(self) -> np.ndarray | None:
+        """(n, 3) slice, row and column of pixels that somebody has judged; None if all of them are."""
+        return _open_places(self.folder).get(KNOWN)
 
 
 def build_cache(

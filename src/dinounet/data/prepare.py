@@ -46,6 +46,9 @@ from dinounet.memory import free_memory
 PLACES_A_CLASS = 10_000
 """Pixels of a class that a case remembers for sampling around foreground."""
 
+KNOWN = 0
+"""In the place of a class: pixels that somebody has judged, remembered where there is an ignore label."""
+
 WORTH_PROCESSES = 64_000_000
 """Bytes of decoded images below which starting processes takes longer than it saves."""
 
@@ -187,8 +190,11 @@ def _prepare(case: Case, plan: DataPlan, folder: Path, memory: int) -> str | Non
                 for index in range(slices):
                     classes = mask_to_slices(mask, plan, slice(index, index + 1))
                     write(classes)
-                    for label in np.setdiff1d(classes, background).tolist():
-                        places = np.argwhere(classes == label).astype(np.int32)
+                    wanted = {label: classes == label for label in np.setdiff1d(classes, background).tolist()}
+                    if plan.ignore is not None:
+                        wanted[KNOWN] = classes != IGNORED
+                    for label, here in wanted.items():
+                        places = np.argwhere(here).astype(np.int32)
                         places[:, 0] = index
                         chosen[label] = choose_evenly(chosen.get(label), places, PLACES_A_CLASS, random)
             for label, (places, _) in chosen.items():

@@ -2,7 +2,7 @@
 
 So a run that resumes, or a loader with more workers, sees the patches that it would have seen anyway. A share of each
 batch is centred on foreground, its class drawn evenly from those that the case holds (nnU-Net, arXiv 1809.10486); with
-regions too it is a class that is drawn, where nnU-Net draws a region. Ignored pixels are never such a centre.
+regions too it is a class that is drawn, where nnU-Net draws a region. Ignored pixels are never a centre.
 """
 
 from __future__ import annotations
@@ -65,13 +65,14 @@ class Patches(Dataset[tuple[Tensor, Tensor]]):
     def _centre(self, case: CachedCase, on_foreground: bool) -> tuple[int, int, int]:
         """Slice, row and column of the patch's centre: on foreground, or anywhere that keeps the patch inside.
 
-        As in nnU-Net, foreground above or left of the first place that keeps the patch inside makes it that place;
-        below and right patches stick out.
+        Where some pixels are ignored, anywhere is on one that isn't. As in nnU-Net, a place above or left of the first
+        one that keeps the patch inside becomes that one; below and right patches stick out.
         """
         shape = case.mask.shape[1:]
         first = [min(side, length) // 2 for side, length in zip(self.patch, shape, strict=True)]
-        if on_foreground and case.places:
-            places = case.places[np.random.choice(list(case.places))]
+        classes = case.places if on_foreground else {}
+        places = classes[np.random.choice(list(classes))] if classes else case.known
+        if places is not None and len(places):
             slice, *middle = places[np.random.randint(len(places))].tolist()
             row, column = (max(least, place) for least, place in zip(first, middle, strict=True))
             return slice, row, column
