@@ -52,6 +52,8 @@ class Seen:
     shape: tuple[int, int, int]
     spacing: tuple[float, float, float] | None
     is_flat: bool
+    constant: tuple[bool, ...]
+    """Of each channel whether it holds one value alone."""
     pixels: dict[int, int]
     foreground: np.ndarray
     """(C, n) intensities at some of its foreground."""
@@ -67,7 +69,8 @@ def look_at(image: Volume, mask: Volume, pixels: dict[int, int], ignore: int | N
     anywhere -= anywhere.mean(1, keepdims=True)
     anywhere /= np.maximum(anywhere.std(1, keepdims=True), 1e-8)
     foreground = _sample_foreground(image.array, mask.array, ignore)
-    return Seen(image.shape, image.spacing, image.is_flat, pixels, foreground, anywhere)
+    constant = tuple((flat.min(1) == flat.max(1)).tolist())
+    return Seen(image.shape, image.spacing, image.is_flat, constant, pixels, foreground, anywhere)
 
 
 def principal_components(samples: np.ndarray) -> tuple[tuple[float, ...], ...]:

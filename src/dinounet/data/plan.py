@@ -20,7 +20,7 @@ from dinounet.data.images import Volume, coarsest_axis, read_image
 from dinounet.data.labels import Labels, Region
 from dinounet.data.masks import check_case, common_folder, infer_labels, read_truth
 from dinounet.data.pairs import mask_paths
-from dinounet.errors import ConfigError, DataError
+from dinounet.errors import ConfigError, DataError, noted
 from dinounet.files import join_some
 
 Normalisation = Literal["zscore", "ct", "rgb", "rgb_to_0_1", "none"]
@@ -131,26 +131,36 @@ def plan_data(
         DataError: what is wrong with the images and masks, all together.
     """
     seen: list[Seen] = []
-    problems = []
+    problems: list[str] = []
     channels = dataset.channels
     known = dataset.meaning
     modalities: set[str | None] = set()
     for case in dataset.cases:
-        try:
-            image, mask = read_image(case.images), read_truth(case, known)
-            modalities.add(image.modality)
-            channels = channels or _channel_names(len(image.array))
-            pixels = check_case(image, mask, channels, None if known is None else known.given)
-            _require_colours(image, channels)
-            seen.append(look_at(image, mask, pixels, dataset.ignore))
-        except DataError as error:
-            problems.append(str(error))
-        finally:
-            on_case()
+        image = mask = None
+        with noted(problems):
+            image = read_image(case.images)
+        with noted(problems):
+            mask = read_truth(case, known)
+        if image is not None and mask is not None:
+            with noted(problems):
+                modalities.add(image.modality)
+                channels = channels or _channel_names(len(image.array))
+                pixels = check_case(image, mask, channels, None if known is None else known.given)
+                _require_colours(image, channels)
+                seen.append(look_at(image, mask, pixels, dataset.ignore))
+        on_case()
     if problems:
         raise DataError(join_some(problems))
     assert channels is not None
     channels = dataset.channels or _channel_names(len(channels), modalities)
+    empty = [
+        name for name, is_empty in zip(channels, np.all([o.constant for o in seen], axis=0), strict=True) if is_empty
+    ]
+    if empty:
+        raise DataError(
+            f"the images of {dataset.name} hold one value alone in {', '.join(empty)}, every case; check how they were "
+            "exported, or leave that channel out"
+        )
     pixels = sum((Counter(one.pixels) for one in seen), Counter())
     if known is None:
         folder = common_folder([path for case in dataset.cases for path in mask_paths(case.mask)])
