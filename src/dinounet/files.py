@@ -107,7 +107,7 @@ def read_json(path: Path, *, what: str) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise DataError(f"{path} does not exist; it should be {what}") from None
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # no JSON, no UTF-8, numbers too long, brackets too deep
         raise DataError(f"{path} is not JSON ({error}); it should be {what}") from None
     except OSError as error:
         raise DataError(f"{path} can't be read ({error.strerror}); it should be {what}") from None

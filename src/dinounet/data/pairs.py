@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dinounet.data.dicom import dicom_files, is_series
-from dinounet.data.images import ending_of, stem_of
+from dinounet.data.images import ending_of, refuse_dead_link, stem_of
 from dinounet.errors import DataError
 from dinounet.files import join_some
 
@@ -82,6 +82,8 @@ def find_pairs(root: Path) -> tuple[Case, ...]:
     """
     images_folder = masks_folder = root
     if (root / "images").is_dir():
+        for name in MASK_FOLDERS:
+            refuse_dead_link(root / name)
         folder = next((root / name for name in MASK_FOLDERS if (root / name).is_dir()), None)
         if folder is None:
             raise DataError(f"{root} has a folder images but no masks beside it; name their folder masks")
