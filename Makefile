@@ -1,8 +1,9 @@
-# Both commands do all their own set-up, in .venv; the second call finds it done. Wanted: Python >= 3.10 with pip.
+# The commands do all their own set-up, in .venv (test-nnunet in .venv-nnunet, of 6 GB); the second call finds it done.
+# Wanted: Python >= 3.10 with pip.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint
+.PHONY: demo test test-nnunet lint
 
 # A demo that was interrupted goes on; a finished one is made anew.
 demo: .venv/demo-installed
@@ -12,15 +13,19 @@ demo: .venv/demo-installed
 test: .venv/dev-installed
 	$(BIN)/python -m pytest --durations=10
 
+# Agreement with nnU-Net, which `make test` skips: nnunetv2 and the newest timm don't go into one environment.
+test-nnunet: .venv-nnunet/installed
+	.venv-nnunet/bin/python -m pytest --durations=5 tests/test_nnunet_*.py
+
 lint: .venv/dev-installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-.venv/bin/python:
+.venv/bin/python .venv-nnunet/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "dinounet needs Python 3.10 or newer; set PYTHON")'
-	$(PYTHON) -m venv .venv
+	$(PYTHON) -m venv $(@:/bin/python=)
 
 .venv/demo-installed: pyproject.toml | .venv/bin/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[demo]'
@@ -29,3 +34,7 @@ lint: .venv/dev-installed
 .venv/dev-installed: pyproject.toml | .venv/bin/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	touch $@ .venv/demo-installed
+
+.venv-nnunet/installed: pyproject.toml | .venv-nnunet/bin/python
+	.venv-nnunet/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,nnunet]'
+	touch $@

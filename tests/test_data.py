@@ -298,6 +298,8 @@ def test_normalisation_is_nnunets() -> None:
     assert (zscore.mean(), zscore.std()) == pytest.approx((0, 1), abs=1e-5)
     np.testing.assert_allclose(normalise(image, channel("ct")), (image.clip(5, 95) - 50) / 20, rtol=1e-6)
     np.testing.assert_allclose(normalise(image, channel("rgb_to_0_1")), image / 255)
+    rescaled = normalise(image, channel("rescale_to_0_1"))
+    np.testing.assert_allclose(rescaled, (image - image.min()) / (image.max() - image.min()), rtol=1e-6)
     np.testing.assert_array_equal(normalise(image, channel("none")), image)
     assert np.isfinite(normalise(np.full_like(image, 7), channel("zscore"))).all()
 

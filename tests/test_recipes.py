@@ -133,10 +133,11 @@ def test_the_paper_trains_and_predicts_pictures_at_their_own_size(png: Path, tmp
 
 @pytest.mark.parametrize(
     ("patch", "strides"),
-    [  # as nnU-Net's get_pool_and_conv_props gives them for square pixels
+    [  # as nnU-Net's get_pool_and_conv_props gives them for square pixels (test_nnunet_numbers.py asks it)
         ((512, 512), [(1, 1)] + [(2, 2)] * 7),
         ((192, 192), [(1, 1)] + [(2, 2)] * 5),
         ((320, 96), [(1, 1)] + [(2, 2)] * 4 + [(2, 1)]),
+        ((247, 247), [(1, 1)] + [(2, 2)] * 6),  # at a sixteenth 16 pixels are left, not 15
     ],
 )
 def test_a_unet_is_planned_as_nnunets(patch: tuple[int, int], strides: list[tuple[int, int]]) -> None:

@@ -71,7 +71,7 @@ def test_loss_is_dice_plus_cross_entropy_by_hand() -> None:
 def test_deep_supervision_weighs_scales_by_halves() -> None:
     loss, mask = make_loss(), torch.randint(0, 3, (2, 8, 8))
     fine, coarse = torch.randn(2, 3, 8, 8), torch.randn(2, 3, 4, 4)
-    expected = (loss(fine, mask) + 0.5 * loss(coarse, mask[:, ::2, ::2])) / 1.5
+    expected = (loss(fine, mask) + 0.5 * loss(coarse, mask[:, 1::2, 1::2])) / 1.5  # as nnU-Net's "nearest-exact"
     torch.testing.assert_close(loss([fine, coarse], mask), expected)
 
 

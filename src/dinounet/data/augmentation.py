@@ -1,6 +1,8 @@
 """nnU-Net's augmentation for 2D patches, by its own library, so that comparisons are fair.
 
-nnU-Net (arXiv 1809.10486), "data augmentation"; the values are those of nnunetv2's trainer.
+nnU-Net (arXiv 1809.10486), "data augmentation"; the values are those of nnunetv2's trainer, which differs in two ways:
+it cuts a patch only 1 / 0.85 larger, which leaves corners empty, and chooses how to blur by the clock, so that a run
+can't be repeated to the bit.
 """
 
 from __future__ import annotations
@@ -16,6 +18,9 @@ Augmentation = Literal["nnunet", "flip", "none"]
 
 ENLARGED = math.sqrt(2) / 0.7
 """A patch is cut this much larger, so that rotating by 45 degrees or shrinking to 0.7 leaves no empty corner."""
+
+ELONGATED = 1.5
+"""Ratio of a patch's sides above which it is turned by 15 degrees at the most, as in nnU-Net, not all the way round."""
 
 
 def make_transform(augmentation: Augmentation, patch: tuple[int, int]) -> Any:
@@ -42,6 +47,7 @@ def make_transform(augmentation: Augmentation, patch: tuple[int, int]) -> Any:
     def sometimes(transform: Any, probability: float) -> Any:
         return RandomTransform(transform, apply_probability=probability)
 
+    furthest = math.pi if max(patch) <= ELONGATED * min(patch) else math.pi / 12
     around_one = BGContrast((0.75, 1.25))
     every_channel: dict[str, Any] = {"synchronize_channels": False, "p_per_channel": 1}
     gamma: dict[str, Any] = {"gamma": BGContrast((0.7, 1.5)), "p_retain_stats": 1, **every_channel}
@@ -53,7 +59,7 @@ def make_transform(augmentation: Augmentation, patch: tuple[int, int]) -> Any:
                 random_crop=False,
                 p_elastic_deform=0,
                 p_rotation=0.2,
-                rotation=(-math.pi, math.pi),
+                rotation=(-furthest, furthest),
                 p_scaling=0.2,
                 scaling=(0.7, 1.4),
                 p_synchronize_scaling_across_axes=1,

@@ -25,7 +25,7 @@ from dinounet.data.plan import DataPlan
 from dinounet.data.preprocessing import image_to_slices, mask_to_slices
 from dinounet.files import PARTIAL, whole_folder
 
-FORMAT = 1
+FORMAT = 2
 PLACES_A_CLASS = 10_000
 """Pixels of a class that a case remembers for sampling around foreground."""
 

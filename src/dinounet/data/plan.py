@@ -23,7 +23,7 @@ from dinounet.data.pairs import mask_paths
 from dinounet.errors import ConfigError, DataError, noted
 from dinounet.files import join_some
 
-Normalisation = Literal["zscore", "ct", "rgb", "rgb_to_0_1", "none"]
+Normalisation = Literal["zscore", "ct", "rgb", "rescale_to_0_1", "rgb_to_0_1", "none"]
 
 IMAGENET = ((0.485, 0.229), (0.456, 0.224), (0.406, 0.225))
 """Mean and deviation of red, green and blue in the images that backbones were trained on, of values from 0 to 1."""
@@ -42,7 +42,8 @@ class ChannelPlan:
 
     normalisation: Normalisation
     """zscore: each case by its own mean and deviation; ct: clip to percentiles, then the dataset's mean and deviation;
-    rgb: divide by 255, then by ImageNet's statistics; rgb_to_0_1: divide by 255; none."""
+    rgb: divide by 255, then by ImageNet's statistics; rescale_to_0_1: each case's darkest pixel to 0 and brightest to
+    1; rgb_to_0_1: divide by 255; none."""
 
     intensities: Intensities
     """Of the training cases' foreground; ct reads them."""
@@ -215,7 +216,13 @@ def _channel_names(count: int, modalities: AbstractSet[str | None] = frozenset()
 
 def _normalisation_of(channel: str) -> Normalisation:
     """nnU-Net's rule, which `rgb` is added to: the channel's name decides."""
-    known: dict[str, Normalisation] = {"ct": "ct", "nonorm": "none", "rgb": "rgb", "rgb_to_0_1": "rgb_to_0_1"}
+    known: dict[str, Normalisation] = {
+        "ct": "ct",
+        "nonorm": "none",
+        "rescale_to_0_1": "rescale_to_0_1",
+        "rgb": "rgb",
+        "rgb_to_0_1": "rgb_to_0_1",
+    }
     return known.get(channel.casefold(), "zscore")
 
 

@@ -14,9 +14,6 @@ from dinounet.data.images import Volume
 from dinounet.data.labels import IGNORED
 from dinounet.data.plan import ChannelPlan, DataPlan
 
-SAME_SPACING = 0.01
-"""Relative difference of spacing below which a slice is taken as it is."""
-
 
 def image_to_slices(image: Volume, plan: DataPlan) -> np.ndarray:
     """Normalised, resampled slices: (S, C, H, W) float32."""
@@ -24,7 +21,7 @@ def image_to_slices(image: Volume, plan: DataPlan) -> np.ndarray:
     slices = np.moveaxis(np.stack(channels), slice_axis(image, plan) + 1, 0)
     size = resampled_size(image, plan)
     if size != slices.shape[-2:]:
-        slices = np.stack([[_resize(channel, size, order=3) for channel in slice] for slice in slices])
+        slices = np.stack([[_resize(channel, size) for channel in slice] for slice in slices])
     return np.ascontiguousarray(slices, dtype=np.float32)
 
 
@@ -38,7 +35,9 @@ def mask_to_slices(mask: Volume, plan: DataPlan) -> np.ndarray:
     slices: np.ndarray = np.moveaxis(classes, slice_axis(mask, plan), 0)
     size = resampled_size(mask, plan)
     if size != slices.shape[-2:]:
-        slices = np.stack([_resize_labels(slice, size) for slice in slices])
+        from batchgenerators.augmentations.utils import resize_segmentation
+
+        slices = np.stack([resize_segmentation(slice, size, order=1) for slice in slices])
     return np.ascontiguousarray(slices)
 
 
@@ -67,8 +66,6 @@ def resampled_size(volume: Volume, plan: DataPlan) -> tuple[int, int]:
         return rows, columns
     own = np.delete(spacing, slice_axis(volume, plan)).tolist()
     factors = [distance / wanted for distance, wanted in zip(own, plan.spacing, strict=True)]
-    if all(abs(factor - 1) < SAME_SPACING for factor in factors):
-        return rows, columns
     return max(1, round(rows * factors[0])), max(1, round(columns * factors[1]))
 
 
@@ -85,20 +82,17 @@ def normalise(channel: np.ndarray, how: ChannelPlan) -> np.ndarray:
         assert how.imagenet is not None  # the plan checks
         mean, deviation = how.imagenet
         return (channel / 255 - mean) / deviation
+    if how.normalisation == "rescale_to_0_1":
+        above = channel - channel.min()
+        return above / max(above.max(), 1e-8)
     if how.normalisation == "rgb_to_0_1":
         return channel / 255
     return channel
 
 
-def _resize(slice: np.ndarray, size: tuple[int, int], order: int) -> np.ndarray:
+def _resize(slice: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     from skimage.transform import resize
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return resize(slice, size, order=order, mode="edge", anti_aliasing=False, clip=True)
-
-
-def _resize_labels(slice: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    labels = np.unique(slice)
-    shares = np.stack([_resize((slice == label).astype(np.float32), size, order=1) for label in labels])
-    return labels[shares.argmax(0)]
+        return resize(slice, size, order=3, mode="edge", anti_aliasing=False, clip=True)

@@ -46,7 +46,7 @@ class Patches(Dataset[tuple[Tensor, Tensor]]):
         self.cut = enlarged(patch, augmentation)
         self.transform = make_transform(augmentation, patch)
         self.batch = batch
-        self.first_foreground = batch - round(batch * foreground)
+        self.first_foreground = round(batch * (1 - foreground))  # nnU-Net rounds this share
         self.seed = seed
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
@@ -63,14 +63,21 @@ class Patches(Dataset[tuple[Tensor, Tensor]]):
             return self.cases[np.random.randint(len(self.cases))].name
 
     def _centre(self, case: CachedCase, on_foreground: bool) -> tuple[int, int, int]:
-        """Slice, row and column of the patch's centre: on foreground, or anywhere that keeps the patch inside."""
+        """Slice, row and column of the patch's centre: on foreground, or anywhere that keeps the patch inside.
+
+        As in nnU-Net, foreground above or left of the first place that keeps the patch inside makes it that place;
+        below and right patches stick out.
+        """
+        shape = case.mask.shape[1:]
+        first = [min(side, length) // 2 for side, length in zip(self.patch, shape, strict=True)]
         if on_foreground and case.places:
             places = case.places[np.random.choice(list(case.places))]
-            slice, row, column = places[np.random.randint(len(places))]
-            return int(slice), int(row), int(column)
+            slice, *middle = places[np.random.randint(len(places))].tolist()
+            row, column = (max(least, place) for least, place in zip(first, middle, strict=True))
+            return slice, row, column
         row, column = (
-            np.random.randint(min(side // 2, length // 2), max(length - side // 2, length // 2) + 1)
-            for side, length in zip(self.patch, case.mask.shape[1:], strict=True)
+            np.random.randint(least, max(length - side // 2, length // 2) + 1)
+            for least, side, length in zip(first, self.patch, shape, strict=True)
         )
         return np.random.randint(len(case.mask)), row, column
 

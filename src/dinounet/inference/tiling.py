@@ -2,6 +2,8 @@
 
 nnU-Net's (arXiv 1809.10486, "inference"): tiles evenly spaced at no more than half a tile, weighed by a Gaussian whose
 deviation is an eighth of the tile. MONAI's window lays the last tile against the border instead: its spacing is uneven.
+Unlike nnU-Net's, the Gaussian's middle is the tile's, also if its side is even, and a slice smaller than a patch isn't
+filled up with zeros.
 """
 
 from __future__ import annotations

@@ -127,6 +127,6 @@ def plan_unet(patch: tuple[int, int], *, in_channels: int, num_classes: int) -> 
     while max(sides) >= 8 and (min(sides) >= 8 or max(sides) >= 12):  # one side alone needs 12
         rows, columns = (2 if side >= 8 else 1 for side in sides)
         strides.append((rows, columns))
-        sides = [side // step for side, step in zip(sides, strides[-1], strict=True)]
+        sides = [math.ceil(side / step) for side, step in zip(sides, strides[-1], strict=True)]
     widths = tuple(min(32 * 2**stage, 512) for stage in range(len(strides)))
     return UNetConfig(widths, tuple(strides), in_channels=in_channels, num_classes=num_classes)

@@ -41,7 +41,7 @@ CHECKPOINT_SECONDS = 60.0
 """Longest time between two checkpoints, up to a step."""
 
 VALIDATION_BATCHES = 10
-"""Batches in a look at the validation cases; nnU-Net's number."""
+"""Batches in a look at the validation cases, as published; nnU-Net takes 50."""
 
 MOST_SKIPPED = 10
 """Steps in a row whose loss or gradient is not finite, after which a run stops."""

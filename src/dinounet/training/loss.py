@@ -36,7 +36,7 @@ def make_loss(plan: DataPlan | None = None) -> Loss:
         target = mask[:, None].float()
         weights = [2.0**-scale for scale in range(len(scales))]
         parts = [
-            weight * loss_at_scale(scale.float(), F.interpolate(target, size=scale.shape[-2:], mode="nearest"))
+            weight * loss_at_scale(scale.float(), F.interpolate(target, size=scale.shape[-2:], mode="nearest-exact"))
             for weight, scale in zip(weights, scales, strict=True)
         ]
         return sum(parts[1:], parts[0]) / sum(weights)
