@@ -45,7 +45,7 @@ def test_help_of_a_verb_comes_without_torch_and_is_a_python_function(verb: str) 
         (["trian"], "dinounet: there is no verb 'trian'; did you mean train?"),
         (
             ["train", "nowhere", "-o", "run", "--weights", "random"],
-            "dinounet: nowhere is not a folder; give the folder",
+            "dinounet: nowhere does not exist; give the folder",
         ),
         (["predict", "nowhere", "image.png", "-o", "out"], "dinounet: nowhere is not a run: it holds no run.json"),
         (["evaluate", "a", "b"], "dinounet: neither a nor b says which classes the masks hold; pass --labels"),
