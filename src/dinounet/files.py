@@ -80,6 +80,16 @@ def require_new(path: Path, *, what: str) -> None:
     _require_place(path)
 
 
+def require_outside(path: Path, folder: Path, *, what: str) -> None:
+    """Make sure that an output doesn't go into the dataset, which would then hold its pictures too.
+
+    Raises:
+        UserError: it does.
+    """
+    if folder.is_dir() and folder.resolve() in path.resolve().parents:
+        raise UserError(f"{path} lies in the dataset {folder}; give {what} a place outside of it with -o")
+
+
 def require_file(path: Path) -> None:
     """Make sure that an output file can be written, which may replace an older one.
 
@@ -104,7 +114,9 @@ def read_json(path: Path, *, what: str) -> Any:
         DataError: it is missing or no JSON; `what` says what it should have been.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8-sig"))  # some editors begin UTF-8 with a mark
+        json.dumps(content, ensure_ascii=False).encode()  # halves of characters, as \\ud800, could not be written again
+        return content
     except FileNotFoundError:
         raise DataError(f"{path} does not exist; it should be {what}") from None
     except (ValueError, RecursionError) as error:  # no JSON, no UTF-8, numbers too long, brackets too deep

@@ -22,7 +22,6 @@ from dinounet.data.labels import Given, Labels, Region, name_labels, read_nnunet
 from dinounet.data.masks import refuse_jpegs
 from dinounet.data.pairs import (
     Case,
-    alike_names,
     class_names,
     describe_pairs,
     find_pairs,
@@ -30,6 +29,7 @@ from dinounet.data.pairs import (
     known_files,
     mask_paths,
     name_of,
+    wrong_names,
 )
 from dinounet.data.table import read_table
 from dinounet.errors import ConfigError, DataError, noted
@@ -215,7 +215,7 @@ def refuse_same_names(cases: Sequence[Case]) -> None:
     """Raise a DataError if cases have one name, or names that some systems can't tell apart."""
     counts = Counter(case.name for case in cases)
     twice = [f"several images are named {name}" for name in sorted(counts) if counts[name] > 1]
-    problems = twice + alike_names(counts)
+    problems = twice + wrong_names(counts)
     if problems:
         raise DataError(f"{join_some(problems)}; rename them, or keep them in folders of their own")
 

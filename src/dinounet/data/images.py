@@ -173,6 +173,10 @@ def read_stored(path: Path, of: Purpose) -> Volume:
         return Volume(found.array, Geometry(found.spacing, found.origin, found.direction), path, found.modality)
     if path.is_dir() or not ending:
         raise DataError(f"{path} is not an image in a known format ({KNOWN})")
+    if not path.is_file():
+        raise DataError(f"{path} is neither a file nor a folder; remove it")  # a pipe would keep us waiting
+    if not os.access(path, os.R_OK):
+        raise DataError(f"{path} may not be read by you; change its permissions")
     try:
         if ending in FLAT_ENDINGS:
             return Volume(read_flat(path, of), None, path)
@@ -180,8 +184,6 @@ def read_stored(path: Path, of: Purpose) -> Volume:
             return _read_volume(path)
     except DataError:
         raise
-    except PermissionError:
-        raise DataError(f"{path} may not be read by you; change its permissions") from None
     except Exception as error:  # the readers raise whatever their C code meets
         told = [line for line in str(error).splitlines() if line.strip() and not line.startswith("Reason: ")]
         reason = told[-1].strip() if told else type(error).__name__  # ITK's "Reason" is what failed before

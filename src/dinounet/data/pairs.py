@@ -217,16 +217,18 @@ def _twice(named: Sequence[tuple[str, Path]]) -> list[str]:
     counts = Counter(name for name, _ in named)
     return [
         *(f"{count} files in {folder} are named {name}" for name, count in counts.items() if count > 1),
-        *alike_names(counts),
+        *wrong_names(counts),
     ]
 
 
-def alike_names(names: Iterable[str]) -> list[str]:
-    """What is wrong with names that some systems can't tell apart."""
+def wrong_names(names: Iterable[str]) -> list[str]:
+    """What is wrong with names that are no text, or that some systems can't tell apart."""
+    names = list(names)
+    garbled = [name for name in names if name.encode(errors="replace").decode() != name]
     alike: dict[str, list[str]] = {}
     for name in names:
         alike.setdefault(name.casefold(), []).append(name)
-    return [
+    return [f"{name!r} is no text in UTF-8" for name in garbled] + [
         f"{' and '.join(same)} differ only in small and capital letters, which some systems don't tell apart"
         for same in alike.values()
         if len(same) > 1

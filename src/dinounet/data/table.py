@@ -13,7 +13,7 @@ from collections import Counter
 from pathlib import Path
 
 from dinounet.data.dicom import is_series
-from dinounet.data.pairs import Case, alike_names, mask_paths, name_of
+from dinounet.data.pairs import Case, mask_paths, name_of, wrong_names
 from dinounet.errors import DataError
 from dinounet.files import join_some
 
@@ -65,7 +65,7 @@ def read_table(path: Path) -> tuple[Case, ...]:
     problems += [
         f"{count} rows are of {name} (tell them apart in a column case)" for name, count in counts.items() if count > 1
     ]
-    problems += alike_names(counts)
+    problems += wrong_names(counts)
     seen = Counter(file.resolve() for case in cases for file in (*case.images, *mask_paths(case.mask)))
     problems += [f"{file} stands there {count} times" for file, count in seen.items() if count > 1]
     if problems:

@@ -16,7 +16,7 @@ from dinounet.data.labels import parse_labels
 from dinounet.data.pairs import Case
 from dinounet.device import Device, Precision, choose_device, choose_precision, choose_training_device
 from dinounet.errors import ConfigError, DataError, Interrupted, WeightsError
-from dinounet.files import require_new, write_json
+from dinounet.files import require_new, require_outside, write_json
 from dinounet.network.backbone import FrozenBackbone, build_backbone
 from dinounet.network.build import Network, build_network
 from dinounet.network.config import NetworkConfig
@@ -58,6 +58,7 @@ def start_run(
         UserError: dataset, plan, weights or output folder are wrong; or Ctrl-C, when the run can be resumed.
     """
     require_new(output, what="the run")
+    require_outside(output, data, what="the run")
     if micro_batch is not None and micro_batch < 1:
         raise ConfigError(f"--micro-batch is {micro_batch}; it must be at least 1")
     chosen = choose_training_device(device)
