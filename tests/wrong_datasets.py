@@ -7,6 +7,7 @@ and masks.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -272,6 +273,30 @@ def nnunet_with_channels_that_are_missing(root: Path) -> None:
     save(root / "imagesTr" / "a_0001.png", picture(0))
     (root / "imagesTr" / "b_0000.png").rename(root / "imagesTr" / "b_0001.png")
     (root / "imagesTr" / "c_0000.png").rename(root / "imagesTr" / "c_0001.png")
+
+
+@wrong(pairs, r"images/b\nc.png can't be read", "is it whole?")
+def a_broken_file_with_a_newline_in_its_name(root: Path) -> None:
+    save(root / "masks" / "b\nc.png", truth(1))
+    (root / "images" / "b\nc.png").write_text("hello")
+
+
+@wrong(pairs, r"'\udcff' is no text in UTF-8", "add, rename or remove files")
+def a_name_that_is_no_text(root: Path) -> None:
+    for folder in ("images", "masks"):
+        shutil.copy(root / folder / "b.png", os.fsencode(root / folder) + b"/\xff.png")
+
+
+@wrong(nnunet, r"'\udcff' is no text in UTF-8", "rename them")
+def a_name_of_nnunet_that_is_no_text(root: Path) -> None:
+    shutil.copy(root / "imagesTr" / "b_0000.png", os.fsencode(root / "imagesTr") + b"/\xff_0000.png")
+    shutil.copy(root / "labelsTr" / "b.png", os.fsencode(root / "labelsTr") + b"/\xff.png")
+
+
+@wrong(pairs, "images/b.png is neither a file nor a folder; remove it")
+def a_pipe_in_the_place_of_an_image(root: Path) -> None:
+    (root / "images" / "b.png").unlink()
+    os.mkfifo(root / "images" / "b.png")
 
 
 # ---- files

@@ -44,6 +44,9 @@ wrong_text("a_list_in_json", "dataset.json", "[1, 2]", "holds no object; see nnU
 wrong_text("a_number_in_json", "dataset.json", "1" * 10_000, "it should be")
 wrong_text("null_in_json", "dataset.json", "null", "holds no object; see nnU-Net's dataset format")
 
+wrong_text("half_a_character_in_json", "dataset.json", r'{"labels": {"\ud800": 0}}', "is not JSON", "it should be")
+wrong_text("json_in_utf_16", "dataset.json", '{"labels": {}}'.encode("utf-16"), "is not JSON", "it should be")
+
 wrong_description("no_channel_names", "has no channel_names; see nnU-Net's", channel_names=None)
 wrong_description(
     "channel_names_as_a_list", "has no channel_names but list in its place", "see nnU-Net's", channel_names=["MR"]
@@ -69,6 +72,7 @@ wrong_description("labels_with_a_gap", "without gaps", labels={"background": 0, 
 wrong_description("labels_that_stand_twice", "without gaps", labels={**DISCS, "square": 1})
 wrong_description("a_label_as_text", "has disc = '1' among its labels; write the name", labels={**DISCS, "disc": "1"})
 wrong_description("a_label_as_a_fraction", "has disc = 1.5 among its labels; write", labels={**DISCS, "disc": 1.5})
+wrong_description("a_label_as_nan", "has disc = nan among its labels; write", labels={**DISCS, "disc": float("nan")})
 wrong_description("a_label_as_a_truth", "has disc = True among its labels; write", labels={**DISCS, "disc": True})
 wrong_description("a_negative_label", "without gaps", labels={**DISCS, "disc": -1})
 wrong_description("labels_the_old_way_round", "write the name first", labels={"0": "background", "1": "disc"})
@@ -184,6 +188,16 @@ def labels_given_beside_those_of_nnunet(root: Path) -> None: ...
 
 @wrong(nnunet, "dataset.json names the channels; correct them there", flags=("--channels", "CT"))
 def channels_given_beside_those_of_nnunet(root: Path) -> None: ...
+
+
+@wrong(nnunet, "dataset.json can't be read (Is a directory); it should be the description of an nnU-Net dataset")
+def a_folder_named_as_a_description(root: Path) -> None:
+    (root / "dataset.json").unlink()
+    (root / "dataset.json").mkdir()
+
+
+@wrong(pairs, "images/a.png has 1 channels, but 2 are wanted (T1, T2)", "images/c.png", flags=("--channels", "T1,T2"))
+def more_channel_names_than_channels(root: Path) -> None: ...
 
 
 @wrong(pairs, "--labels is 'disc'; write it as background=0,lesion=1", flags=("--labels", "disc"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import shutil
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import SimpleITK as sitk
 from PIL import Image
 
 from test_dicom import edit, sorted_files, write_series
-from wrong_datasets import Maker, describe, nnunet, pairs, picture, save, save_volume, truth, volumes, wrong
+from wrong_datasets import Maker, describe, nnunet, nothing, pairs, picture, save, save_volume, truth, volumes, wrong
 
 SIZE = (3, 16, 18)
 
@@ -87,6 +88,47 @@ def constant_images_only(root: Path) -> None:
         save(path, np.full((16, 18), 7, np.uint8))
 
 
+@wrong(
+    pairs, "images/b.tif holds 0 to 999 in the channel rgb, but colours go from 0 to 255", flags=("--channels", "rgb")
+)
+def colours_beyond_a_byte(root: Path) -> None:
+    (root / "images" / "b.png").unlink()
+    save(root / "images" / "b.tif", np.linspace(0, 999, 16 * 18).reshape(16, 18).astype(np.uint16))
+
+
+@wrong(nothing, "hold one value alone in channel 0", "check how they were exported")
+def images_of_one_pixel(root: Path) -> None:
+    for name in "abc":
+        save(root / "images" / f"{name}.png", np.ones((1, 1), np.uint8))
+        save(root / "masks" / f"{name}.png", np.ones((1, 1), np.uint8))
+
+
+def with_nifti_header(name: str, place: int, value: bytes, *words: str) -> None:
+    """Enters a NIfTI with other bytes in its header."""
+
+    def spoil(root: Path) -> None:
+        path = root / "imagesTr" / "b_0000.nii.gz"
+        content = bytearray(gzip.decompress(path.read_bytes()))
+        content[place : place + len(value)] = value
+        path.write_bytes(gzip.compress(content))
+
+    spoil.__name__ = name
+    wrong(volumes, "imagesTr/b_0000.nii.gz", *words)(spoil)
+
+
+with_nifti_header("a_nifti_of_nothing", 42, struct.pack("<h", 0), "can't be read", "is it whole?")
+with_nifti_header("a_nifti_of_a_negative_size", 42, struct.pack("<h", -5), "can't be read", "is it whole?")
+with_nifti_header(
+    "a_nifti_that_promises_more_than_any_memory", 42, struct.pack("<3h", *[30000] * 3), "can't be read", "is it whole?"
+)
+with_nifti_header("a_nifti_of_an_unknown_type", 70, struct.pack("<h", 77), "can't be read", "is it whole?")
+with_nifti_header("a_nifti_of_complex_numbers", 70, struct.pack("<2h", 32, 64), "b_0000.nii.gz")
+with_nifti_header("a_nifti_scaled_to_infinity", 112, struct.pack("<f", 3e38), "b_0000.nii.gz")
+with_nifti_header(
+    "a_spacing_of_nan", 80, struct.pack("<f", float("nan")), "has the spacing [nan,", "correct its header"
+)
+with_nifti_header("a_spacing_of_zero", 80, bytes(12), "has the spacing [0.0, 0.0, 0.0]", "correct its header")
+
 # ---- grids
 
 replaced("a_mask_of_another_size", pairs, "masks/b.png", truth(1, (16, 16)) * 255, "16 x 16", "16 x 18", "pair others")
@@ -127,14 +169,6 @@ def channels_of_several_sizes(root: Path) -> None:
     describe(root, channel_names={"0": "T1", "1": "T2"})
     for name in "abc":
         save(root / "imagesTr" / f"{name}_0001.png", picture(1, (8 if name == "b" else 16, 18)))
-
-
-@wrong(volumes, "imagesTr/b_0000.nii.gz", "spacing", "correct")
-def a_spacing_of_zero(root: Path) -> None:
-    for path in (root / "imagesTr" / "b_0000.nii.gz", root / "labelsTr" / "b.nii.gz"):
-        content = bytearray(gzip.decompress(path.read_bytes()))
-        content[80:92] = bytes(12)  # pixdim[1:4], which no library writes so
-        path.write_bytes(gzip.compress(content))
 
 
 def with_nrrds(header: str, *words: str, name: str) -> None:
