@@ -1,24 +1,31 @@
 """DICOM series, written here by pydicom with known numbers."""
 
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
+import highdicom
 import nibabel
 import numpy as np
 import pydicom
 import pytest
 import SimpleITK as sitk
 from pydicom.dataset import FileDataset, FileMetaDataset
+from pydicom.sr.codedict import codes
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, MRImageStorage, generate_uid
 
 import dinounet
 from datasets import picture
 from dinounet.data.dataset import read_dataset
-from dinounet.data.images import read_image
+from dinounet.data.dicom_seg import write_segmentation
+from dinounet.data.images import read_image, require_same_grid
+from dinounet.data.masks import read_mask, read_truth
+from dinounet.data.pairs import Case
 from dinounet.data.plan import plan_data
-from dinounet.errors import DataError
+from dinounet.errors import ConfigError, DataError
 from dinounet.files import write_json
+from dinounet.inference.predictor import choose_endings
 from dinounet.plans import Plan, Recipe
 from networks import tiny_config
 
@@ -43,6 +50,7 @@ def write_series(folder: Path, array: np.ndarray, modality: str = "CT", **change
         one.SeriesInstanceUID, one.StudyInstanceUID = series, study
         one.Modality, one.PatientID, one.PatientName = modality, "x", "x"
         one.StudyDate = one.StudyTime = one.PatientBirthDate = one.PatientSex = one.AccessionNumber = ""
+        one.ReferringPhysicianName = ""
         one.StudyID, one.SeriesNumber = "1", 1
         one.FrameOfReferenceUID = study
         one.ImagePositionPatient = [ORIGIN[0], ORIGIN[1], ORIGIN[2] + SPACING[2] * k]
@@ -180,6 +188,11 @@ def test_a_table_may_name_series(tmp_path: Path) -> None:
         read_dataset(data / "table.csv")
 
 
+def test_a_single_file_is_answered_with_its_folder(series: Path) -> None:
+    with pytest.raises(DataError, match="is a single DICOM file; give the folder that holds its series"):
+        read_image([series / "000"])
+
+
 def test_series_lie_in_folders_of_their_own(series: Path) -> None:
     root = series.parent
     (root / "masks").mkdir()
@@ -193,18 +206,123 @@ def test_a_series_is_trained_on_and_predicted_on_its_own_grid(tmp_path: Path) ->
     plan = plan_data(read_dataset(data), (32, 32))
     write_json(tmp_path / "plan.json", Plan(plan, tiny_config(num_classes=3), Recipe(steps=2, augmentation="none")))
     run = dinounet.train(data, tmp_path / "run", plan=tmp_path / "plan.json", weights="random", device="cpu")
-    masks = dinounet.predict(run, [data / "images"], tmp_path / "all")
+    masks = dinounet.predict(run, [data / "images"], tmp_path / "all", format=".nii.gz")
     (mask,) = dinounet.predict(run, [data / "images" / "c1"], tmp_path / "one")
-    assert [path.name for path in [*masks, mask]] == ["c0.nii.gz", "c1.nii.gz", "c1.nii.gz"]
+    assert [path.name for path in [*masks, mask]] == ["c0.nii.gz", "c1.nii.gz", "c1.dcm"]
     # NIfTI's axes point to the left and front's opposite: x and y change sign
     expected = np.diag([-1, -1, 1, 1]) @ [
         [0, -SPACING[1], 0, ORIGIN[0]], [SPACING[0], 0, 0, ORIGIN[1]], [0, 0, SPACING[2], ORIGIN[2]], [0, 0, 0, 1],
     ]  # fmt: skip
-    np.testing.assert_allclose(nibabel.load(mask).affine, expected, atol=1e-5)
-    assert nibabel.load(mask).shape == (COLUMNS, ROWS, SLICES)
+    nifti = nibabel.load(masks[1])
+    np.testing.assert_allclose(nifti.affine, expected, atol=1e-5)
     dinounet.evaluate(tmp_path / "all", data / "masks")
     page = dinounet.report(tmp_path / "all", data / "masks", tmp_path / "r.html", images=data / "images", run=run)
     assert "c1" in page.read_text()
+
+    # pydicom sees the same in the segmentation object
+    content = pydicom.dcmread(mask)
+    series = [pydicom.dcmread(path) for path in sorted_files(data / "images" / "c1")]
+    labels = np.asarray(nifti.dataobj).T
+    assert content.StudyInstanceUID == series[0].StudyInstanceUID
+    assert [segment.SegmentLabel for segment in content.SegmentSequence] == ["class 1", "class 2"]
+    for frame, pixels in zip(content.PerFrameFunctionalGroupsSequence, content.pixel_array, strict=True):
+        segment = frame.SegmentIdentificationSequence[0].ReferencedSegmentNumber
+        place = frame.PlanePositionSequence[0].ImagePositionPatient[2]
+        slice = round((place - ORIGIN[2]) / SPACING[2])
+        np.testing.assert_array_equal(pixels, labels[slice] == segment)
+    known = dinounet.load(run).plan.data.meaning
+    again = read_mask(mask, known)
+    np.testing.assert_array_equal(again.array, labels)
+    require_same_grid(again, read_image([data / "images" / "c1"]))
+    (data / "masks" / "c0.nii.gz").unlink()
+    dinounet.evaluate(tmp_path / "one", data / "masks")  # formats may differ
+    (tmp_path / "metrics").mkdir()
+    other = dinounet.evaluate(tmp_path / "one", tmp_path / "one", tmp_path / "metrics" / "m.json")
+    assert other.mean_over_cases_and_classes.dice == 1
+
+
+def segment(series: Path, path: Path, labels: np.ndarray, names: list[str], **options: Any) -> None:
+    """Write a segmentation object as another program would: without empty slices."""
+    sources = [pydicom.dcmread(file) for file in sorted_files(series)]
+    path.parent.mkdir(exist_ok=True)
+    highdicom.seg.Segmentation(
+        source_images=sources,
+        pixel_array=labels,
+        segmentation_type=highdicom.seg.SegmentationTypeValues.BINARY,
+        segment_descriptions=[
+            highdicom.seg.SegmentDescription(
+                number, name, codes.SCT.Tissue, codes.SCT.Tissue, highdicom.seg.SegmentAlgorithmTypeValues.MANUAL
+            )
+            for number, name in enumerate(names, start=1)
+        ],
+        series_instance_uid=highdicom.UID(),
+        series_number=2,
+        sop_instance_uid=highdicom.UID(),
+        instance_number=1,
+        manufacturer="x",
+        manufacturer_model_name="x",
+        software_versions="x",
+        device_serial_number="x",
+        **options,
+    ).save_as(path)
+
+
+def test_segmentations_of_other_programs_are_learned_from(array: np.ndarray, tmp_path: Path) -> None:
+    truths = []
+    for index, names in enumerate((["tumour", "organ"], ["organ", "tumour"])):  # each in its own order
+        series = write_series(tmp_path / "data" / "images" / f"c{index}", array)
+        truth = np.zeros(array.shape, np.uint8)
+        truth[1, 5:9, 5:30] = 1
+        truth[3, 20 + index :, 20:] = 2
+        segment(series, tmp_path / "data" / "masks" / f"c{index}.dcm", truth, names)
+        truths.append(truth)
+    dataset = read_dataset(tmp_path / "data")
+    assert dataset.labels == {"background": 0, "organ": 1, "tumour": 2}
+    swapped = np.array([0, 2, 1])[truths[0]]
+    np.testing.assert_array_equal(read_truth(dataset.cases[0], dataset.meaning).array, swapped)
+    np.testing.assert_array_equal(read_truth(dataset.cases[1], dataset.meaning).array, truths[1])
+    pixels = plan_data(dataset).fingerprint.label_pixels
+    assert pixels["tumour"] == (truths[0] == 1).sum() + (truths[1] == 2).sum()
+    for index, truth in enumerate((swapped, truths[1])):
+        mask = sitk.GetImageFromArray(truth)
+        grid = read_image([tmp_path / "data" / "images" / f"c{index}"]).geometry
+        mask.SetSpacing(grid.spacing), mask.SetOrigin(grid.origin), mask.SetDirection(grid.direction)
+        (tmp_path / "out").mkdir(exist_ok=True)
+        sitk.WriteImage(mask, str(tmp_path / "out" / f"c{index}.nrrd"))
+    labels = "background=0,organ=1,tumour=2"
+    metrics = dinounet.evaluate(tmp_path / "out", tmp_path / "data" / "masks", labels=labels)
+    assert metrics.mean_over_cases_and_classes.dice == 1
+    with pytest.raises(DataError, match=r"c0\.dcm has the segments tumour, organ, but the labels are .*name these"):
+        plan_data(read_dataset(tmp_path / "data", {"background": 0, "organ": 1}))
+    (tmp_path / "data" / "masks" / "c1.dcm").write_bytes(b"\0" * 128 + b"DICM nothing")
+    with pytest.raises(DataError, match=r"c1\.dcm is no DICOM segmentation"):
+        read_dataset(tmp_path / "data")
+
+
+def test_a_series_that_does_not_tell_its_frame_of_reference_gets_no_segmentation(
+    series: Path, array: np.ndarray, tmp_path: Path
+) -> None:
+    for path in sorted_files(series):
+        content = pydicom.dcmread(path)
+        del content.FrameOfReferenceUID, content.PatientBirthDate  # the latter may be empty
+        content.save_as(path)
+    with pytest.raises(DataError, match=r"series lacks .* \(.*Frame Of Reference.*such as --format \.nii\.gz"):
+        write_segmentation(tmp_path / "a.dcm", array % 2, series, {"background": 0, "x": 1}, "1")
+
+
+def test_without_highdicom_one_sentence_tells_both_ways(
+    series: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cases = [Case("a", (series,))]
+    assert choose_endings(cases, None) == {"a": ".dcm"}
+    monkeypatch.setitem(sys.modules, "highdicom", None)
+    with pytest.raises(ConfigError, match=r"pip install 'dinounet\[dicom\]'; or choose another .* --format \.nii\.gz"):
+        choose_endings(cases, None)
+    assert choose_endings(cases, ".nrrd") == {"a": ".nrrd"}
+    with pytest.raises(ConfigError, match=r"--format is \.png; masks of every size and place can be \.nii\.gz"):
+        choose_endings(cases, ".png")
+    with pytest.raises(ConfigError, match=r"is for DICOM series only, but there is b\.png"):
+        choose_endings([*cases, Case("b", (Path("b.png"),))], ".dcm")
 
 
 def test_a_cache_notices_that_a_slice_has_changed(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from datasets import describe, picture, write_png_dataset
 from dinounet.cli.main import main
 from dinounet.data.cache import build_cache
 from dinounet.data.dataset import read_dataset
+from dinounet.data.images import Volume, write_mask
 from dinounet.data.labels import Labels, name_labels, parse_labels
 from dinounet.data.masks import infer_labels, read_mask, read_truth
 from dinounet.data.pairs import mask_files
@@ -90,6 +91,21 @@ def test_a_grey_class_beside_colours_is_a_colour(tmp_path: Path) -> None:
     assert not cached[1].mask.any()
 
 
+def test_masks_of_three_equal_channels_are_numbers_and_no_colours(tmp_path: Path) -> None:
+    root = write_cases(tmp_path / "data")
+    for index in range(4):
+        grey = np.array([0, 1, 255], np.uint8)[truth(index)]
+        save(root / "masks" / f"c{index}.png", grey if index == 0 else np.stack([grey] * 3, -1))
+    named = read_dataset(root, {"background": 0, "disc": 1, "square": 255})
+    dataset = read_dataset(root)
+    with pytest.raises(DataError, match=r"hold 0, 1, 255; say what they stand for"):
+        plan_data(dataset)
+    assert plan_data(named).fingerprint.label_pixels["square"] == sum((truth(index) == 2).sum() for index in range(4))
+    save(root / "masks" / "c3.png", COLOURS[truth(3)])
+    with pytest.raises(DataError, match=r"some masks of data are in colours and others hold numbers \(1, 255\)"):
+        plan_data(dataset)
+
+
 @pytest.mark.parametrize(
     ("extra", "message"),
     [
@@ -147,6 +163,15 @@ def test_from_colours_to_predicted_palettes_evaluation_and_report(tmp_path: Path
     assert dinounet.evaluate(out, data / "masks", labels=GIVEN) == metrics
     page = dinounet.report(out, data / "masks", tmp_path / "r.html", images=data / "images", run=run)
     assert "square" in page.read_text()
+
+
+@pytest.mark.parametrize("ending", [".png", ".bmp", ".tif"])
+def test_formats_with_a_palette_keep_numbers_and_show_colours(ending: str, tmp_path: Path) -> None:
+    path, mask = tmp_path / f"a{ending}", truth(0)
+    write_mask(path, mask[None], Volume(mask[None], None, path), name_labels(parse_labels(GIVEN)).palette)
+    with Image.open(path) as shown:
+        np.testing.assert_array_equal(np.asarray(shown.convert("RGB")), COLOURS[mask])
+    np.testing.assert_array_equal(read_mask(path).array[0], mask)
 
 
 def test_one_file_a_class_is_joined(tmp_path: Path) -> None:

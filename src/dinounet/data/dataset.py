@@ -17,7 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from dinounet.data.images import ENDINGS, ending_of, refuse_dead_link, stem_of
+from dinounet.data.dicom_seg import segment_names
+from dinounet.data.images import ENDINGS, SEGMENTATION_ENDING, ending_of, refuse_dead_link, stem_of
 from dinounet.data.labels import Given, Labels, Region, name_labels, read_nnunet_labels
 from dinounet.data.masks import refuse_jpegs
 from dinounet.data.pairs import (
@@ -112,7 +113,7 @@ def read_dataset(root: Path, labels: Given | None = None, channels: tuple[str, .
     named = None if labels is None else name_labels(labels)
     cases = read_table(root) if is_table else find_pairs(root)
     refuse_jpegs([path for case in cases for path in mask_paths(case.mask)])
-    named = _of_class_files(cases, named)
+    named = _of_class_files(cases, named) or _of_segmentations(cases)
     name = root.stem if is_table else root.resolve().name
     splits = split_cases(cases)
     paired_by = "the table's rows" if is_table else describe_pairs(cases)
@@ -137,6 +138,15 @@ def _of_class_files(cases: Sequence[Case], named: Labels | None) -> Labels | Non
             "by numbers, or leave --labels out"
         )
     return named
+
+
+def _of_segmentations(cases: Sequence[Case]) -> Labels | None:
+    """What DICOM segmentations call their segments, if all masks are such."""
+    masks = [path for case in cases for path in mask_paths(case.mask)]
+    if any(ending_of(path) != SEGMENTATION_ENDING for path in masks):
+        return None
+    names = sorted({name for path in masks for name in segment_names(path)})
+    return Labels({"background": 0} | {name: index for index, name in enumerate(names, start=1)})
 
 
 def hash_dataset(dataset: Dataset, on_case: Callable[[], None] = lambda: None) -> str:
@@ -203,10 +213,9 @@ def find_cases(files: Sequence[Path], channels: int, ending: str | None, folder:
     Raises:
         DataError: a file has another ending, a case lacks some of its channels' files, or two have the same name.
     """
-    alone = [path for path in files if ending is None or path.is_dir()]
-    cases = [Case(name_of(path, folder), (path,)) for path in alone]
+    cases = [Case(name_of(path, folder), (path,)) for path in files if ending is None or path.is_dir()]
     if ending is not None:
-        cases += _join_channels([path for path in files if path not in alone], channels, ending, folder)
+        cases += _join_channels([path for path in files if not path.is_dir()], channels, ending, folder)
     refuse_same_names(cases)
     return sorted(cases, key=lambda case: case.name)
 

@@ -22,6 +22,9 @@ MAGIC = b"DICM"
 DICOM_SUFFIXES = ("", ".dcm", ".ima")
 """How the names of such files mostly end."""
 
+SEGMENTATION = b"1.2.840.10008.5.1.4.1.1.66.4\0"
+"""The class of DICOM objects that are masks, as it stands at the beginning of such a file."""
+
 DIRECTORY = "DICOMDIR"
 """A DICOM file that lists others and holds no image."""
 
@@ -58,20 +61,33 @@ class Series(NamedTuple):
 
 
 def dicom_files(folder: Path) -> list[Path]:
-    """The DICOM files that lie in a folder, sorted by name."""
-    return sorted(path for path in folder.iterdir() if path.name != DIRECTORY and path.is_file() and _is_dicom(path))
+    """The DICOM images that lie in a folder, sorted by name."""
+    return sorted(path for path in folder.iterdir() if _is_slice(path))
 
 
 def is_series(folder: Path) -> bool:
-    """Whether DICOM files lie in a folder."""
-    return any(path.name != DIRECTORY and path.is_file() and _is_dicom(path) for path in folder.iterdir())
+    """Whether DICOM images lie in a folder."""
+    return any(_is_slice(path) for path in folder.iterdir())
 
 
-def _is_dicom(path: Path) -> bool:
-    if not os.access(path, os.R_OK):
-        return path.suffix.lower() in DICOM_SUFFIXES  # so that reading it tells what is wrong
+def is_dicom(path: Path) -> bool:
+    """Whether a file says that it is DICOM."""
+    return _beginning(path)[128:132] == MAGIC
+
+
+def _is_slice(path: Path) -> bool:
+    """Whether it is a DICOM file other than a list of files, or a mask."""
+    if path.name == DIRECTORY or path.name.startswith(".") or not path.is_file():
+        return False
+    begin = _beginning(path)
+    return begin[128:132] == MAGIC and SEGMENTATION not in begin
+
+
+def _beginning(path: Path) -> bytes:
+    if not os.access(path, os.R_OK):  # named as a slice it is taken for one, so that reading it tells what is wrong
+        return b"\0" * 128 + MAGIC if path.suffix.lower() in DICOM_SUFFIXES else b""
     with path.open("rb") as file:
-        return file.read(132)[128:] == MAGIC
+        return file.read(1024)
 
 
 def read_series(folder: Path) -> Series:
@@ -111,7 +127,7 @@ def read_series(folder: Path) -> Series:
     array = np.concatenate(arrays, axis=1) if len(arrays) > 1 else arrays[0]
     if array.dtype.kind == "f":
         array = array.astype(np.float32, copy=False)
-    elif array.min() >= -(2**15) and array.max() < 2**15:
+    elif array.dtype.itemsize > 2 and array.min() >= -(2**15) and array.max() < 2**15:
         array = array.astype(np.int16)  # GDCM has doubled it for the rescaling
     modality = first.GetMetaData(MODALITY).strip() if first.HasMetaDataKey(MODALITY) else ""
     origin = slices[0].image.GetOrigin()

@@ -44,22 +44,26 @@ def read_flat(path: Path, of: Purpose) -> np.ndarray:
 
 
 def write_flat(path: Path, labels: np.ndarray, colours: Mapping[int, str] | None = None) -> None:
-    """Write labels (Z, Y, X), of several slices as TIFF only; colours ("#ff0000") make a palette of PNG or BMP."""
+    """Write labels (Z, Y, X), several slices as TIFF only; colours of numbers ("#ff0000") become their palette."""
+    palette = None
+    if colours is not None:
+        palette = np.zeros((256, 3), np.uint8)
+        for number, colour in colours.items():
+            palette[number] = list(bytes.fromhex(colour[1:]))
     if path.name.lower().endswith(TIFF_ENDINGS):
         import tifffile
 
         stack = labels if len(labels) > 1 else labels[0]
-        axes = {"axes": "ZYX"[-stack.ndim :]}
-        tifffile.imwrite(path, stack, photometric="minisblack", compression="zlib", metadata=axes)
+        shown: dict[str, Any] = {"photometric": "minisblack"}
+        if palette is not None:
+            shown = {"photometric": "palette", "colormap": palette.T.astype(np.uint16) * 257}
+        tifffile.imwrite(path, stack, **shown, compression="zlib", metadata={"axes": "ZYX"[-stack.ndim :]})
         return
     from PIL import Image
 
     image = Image.fromarray(labels[0])
-    if colours is not None:
-        palette = bytearray(3 * (max(colours) + 1))
-        for number, colour in colours.items():
-            palette[3 * number : 3 * number + 3] = bytes.fromhex(colour[1:])
-        image.putpalette(bytes(palette))
+    if palette is not None:
+        image.putpalette(palette.tobytes())
     image.save(path)
 
 

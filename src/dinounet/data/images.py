@@ -18,13 +18,15 @@ from typing import Any
 
 import numpy as np
 
-from dinounet.data.dicom import is_series, read_series
+from dinounet.data.dicom import is_dicom, is_series, read_series
 from dinounet.data.flat import FLAT_ENDINGS, Purpose, read_flat, write_flat
 from dinounet.errors import DataError, noted
 from dinounet.files import join_some, whole_file
 
 VOLUME_ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha")
 ENDINGS = VOLUME_ENDINGS + FLAT_ENDINGS
+SEGMENTATION_ENDING = ".dcm"
+"""Of masks that are DICOM Segmentation objects (`dicom_seg.py`); an image in DICOM is a folder."""
 KNOWN = f"{', '.join(ENDINGS)}, or a folder of DICOM files"
 
 
@@ -84,7 +86,8 @@ def coarsest_axis(shape: Sequence[int], spacing: Sequence[float] | None) -> int:
 
 def ending_of(path: Path) -> str:
     """The format's ending of a file name, "" if it has none of ours."""
-    return next((ending for ending in ENDINGS if path.name.lower().endswith(ending)), "")
+    endings = (*ENDINGS, SEGMENTATION_ENDING)
+    return next((ending for ending in endings if path.name.lower().endswith(ending)), "")
 
 
 def stem_of(path: Path) -> str:
@@ -162,6 +165,13 @@ def refuse_dead_link(path: Path) -> None:
         raise DataError(f"{path} is a symbolic link that leads nowhere; remove or repair it")
 
 
+def unknown_format(path: Path) -> DataError:
+    """The error for a file, or folder, that is no image."""
+    if path.is_file() and is_dicom(path):
+        return DataError(f"{path} is a single DICOM file; give the folder that holds its series, and nothing else")
+    return DataError(f"{path} is not an image in a known format ({KNOWN})")
+
+
 def read_stored(path: Path, of: Purpose) -> Volume:
     """All channels of an image or mask, as they are stored: (C, Z, Y, X)."""
     refuse_dead_link(path)
@@ -171,8 +181,8 @@ def read_stored(path: Path, of: Purpose) -> Volume:
     if path.is_dir() and is_series(path):
         found = read_series(path)
         return Volume(found.array, Geometry(found.spacing, found.origin, found.direction), path, found.modality)
-    if path.is_dir() or not ending:
-        raise DataError(f"{path} is not an image in a known format ({KNOWN})")
+    if path.is_dir() or ending not in ENDINGS:
+        raise unknown_format(path)
     if not path.is_file():
         raise DataError(f"{path} is neither a file nor a folder; remove it")  # a pipe would keep us waiting
     if not os.access(path, os.R_OK):

@@ -150,8 +150,8 @@ def write_labels(labels: Given) -> str:
 
 def relabel_command(masks: Path, labels: Given) -> str:
     """The command, to be pasted into a shell, that writes clean copies of a folder of smoothed masks."""
-    new = masks.absolute().name + "_clean"
-    target = str(masks.parent / new) if masks.name else new
+    beside = masks.parent if masks.name else Path("..")  # of "."
+    target = str(beside / (masks.absolute().name + "_clean"))
     return shlex.join(["dinounet", "relabel", str(masks), "-o", target, "--labels", write_labels(labels)])
 
 

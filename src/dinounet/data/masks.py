@@ -16,14 +16,25 @@ from pathlib import Path
 
 import numpy as np
 
+from dinounet.data.dicom_seg import read_segmentation
 from dinounet.data.flat import JPEG_ENDINGS
-from dinounet.data.images import Volume, ending_of, read_stored, require_finite, require_same_grid
+from dinounet.data.images import (
+    SEGMENTATION_ENDING,
+    Geometry,
+    Volume,
+    ending_of,
+    read_image,
+    read_stored,
+    require_finite,
+    require_same_grid,
+)
 from dinounet.data.labels import BLACK, Given, Labels, name_labels, relabel_command, write_labels
 from dinounet.data.pairs import Case, ClassFiles
 from dinounet.errors import DataError
 
 COLOUR = 1 << 24
-"""Added to red << 16 | green << 8 | blue where a colour stands in for a number that nobody gave it yet; black is 0."""
+"""Added to red << 16 | green << 8 | blue where a colour stands in for a number that nobody gave it yet; black is 0.
+Such marks are made by `to_marks`, counted, and named by `infer_labels`; no other part of the house sees them."""
 
 MOST_CLASSES, MOST_LABELS = 64, 12
 """Masks that nobody named are taken for smoothed ones if they hold more different values than these: without gaps
@@ -41,20 +52,23 @@ def read_truth(case: Case, known: Labels | None = None) -> Volume:
 
     Args:
         case: whose mask is known.
-        known: what stands for the classes; None where only the masks can tell.
+        known: what stands for the classes; None where only the masks can tell, which then come as `to_marks` has them.
 
     Raises:
         DataError: it can't be read, or holds what no mask may.
     """
     assert case.mask is not None
-    return read_mask(case.mask, known)
+    if known is None and isinstance(case.mask, Path):
+        volume = read_stored(case.mask, of="mask")
+        return replace(volume, array=to_marks(volume, coloured=True))
+    mask = read_mask(case.mask, known)
+    if ending_of(mask.source) == SEGMENTATION_ENDING and case.images:
+        return with_empty_slices(mask, read_image(case.images[:1]))
+    return mask
 
 
 def read_mask(mask: Path | ClassFiles, known: Labels | None = None) -> Volume:
-    """Read a mask, (Z, Y, X) of whole numbers; three equal channels count as one.
-
-    Colours become the numbers that `known` has for them. Where nobody knows, they are COLOUR + their value, to be
-    counted and named by `infer_labels`.
+    """Read a mask, (Z, Y, X) of whole numbers; three equal channels count as one, and colours as `known` tells.
 
     Raises:
         DataError: the file is missing, broken, in no known format, or doesn't hold whole numbers or known colours.
@@ -63,14 +77,17 @@ def read_mask(mask: Path | ClassFiles, known: Labels | None = None) -> Volume:
         assert known is not None  # the files' names tell
         return _join(mask, known)
     refuse_jpegs([mask])
+    if ending_of(mask) == SEGMENTATION_ENDING:
+        return _read_segmentation(mask, known)
     volume = read_stored(mask, of="mask")
     if known is not None and known.colours is not None and len(volume.array) == 3:
         return replace(volume, array=_number(to_marks(volume, coloured=True), known, mask))
     marks = to_marks(volume)
-    if known is not None and marks.max(initial=0) >= COLOUR:
+    if marks.max(initial=0) >= COLOUR:
+        labels = "none has a name" if known is None else f"the labels are numbers ({write_labels(known.given)})"
         raise DataError(
-            f"{mask} is a mask in different colours ({_listed(np.unique(marks))}), but the labels are numbers "
-            f"({write_labels(known.given)}); convert it to one number a pixel, as dinounet relabel does"
+            f"{mask} is a mask in different colours ({_listed(np.unique(marks))}), but {labels}; convert it to one "
+            "number a pixel, as dinounet relabel does"
         )
     return replace(volume, array=marks)
 
@@ -80,7 +97,7 @@ def to_marks(volume: Volume, coloured: bool = False) -> np.ndarray:
 
     Args:
         volume: as stored.
-        coloured: whether grey stands for a colour rather than a number in masks of three channels.
+        coloured: whether grey, but black, comes as a colour from masks of three channels, rather than as a number.
 
     Raises:
         DataError: it has other channels than one or three, or values that aren't whole, negative, or no colours.
@@ -88,7 +105,8 @@ def to_marks(volume: Volume, coloured: bool = False) -> np.ndarray:
     channels, path = volume.array, volume.source
     if len(channels) not in (1, 3):
         raise DataError(f"{path} is a mask with {len(channels)} channels; convert it to one number a pixel")
-    if len(channels) == 1 or (not coloured and all(np.array_equal(channels[0], channel) for channel in channels[1:])):
+    equal = all(np.array_equal(channels[0], channel) for channel in channels[1:])
+    if len(channels) == 1 or (equal and not (coloured and channels.dtype == np.uint8)):
         return _whole_numbers(channels[0], path)
     if channels.dtype != np.uint8:
         raise DataError(f"{path} is a mask in colours of the type {channels.dtype}; save it with 8 bits a colour")
@@ -143,7 +161,8 @@ def _join(files: ClassFiles, known: Labels) -> Volume:
     joined: Volume | None = None
     owner: dict[Path, np.ndarray] = {}
     for name, path in files.files:
-        one = read_mask(path)
+        one = read_stored(path, of="mask")
+        one = replace(one, array=to_marks(one))
         values = [value for value in np.unique(one.array).tolist() if value]
         if len(values) > MOST_LABELS:
             raise _too_many(f"{path} holds", count_values(one.array), path.parent)
@@ -167,6 +186,37 @@ def _join(files: ClassFiles, known: Labels) -> Volume:
         joined.array[here] = number
     assert joined is not None
     return joined
+
+
+def _read_segmentation(path: Path, known: Labels | None) -> Volume:
+    """A DICOM segmentation, whose segments are known by their names."""
+    found = read_segmentation(path)
+    if known is None or not found.names.keys() <= known.labels.keys():
+        labels = "nobody named labels" if known is None else f"the labels are {write_labels(known.labels)}"
+        raise DataError(f"{path} has the segments {', '.join(found.names)}, but {labels}; name these by --labels")
+    numbers = np.zeros(max(found.names.values(), default=0) + 1, np.uint8)
+    for name, segment in found.names.items():
+        numbers[segment] = known.labels[name]
+    return Volume(numbers[found.labels], Geometry(found.spacing, found.origin, found.direction), path)
+
+
+def with_empty_slices(mask: Volume, image: Volume) -> Volume:
+    """A DICOM segmentation, which may leave out empty slices, on the grid of its image; other masks as they are."""
+    a, b = mask.geometry, image.geometry
+    if ending_of(mask.source) != SEGMENTATION_ENDING:
+        return mask
+    if a is None or b is None or mask.shape[1:] != image.shape[1:] or mask.shape[0] >= image.shape[0]:
+        return mask
+    normal = np.reshape(b.direction, (3, 3))[:, 2]
+    place = float(np.subtract(a.origin, b.origin) @ normal / b.spacing[2])
+    first, last = round(place), round(place) + mask.shape[0]
+    one_grid = len(mask.array) == 1 or abs(a.spacing[2] / b.spacing[2] - 1) < 1e-3
+    if not one_grid or abs(place - first) > 0.01 or first < 0 or last > image.shape[0]:
+        return mask
+    array = np.zeros(image.shape, mask.array.dtype)
+    array[first:last] = mask.array
+    origin = tuple((np.array(a.origin) - first * b.spacing[2] * normal).tolist())
+    return replace(mask, array=array, geometry=replace(a, origin=origin, spacing=(*a.spacing[:2], b.spacing[2])))
 
 
 def refuse_jpegs(masks: Sequence[Path]) -> None:
@@ -198,23 +248,29 @@ def infer_labels(pixels: Mapping[int, int], dataset: str, masks: Path) -> tuple[
     Raises:
         DataError: the values don't tell; the message says how to name them.
     """
-    found = sorted(set(pixels) | {0})
-    if found[-1] >= COLOUR:
-        return _infer_colours(pixels, dataset, masks)
+    if any(value >= COLOUR and value % 0x010101 != COLOUR % 0x010101 for value in pixels):  # which all greys have
+        return _infer_colours(Counter(pixels), dataset, masks)
+    numbers: Counter[int] = Counter()
+    for value, count in pixels.items():
+        numbers[value % 256 if value >= COLOUR else value] += count
+    found = sorted(set(numbers) | {0})
     if len(found) == 2:
-        return Labels({"background": 0, "foreground": found[1]}), Counter(pixels)
+        return Labels({"background": 0, "foreground": found[1]}), numbers
     if found == list(range(len(found))) and len(found) <= MOST_CLASSES:
-        return Labels({"background": 0} | {f"class {label}": label for label in found[1:]}), Counter(pixels)
+        return Labels({"background": 0} | {f"class {label}": label for label in found[1:]}), numbers
     if len(found) > MOST_LABELS:
-        raise _too_many(f"the masks of {dataset} hold", pixels, masks)
+        raise _too_many(f"the masks of {dataset} hold", numbers, masks)
     raise _ask(f"the masks of {dataset} hold", found)
 
 
-def _infer_colours(pixels: Mapping[int, int], dataset: str, masks: Path) -> tuple[Labels, Counter[int]]:
+def _infer_colours(found: Counter[int], dataset: str, masks: Path) -> tuple[Labels, Counter[int]]:
     """Black is background, each other colour a class; mixtures of others are what smoothing makes, so ask."""
-    found: Counter[int] = Counter()
-    for value, count in pixels.items():
-        found[value if value >= COLOUR or value == 0 else COLOUR + value * 0x010101] += count
+    numbers = sorted(value for value in found if 0 < value < COLOUR)
+    if numbers:
+        raise DataError(
+            f"some masks of {dataset} are in colours and others hold numbers ({_listed(numbers)}); store all of them "
+            "in one way"
+        )
     if len(found) > MOST_LABELS:
         raise _too_many(f"the masks of {dataset} hold", found, masks)
     vectors = to_vectors(list(found), coloured=True)

@@ -133,8 +133,9 @@ def class_files(masks: Sequence[Path], folder: Path, names: Iterable[str]) -> di
         found = {}
         for path in masks:
             stem = name_of(path, folder)
-            case = max((name for name in names if re.match(re.escape(name) + "[ _.-].", stem)), key=len, default="")
-            if not case:
+            places = [match.start() for match in re.finditer(r"[ _.-](?=.)", stem)]
+            case = next((stem[:place] for place in reversed(places) if stem[:place] in names), None)
+            if case is None:
                 return {}
             found.setdefault(case, {})[stem[len(case) + 1 :]] = path
     classes = sorted({name for files in found.values() for name in files})
@@ -170,9 +171,8 @@ def describe_pairs(cases: Sequence[Case]) -> str:
             for pattern, path, what in ((IMAGE_WORDS, case.images[0], "image"), (MASK_WORDS, case.mask, "mask"))
             if (found := pattern.search(stem_of(path)))
         ]
-        counts[
-            " and ".join(f"`{word}` at the end of the {what}'s name" for word, what in words) or "the same name"
-        ] += 1
+        told = " and ".join(f"`{word}` at the end of the {what}'s name" for word, what in words)
+        counts[told or "the same name"] += 1
     return "; ".join(f"{how} ({count})" for how, count in counts.most_common())
 
 
@@ -262,6 +262,9 @@ def files_below(folder: Path, above: tuple[Path, ...] = ()) -> list[Path]:
 
 def _told_apart(folder: Path) -> tuple[list[Path], list[Path]]:
     """Files of known formats: those whose names don't say that they are masks, and those whose names do."""
-    files = files_below(folder)
-    masks = [path for path in files if MASK_WORDS.search(stem_of(path)) and not path.is_dir()]
-    return [path for path in files if path not in masks], masks
+    images: list[Path] = []
+    masks: list[Path] = []
+    for path in files_below(folder):
+        is_mask = MASK_WORDS.search(stem_of(path)) and not path.is_dir()
+        (masks if is_mask else images).append(path)
+    return images, masks

@@ -12,7 +12,7 @@ import numpy as np
 
 from dinounet.data.images import Volume, require_same_grid
 from dinounet.data.labels import Labels, Region
-from dinounet.data.masks import read_mask, read_truth
+from dinounet.data.masks import read_mask, read_truth, with_empty_slices
 from dinounet.data.pairs import Case, ClassFiles, class_files, mask_files, name_of
 from dinounet.errors import ConfigError, DataError
 from dinounet.evaluation.metrics import POLICY, dice, hd95
@@ -266,7 +266,8 @@ def evaluate_cases(
     evaluated = []
     for case in cases:
         try:
-            pair = read_truth(case, known), read_mask(predicted[case.name], known)
+            prediction = read_mask(predicted[case.name], known)
+            pair = with_empty_slices(read_truth(case, known), prediction), prediction
             require_same_grid(pair[1], pair[0])
         except DataError as error:
             wrong.append(str(error))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +15,30 @@ from torch import Tensor
 
 from dinounet.data.dataset import find_cases, refuse_same_names
 from dinounet.data.dicom import is_series
+from dinounet.data.dicom_seg import require_highdicom, write_segmentation
 from dinounet.data.flat import JPEG_ENDINGS
-from dinounet.data.images import KNOWN, Volume, ending_of, read_image, require_finite, write_mask
+from dinounet.data.images import (
+    KNOWN,
+    SEGMENTATION_ENDING,
+    VOLUME_ENDINGS,
+    Volume,
+    ending_of,
+    read_image,
+    require_finite,
+    unknown_format,
+    write_mask,
+)
 from dinounet.data.masks import check_channels
 from dinounet.data.pairs import Case, image_files
 from dinounet.data.preprocessing import image_to_slices, slice_size, slices_to_mask
 from dinounet.device import Device, Precision, choose_device, choose_precision
 from dinounet.errors import ConfigError, DataError, UserError, WeightsError
-from dinounet.files import join_some
+from dinounet.files import join_some, whole_file
 from dinounet.inference.tiling import predict_tiled
 from dinounet.network.build import Network, build_network
 from dinounet.network.weights import BackboneRecord, fill_backbone
 from dinounet.plans import Plan
-from dinounet.run import MODEL, read_run
+from dinounet.run import MODEL, read_run, versions
 from dinounet.targets import to_classes
 
 BATCH = 4
@@ -181,7 +192,7 @@ def find_inputs(inputs: Sequence[Path], plan: Plan) -> list[Case]:
         if not path.exists():
             raise DataError(f"{path} does not exist")
         if not path.is_dir() and not ending_of(path):
-            raise DataError(f"{path} is not an image in a known format ({KNOWN})")
+            raise unknown_format(path)
         if not path.is_dir() or is_series(path):
             single.append(path)
             continue
@@ -197,12 +208,14 @@ def find_inputs(inputs: Sequence[Path], plan: Plan) -> list[Case]:
 
 
 def predict_files(
-    predictor: Predictor, cases: Sequence[Case], output: Path, on_case: Callable[[], None] = lambda: None
+    predictor: Predictor,
+    cases: Sequence[Case],
+    output: Path,
+    on_case: Callable[[], None] = lambda: None,
+    endings: Mapping[str, str] | None = None,
 ) -> list[Path]:
-    """Predict cases into a folder: `<case><ending>`, in the input's format and geometry.
-
-    PNG stands in for JPEG, which would change labels, and for flat images of colour-coded data, where it keeps the
-    colours beside the numbers; NIfTI for a DICOM series.
+    """Predict cases into a folder: `<case><ending>`, in the input's geometry and the format that `endings` tells of
+    each case (see `choose_endings`), or else `mask_path`.
 
     A file that can't be predicted doesn't keep the others from it.
 
@@ -212,19 +225,48 @@ def predict_files(
     written, problems = [], []
     colours = predictor.plan.data.meaning.palette
     for case in cases:
+        path = output / f"{case.name}{endings[case.name]}" if endings else mask_path(output, case)
         try:
             volume = predictor.read(case.images)
             labels = predictor.predict_volume(volume)
+            if ending_of(path) == SEGMENTATION_ENDING:
+                with whole_file(path) as temporary:
+                    write_segmentation(temporary, labels, volume.source, predictor.labels, versions()["dinounet"])
+            else:
+                write_mask(path, labels, like=volume, colours=colours)
         except UserError as error:
             problems.append(str(error))
         else:
-            ending = ending_of(case.images[0]) or ".nii.gz"
-            if ending in JPEG_ENDINGS or (colours and volume.geometry is None and volume.is_flat):
-                ending = ".png"
-            path = output / f"{case.name}{ending}"
-            write_mask(path, labels, like=volume, colours=colours)
             written.append(path)
         on_case()
     if problems:
         raise DataError(f"{len(problems)} of {len(cases)} images could not be predicted: {join_some(problems)}")
     return written
+
+
+def choose_endings(cases: Sequence[Case], format: str | None) -> dict[str, str]:
+    """In which format each case's mask is to be written: the image's own, or one for all.
+
+    Raises:
+        ConfigError: masks can't be written in that format, or highdicom isn't installed and is needed.
+    """
+    known = (*VOLUME_ENDINGS, SEGMENTATION_ENDING)
+    if format is not None and format not in known:
+        raise ConfigError(f"--format is {format}; masks of every size and place can be {', '.join(known)}")
+    others = [str(case.images[0]) for case in cases if not case.images[0].is_dir()]
+    if format == SEGMENTATION_ENDING and others:
+        raise ConfigError(f"--format is {format}, which is for DICOM series only, but there is {join_some(others, 3)}")
+    endings = {
+        case.name: format or (SEGMENTATION_ENDING if case.images[0].is_dir() else ending_of(mask_path(Path(), case)))
+        for case in cases
+    }
+    if SEGMENTATION_ENDING in endings.values():
+        require_highdicom()
+    return endings
+
+
+def mask_path(folder: Path, case: Case) -> Path:
+    """Where a case's predicted mask lies: in the image's own format, but for JPEG, which would change labels (PNG), and
+    for DICOM series (NIfTI, which needs no other package)."""
+    ending = ending_of(case.images[0]) or ".nii.gz"
+    return folder / f"{case.name}{'.png' if ending in JPEG_ENDINGS else ending}"
