@@ -121,12 +121,13 @@ def _understand(function: Callable[..., Any], verb: str, words: list[str]) -> Ca
 
 def _shorten(box: str) -> str:
     """What tyro says in a box of several lines, as one: what is wrong, and the nearest flag if it names some."""
-    lines = [line.strip("│ ") for line in box.splitlines()[1:]]
-    rule = next((index for index, line in enumerate(lines) if line.startswith("──")), len(lines))
-    wrong = " ".join(lines[:rule]).split(" Got errors:")[0].rstrip(" .").replace(". ", "; ")
-    wrong = wrong[:1].lower() + wrong[1:]
-    near = re.search(r"Perhaps you meant: .*?(--[\w-]+)", " ".join(lines[rule:]))
-    return wrong + (f", did you mean {near[1]}?" if near else "")
+    lines = [line.strip("│ ") for line in box.splitlines()[1:]]  # without the title
+    parts = re.split(r"[─╰╯-]{9,}", " ".join(lines))
+    wrong, *hints = [part for part in parts if part.strip()] or ["the command can't be understood"]
+    sentences = wrong.split(" Got errors:")[0].strip(" .").split(". ")
+    near = re.search(r"Perhaps you meant: .*?(--[\w-]+)", " ".join(hints))
+    what = "; ".join(sentence[:1].lower() + sentence[1:] for sentence in sentences)
+    return what + (f"; did you mean {near[1]}?" if near else "")
 
 
 def _fail(message: str, code: int = USER_ERROR) -> int:
