@@ -325,6 +325,7 @@ def classes_of_several_sizes(root: Path) -> None:
 
 def series(root: Path) -> None:
     """CT of two patients, and their masks."""
+    (root / "masks").mkdir()
     for seed, name in enumerate("ab"):
         write_series(root / "images" / name, picture(seed, (5, 40, 48)))
         image = sitk.ReadImage(sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(root / "images" / name)))
@@ -333,47 +334,42 @@ def series(root: Path) -> None:
         sitk.WriteImage(mask, str(root / "masks" / f"{name}.nii.gz"))
 
 
-def _with_masks(root: Path) -> None:
-    (root / "masks").mkdir()
-    series(root)
-
-
-@wrong(_with_masks, "images/a holds 2 DICOM series (of", "give each a folder of its own")
+@wrong(series, "images/a holds 2 DICOM series (of", "give each a folder of its own")
 def two_series_in_a_folder(root: Path) -> None:
     edit(sorted_files(root / "images" / "a")[0], SeriesInstanceUID=pydicom.uid.generate_uid())
 
 
-@wrong(_with_masks, "images/a lacks slices or has them at uneven distances", "images/b", "add what is missing")
+@wrong(series, "images/a lacks slices or has them at uneven distances", "images/b", "add what is missing")
 def slices_that_are_missing(root: Path) -> None:
     for name in "ab":
         sorted_files(root / "images" / name)[2].unlink()
 
 
-@wrong(_with_masks, "images/a holds two slices at one place", "keep one series of one time in a folder")
+@wrong(series, "images/a holds two slices at one place", "keep one series of one time in a folder")
 def a_slice_that_stands_twice(root: Path) -> None:
     shutil.copy(sorted_files(root / "images" / "a")[2], root / "images" / "a" / "again")
 
 
-@wrong(_with_masks, "images/a", "20 x 48 of 1 channels", "keep slices of one size")
+@wrong(series, "images/a", "20 x 48 of 1 channels", "keep slices of one size")
 def slices_of_several_sizes(root: Path) -> None:
     path = sorted_files(root / "images" / "a")[1]
     edit(path, Rows=20, PixelData=pydicom.dcmread(path).PixelData[: 40 * 48])
 
 
-@wrong(_with_masks, "images/a", "can't be read as a DICOM image; is it whole")
+@wrong(series, "images/a", "can't be read as a DICOM image; is it whole")
 def a_truncated_slice(root: Path) -> None:
     path = sorted_files(root / "images" / "a")[3]
     path.write_bytes(path.read_bytes()[:-300])
 
 
-@wrong(_with_masks, "images/a", "can't be read as a DICOM image", "images/b")
+@wrong(series, "images/a", "can't be read as a DICOM image", "images/b")
 def slices_cut_in_their_header(root: Path) -> None:
     for name in "ab":
         path = sorted_files(root / "images" / name)[3]
         path.write_bytes(path.read_bytes()[:300])
 
 
-@wrong(_with_masks, "images holds DICOM files themselves; put each series into a folder of its own")
+@wrong(series, "images holds DICOM files themselves; put each series into a folder of its own")
 def slices_beside_the_folders(root: Path) -> None:
     for path in sorted_files(root / "images" / "a"):
         path.rename(root / "images" / path.name)
