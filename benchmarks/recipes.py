@@ -154,7 +154,7 @@ def measure(setup_name: str, variant_name: str, seed: int, shared: Path, work: P
         write_json(place / "plan.json", plan)
         weights = "random" if variant.random_backbone else str(shared / WEIGHTS)
         start_run(
-            data / "train", run, plan_file=place / "plan.json", weights=weights, fold=-1,
+            data / "train", run, plan_file=place / "plan.json", weights=weights, fold="all",
             device="cpu", precision="bf16",
             labels=",".join(f"{name}={label}" for name, label in setup.labels.items()),
         )  # fmt: skip

@@ -7,6 +7,10 @@ import numpy as np
 import SimpleITK as sitk
 from PIL import Image
 
+from dinounet.data.images import Volume
+from dinounet.data.plan import ChannelPlan
+from dinounet.data.preprocessing import measure_channels, normalise
+
 LABELS = {"background": 0, "disc": 1, "square": 2}
 
 
@@ -44,6 +48,12 @@ def write_png_dataset(root: Path, cases: int = 6, size: tuple[int, int] = (72, 8
         Image.fromarray(mask).save(root / f"labels{part}" / f"case_{index}.png")
     describe(root, ".png", ("MR",) if channels == 1 else ("R", "G", "B"))
     return root
+
+
+def normalised(channel: np.ndarray, how: ChannelPlan) -> np.ndarray:
+    """A whole channel (Z, Y, X) by a plan's rule."""
+    (moments,) = measure_channels(Volume(channel[None], None, Path("channel")), [how])
+    return normalise(channel, how, moments)
 
 
 def volume(array: np.ndarray, spacing: tuple[float, ...] = (0.7, 0.8, 3.0)) -> sitk.Image:

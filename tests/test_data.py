@@ -1,7 +1,6 @@
 """Dataset, plan, preprocessing, cache and patches."""
 
 import json
-import pickle
 import shutil
 from pathlib import Path
 
@@ -12,17 +11,16 @@ import SimpleITK as sitk
 import torch
 from PIL import Image
 from skimage.transform import resize
-from sklearn.model_selection import KFold
 
-from datasets import LABELS, describe, picture, volume, write_nifti_dataset, write_png_dataset
+from datasets import LABELS, describe, normalised, picture, volume, write_nifti_dataset, write_png_dataset
 from dinounet.data.cache import build_cache
-from dinounet.data.dataset import find_cases, hash_dataset, make_splits, read_dataset
+from dinounet.data.dataset import find_cases, hash_dataset, read_dataset
 from dinounet.data.images import Geometry, Volume, coarsest_axis, read_image, write_mask
 from dinounet.data.labels import parse_labels
 from dinounet.data.masks import infer_labels, read_mask
 from dinounet.data.pairs import image_files, mask_files
 from dinounet.data.plan import ChannelPlan, Intensities, plan_data
-from dinounet.data.preprocessing import image_to_slices, mask_to_slices, normalise, slices_to_mask
+from dinounet.data.preprocessing import image_to_slices, mask_to_slices, slices_to_mask
 from dinounet.data.sampling import Patches, cut_patch
 from dinounet.errors import ConfigError, DataError
 from dinounet.files import write_json
@@ -47,20 +45,6 @@ def test_an_index_is_read_without_its_pixels(png: Path) -> None:
     before = hash_dataset(dataset)
     Image.fromarray(picture((72, 80), 99)[0]).save(png / "imagesTr" / "case_0_0000.png")
     assert hash_dataset(read_dataset(png)) != before
-
-
-@pytest.mark.parametrize("count", [2, 4, 5, 13, 31])
-def test_folds_are_those_of_scikit_learn_and_so_nnunets(count: int) -> None:
-    names = [f"case_{i:02d}" for i in range(count)]
-    folds = KFold(n_splits=min(5, count), shuffle=True, random_state=12345).split(names)
-    expected = tuple((tuple(np.array(names)[a]), tuple(np.array(names)[b])) for a, b in folds)
-    assert make_splits(names[::-1]) == expected
-
-
-def test_splits_of_the_dataset_come_first(png: Path) -> None:
-    split = {"train": ["case_0", "case_1"], "val": ["case_5"]}
-    (png / "splits_final.json").write_text(json.dumps([split]))
-    assert read_dataset(png).splits == ((("case_0", "case_1"), ("case_5",)),)
 
 
 def test_a_plan_measures_and_decides(nifti: Path) -> None:
@@ -137,23 +121,6 @@ def test_only_numbered_channels_are_joined_to_cases() -> None:
         names(["a.png", "a_0000.png"], 1)
     with pytest.raises(DataError, match=r"these don't end with \.png, as the dataset's images do: b\.tif"):
         names(["a.png", "b.tif"], 1)
-
-
-def test_what_a_killed_process_left_is_removed(png: Path, tmp_path: Path) -> None:
-    dataset = read_dataset(png)
-    (tmp_path / ".partial-abc").mkdir()
-    build_cache(dataset.cases, plan_data(dataset), tmp_path)
-    assert len(list(tmp_path.glob("case_*"))) == 6
-    assert not list(tmp_path.glob(".partial-*"))
-
-
-def test_a_worker_gets_a_cached_cases_place_and_not_its_pixels(png: Path, tmp_path: Path) -> None:
-    dataset = read_dataset(png)
-    case = build_cache(dataset.cases, plan_data(dataset), tmp_path / "cache")[0]
-    image = np.array(case.image)
-    sent = pickle.dumps(case)
-    assert len(sent) < 1000
-    np.testing.assert_array_equal(pickle.loads(sent).image, image)
 
 
 def write_pairs(root: Path, images: str, masks: str, cases: int = 4, label: int = 255) -> Path:
@@ -294,14 +261,14 @@ def channel(normalisation: str) -> ChannelPlan:
 
 def test_normalisation_is_nnunets() -> None:
     image = np.random.RandomState(0).normal(40, 60, (4, 5, 6)).astype(np.float32)
-    zscore = normalise(image, channel("zscore"))
+    zscore = normalised(image, channel("zscore"))
     assert (zscore.mean(), zscore.std()) == pytest.approx((0, 1), abs=1e-5)
-    np.testing.assert_allclose(normalise(image, channel("ct")), (image.clip(5, 95) - 50) / 20, rtol=1e-6)
-    np.testing.assert_allclose(normalise(image, channel("rgb_to_0_1")), image / 255)
-    rescaled = normalise(image, channel("rescale_to_0_1"))
+    np.testing.assert_allclose(normalised(image, channel("ct")), (image.clip(5, 95) - 50) / 20, rtol=1e-6)
+    np.testing.assert_allclose(normalised(image, channel("rgb_to_0_1")), image / 255)
+    rescaled = normalised(image, channel("rescale_to_0_1"))
     np.testing.assert_allclose(rescaled, (image - image.min()) / (image.max() - image.min()), rtol=1e-6)
-    np.testing.assert_array_equal(normalise(image, channel("none")), image)
-    assert np.isfinite(normalise(np.full_like(image, 7), channel("zscore"))).all()
+    np.testing.assert_array_equal(normalised(image, channel("none")), image)
+    assert np.isfinite(normalised(np.full_like(image, 7), channel("zscore"))).all()
 
 
 def test_another_spacing_is_resampled_within_slices_as_scikit_image_does(nifti: Path) -> None:
@@ -310,7 +277,7 @@ def test_another_spacing_is_resampled_within_slices_as_scikit_image_does(nifti: 
     image = Volume(array[None], Geometry((1.4, 1.6, 3.0), (0, 0, 0), (1, 0, 0, 0, 1, 0, 0, 0, 1)), Path("a"))
     slices = image_to_slices(image, plan)
     assert slices.shape == (2, 1, 80, 100)
-    expected = resize(normalise(array, plan.channels[0])[1], (80, 100), order=3, mode="edge", anti_aliasing=False)
+    expected = resize(normalised(array, plan.channels[0])[1], (80, 100), order=3, mode="edge", anti_aliasing=False)
     np.testing.assert_allclose(slices[1, 0], expected, atol=1e-5)
 
 
@@ -323,23 +290,6 @@ def test_a_mask_is_written_onto_the_images_grid_as_nibabel_sees_it(nifti: Path, 
     np.testing.assert_allclose(ours.affine, theirs.affine, atol=1e-5)
     np.testing.assert_array_equal(np.asarray(ours.dataobj).T, labels)
     assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")]
-
-
-def test_a_cache_is_used_again_and_never_when_it_is_stale(png: Path, tmp_path: Path) -> None:
-    dataset = read_dataset(png)
-    plan = plan_data(dataset)
-    first = build_cache(dataset.cases, plan, tmp_path / "cache")
-    folders = {p: p.stat().st_mtime_ns for p in (tmp_path / "cache").iterdir()}
-    build_cache(dataset.cases, plan, tmp_path / "cache")
-    assert {p: p.stat().st_mtime_ns for p in (tmp_path / "cache").iterdir()} == folders
-
-    np.testing.assert_array_equal(first[0].mask[0], np.asarray(Image.open(png / "labelsTr" / "case_0.png")))
-    rows, columns = first[0].places[1][:, 1], first[0].places[1][:, 2]
-    assert (first[0].mask[0][rows, columns] == 1).all()
-
-    Image.fromarray(picture((72, 80), 50)[1]).save(png / "labelsTr" / "case_0.png")
-    changed = build_cache(read_dataset(png).cases, plan, tmp_path / "cache")
-    np.testing.assert_array_equal(changed[0].mask[0], picture((72, 80), 50)[1])
 
 
 def patches(png: Path, tmp_path: Path, **changes: object) -> Patches:

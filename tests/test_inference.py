@@ -14,6 +14,7 @@ import dinounet
 from datasets import describe, picture, volume, write_nifti_dataset, write_png_dataset
 from dinounet.data.dataset import read_dataset
 from dinounet.data.plan import plan_data
+from dinounet.data.stored import Planes
 from dinounet.errors import DataError, UserError, WeightsError
 from dinounet.files import write_json
 from dinounet.inference.tiling import gaussian, predict_tiled, tile_starts
@@ -86,6 +87,17 @@ def test_the_two_line_api_takes_files_and_arrays(png: Path, png_run: Path) -> No
     stack = np.stack([pixels, pixels[::-1]])[None]
     assert predictor.predict(stack).shape == (2, *pixels.shape)
     assert predictor.labels == {"background": 0, "disc": 1, "square": 2}
+
+
+def test_a_volume_that_stays_in_its_file_is_predicted_the_same(
+    nifti_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scan = nifti_run.parent / "volumes" / "imagesTr" / "case_0_0000.nii.gz"
+    predictor = dinounet.load(nifti_run, device="cpu")
+    whole = predictor.predict(scan)
+    monkeypatch.setattr("psutil.virtual_memory", lambda: type("", (), {"available": 1}))
+    assert isinstance(predictor.read([scan]).array, Planes)
+    np.testing.assert_array_equal(predictor.predict(scan), whole)
 
 
 def test_two_channels_from_files_and_folders_and_every_path_as_a_string(tmp_path: Path) -> None:

@@ -6,8 +6,7 @@ import pytest
 from PIL import Image
 
 from datasets import picture
-from dinounet.data.dataset import hash_dataset, make_splits, read_dataset, split_cases
-from dinounet.data.pairs import Case
+from dinounet.data.dataset import hash_dataset, read_dataset
 from dinounet.data.plan import plan_data
 from dinounet.errors import DataError
 
@@ -46,24 +45,6 @@ def test_a_table_may_be_written_otherwise(change: str, table: Path) -> None:
         lines = text.splitlines()
         table.write_text("\n".join([lines[0] + ",case", *(f"{line},eye{i}" for i, line in enumerate(lines[1:]))]))
     assert [case.name for case in read_dataset(table).cases] == [f"eye{i}" for i in range(6)]
-
-
-def test_a_group_is_never_on_both_sides() -> None:
-    cases = [Case(f"slice_{index:03d}", (), None, f"patient {index % 17}") for index in range(100)]
-    folds = split_cases(cases)
-    assert len(folds) == 5
-    group_of = {case.name: case.group for case in cases}
-    for training, validation in folds:
-        assert not {group_of[name] for name in training} & {group_of[name] for name in validation}
-        assert sorted(training + validation) == [case.name for case in cases]
-    assert sorted(name for _, validation in folds for name in validation) == [case.name for case in cases]
-
-
-def test_without_groups_the_folds_are_those_of_cases_and_few_groups_give_few_folds() -> None:
-    names = [f"case {index}" for index in range(12)]
-    assert split_cases([Case(name, ()) for name in names]) == make_splits(names)
-    assert len(split_cases([Case(name, (), None, name[-1]) for name in names[:3]])) == 3
-    assert split_cases([Case(name, (), None, "one") for name in names]) == ()
 
 
 def test_other_groups_are_other_data_for_they_decide_the_folds(table: Path) -> None:

@@ -77,7 +77,18 @@ def require_new(path: Path, *, what: str) -> None:
     """
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise UserError(f"{path} exists already; give {what} another name with -o, or remove it")
-    _require_place(path)
+    _require_place(path, path.parent, "-o")
+
+
+def require_folder(path: Path, flag: str) -> None:
+    """Make sure that a folder, named by this flag, can be written to, without making it yet.
+
+    Raises:
+        UserError: it is a file, or may not be written to.
+    """
+    if path.exists() and not path.is_dir():
+        raise UserError(f"{path} is a file; name a folder with {flag}")
+    _require_place(path, path, flag)
 
 
 def require_outside(path: Path, folder: Path, *, what: str) -> None:
@@ -98,13 +109,16 @@ def require_file(path: Path) -> None:
     """
     if path.is_dir():
         raise UserError(f"{path} is a folder; name a file with -o")
-    _require_place(path)
+    _require_place(path, path.parent, "-o")
 
 
-def _require_place(path: Path) -> None:
-    around = next(folder for folder in path.absolute().parents if folder.exists())
+def _require_place(path: Path, folder: Path, flag: str) -> None:
+    """Raise a UserError if `path` can't be made, in this folder, which may have to be made first."""
+    around = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
     if not around.is_dir() or not os.access(around, os.W_OK):
-        raise UserError(f"{path} can't be made: {around} is no folder that you may write to; choose another with -o")
+        raise UserError(
+            f"{path} can't be made: {around} is no folder that you may write to; choose another with {flag}"
+        )
 
 
 def read_json(path: Path, *, what: str) -> Any:

@@ -12,6 +12,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Literal
 
+from dinounet.data.splits import Fold
 from dinounet.errors import ConfigError, DataError
 from dinounet.files import read_record
 from dinounet.network.weights import BackboneRecord
@@ -45,6 +46,9 @@ class DataRecord:
     validation_cases: tuple[str, ...]
     """Watched, not learned from."""
 
+    test_cases: tuple[str, ...] = ()
+    """Held out: neither learned from nor watched, and not looked at for the plan."""
+
 
 @dataclass(frozen=True)
 class RunRecord:
@@ -59,8 +63,8 @@ class RunRecord:
     backbone: BackboneRecord | None
     """What it stands on; a U-Net has none."""
 
-    fold: int
-    """Which of the dataset's splits."""
+    fold: Fold
+    """Which of the dataset's splits; all: every case is learned from."""
 
     device: Literal["cpu", "cuda", "mps"]
     """Where it was trained."""

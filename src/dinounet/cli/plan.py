@@ -10,6 +10,7 @@ import tyro
 
 from dinounet.cli.recipe_flags import NAMED, NO_CHANGES, RecipeFlags
 from dinounet.device import Device, Precision
+from dinounet.files import join_some
 from dinounet.network.config import NetworkConfig
 from dinounet.plans import Architecture, Plan, Recipe, RecipeName
 
@@ -27,6 +28,7 @@ def plan(
     network: Architecture = "dinounet",
     backbone: str = NetworkConfig.backbone,
     patch: tuple[int, int] | None = None,
+    test: Path | None = None,
     labels: str | None = None,
     channels: str | None = None,
     device: Device = "auto",
@@ -43,10 +45,12 @@ def plan(
         network: What to train; unet is nnU-Net's, a baseline without a backbone.
         backbone: Frozen backbone, as listed by `dinounet info`.
         patch: Rows and columns of a patch; by default what covers the median slice, at most 512.
+        test: Text file that names, a line each, cases or groups (such as patients) to hold out for a test: they are
+            not looked at, and training by this plan leaves them out too.
         labels: Of plain masks, what their numbers (background=0,lesion=255) or colours (background=#000000,
             lesion=#ff0000) stand for; by default told by the masks.
         channels: Of plain images, the channels' names, such as T1,T2, which decide the normalisation as in nnU-Net: CT,
-            rgb (0 to 1, then ImageNet's statistics), rgb_to_0_1, noNorm; others by mean and deviation.
+            rgb (0 to 1, then ImageNet's statistics), rescale_to_0_1, rgb_to_0_1, noNorm; others by mean and deviation.
         device: Where it is to be trained: a trial step there tells which patch and batch fit into memory.
         precision: How precisely it is to be trained.
 
@@ -56,6 +60,7 @@ def plan(
     data = Path(data)  # Python users may give strings
     from dinounet.data.dataset import parse_channels, read_dataset
     from dinounet.data.labels import parse_labels
+    from dinounet.data.splits import read_test_list
     from dinounet.device import choose_precision, choose_training_device
     from dinounet.files import require_file, write_json
     from dinounet.network.backbone import build_backbone
@@ -67,7 +72,10 @@ def plan(
         output = Path(output)
         require_file(output)
     dataset = read_dataset(
-        data, parse_labels(labels) if labels else None, parse_channels(channels) if channels else None
+        data,
+        parse_labels(labels) if labels else None,
+        parse_channels(channels) if channels else None,
+        test=read_test_list(Path(test)) if test else (),
     )
     found = plan_dataset(dataset, recipe, backbone, patch, changes=changes, architecture=network)
     chosen = choose_training_device(device)
@@ -123,7 +131,8 @@ def _print(dataset: Dataset, plan: Plan) -> None:
         + (f", resampled to {_times(data.spacing)} mm" if data.spacing else ", pixels as they are"),
         "patch": f"{data.patch[0]} x {data.patch[1]}, {plan.recipe.batch} a step",
         "folds": ", ".join(f"{len(training)} + {len(watched)}" for training, watched in dataset.splits)
-        or "none: one case, or one group of them, can't be split",
+        or "none: one case, or one group of them, can't be split, and is all trained on",
+        **({"held out": f"{len(data.test_cases)} cases: {join_some(data.test_cases)}"} if data.test_cases else {}),
         "memory": f"{memory.needed(data.patch) / 1e9:.2g} GB wanted for a patch's step on {memory.device}, "
         f"{memory.free / 1e9:.3g} GB free",
         "network": getattr(plan.network, "backbone", plan.network.architecture) + f", {plan.recipe.duration}",

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import tyro
 
 from dinounet.cli.recipe_flags import NAMED, NO_CHANGES, RecipeFlags
+from dinounet.data.splits import Fold
 from dinounet.device import Device, Precision
 from dinounet.network.config import NetworkConfig
 from dinounet.plans import Architecture, Recipe, RecipeName
@@ -26,12 +27,14 @@ def train(
     weights: str = "hub",
     plan: Path | None = None,
     patch: tuple[int, int] | None = None,
-    fold: int = 0,
+    fold: Fold | None = None,
+    test: Path | None = None,
     labels: str | None = None,
     channels: str | None = None,
     device: Device = "auto",
     precision: Precision = "auto",
     micro_batch: int | None = None,
+    cache: Path | None = None,
     resume: bool = False,
     report: bool = True,
 ) -> Path:
@@ -49,15 +52,20 @@ def train(
         weights: The backbone's: hub (Hugging Face Hub), a safetensors file, or random.
         plan: An edited plan.json to train by; backbone, recipe and patch are taken from it.
         patch: Rows and columns of a patch; by default what covers the median slice, at most 512.
-        fold: Which of the dataset's splits; -1 trains on all cases.
+        fold: Which of the dataset's splits, from 0; all trains on every case and watches none. By default 0, or all
+            where there is but one case or group.
+        test: Text file that names, a line each, cases or groups (such as patients) to hold out for a test: they are
+            neither learned from, nor watched, nor looked at for the plan.
         labels: Of plain masks, what their numbers (background=0,lesion=255) or colours (background=#000000,
             lesion=#ff0000) stand for; by default told by the masks.
         channels: Of plain images, the channels' names, such as T1,T2, which decide the normalisation as in nnU-Net: CT,
-            rgb (0 to 1, then ImageNet's statistics), rgb_to_0_1, noNorm; others by mean and deviation.
+            rgb (0 to 1, then ImageNet's statistics), rescale_to_0_1, rgb_to_0_1, noNorm; others by mean and deviation.
         device: Where to compute.
         precision: How precisely; auto is bf16 where the device computes with it natively.
         micro_batch: Patches that go through the network together, fewer than --batch where memory is short; gradients
             add up. By default the whole batch, halved when memory runs out.
+        cache: Folder for preprocessed slices, which runs may share, also at the same time; by default the run has its
+            own. It holds the patients' pixels: remove it when no run needs it.
         resume: Go on with a run that was interrupted, as it was planned.
         report: Whether to segment the fold's validation cases in the end, and to write metrics and report.html.
 
@@ -68,6 +76,7 @@ def train(
     output = Path(output) if output else Path("runs", data.stem if data.suffix == ".csv" else data.resolve().name)
     from dinounet.data.dataset import parse_channels, read_dataset
     from dinounet.data.labels import parse_labels
+    from dinounet.data.splits import read_test_list
     from dinounet.errors import Interrupted
     from dinounet.network.weights import source_of
     from dinounet.plans import read_plan
@@ -83,8 +92,9 @@ def train(
         pass  # it was the review that was interrupted
     elif resume:
         resume_run(
-            data, output, device=device, recipe=asked_recipe, **changes, network=asked_network,
-            backbone=asked_backbone, patch=patch, fold=fold or None,
+            data, output, device=device, cache=Path(cache) if cache else None,
+            recipe=asked_recipe, **changes, network=asked_network, backbone=asked_backbone, patch=patch, fold=fold,
+            test=read_test_list(Path(test)) if test else None,
             plan=read_plan(Path(plan)) if plan else None,
             labels=parse_labels(labels) if labels else None,
             channels=parse_channels(channels) if channels else None,
@@ -94,8 +104,9 @@ def train(
     else:
         start_run(
             data, output, recipe=asked_recipe, changes=changes, architecture=asked_network, backbone=asked_backbone,
-            patch=patch, fold=fold, labels=labels, channels=channels, plan_file=Path(plan) if plan else None,
-            weights=weights, device=device, precision=precision, micro_batch=micro_batch,
+            patch=patch, fold=fold, test=Path(test) if test else None, labels=labels, channels=channels,
+            plan_file=Path(plan) if plan else None, weights=weights, device=device, precision=precision,
+            micro_batch=micro_batch, cache=Path(cache) if cache else None,
         )  # fmt: skip
     if report:
         try:

@@ -1,38 +1,52 @@
 """Preprocessed slices on disk, memory-mapped, so that one slice costs one slice of reading.
 
-A cache's folder is named by a hash of the plan and of the files it was made from: another plan or a changed file has
-another name, so a stale cache is never read.
+A case's folder in a cache is named by a hash of the plan and of the files it was made from: another plan or a changed
+file has another name, so a stale cache is never read. Several runs may share one cache: a lock lets one of them fill it
+at a time, and the others then find what it made.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import mmap
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from filelock import FileLock, Timeout
 
-from dinounet.data.images import read_image
-from dinounet.data.labels import IGNORED
-from dinounet.data.masks import check_case, read_truth
 from dinounet.data.pairs import Case
 from dinounet.data.plan import DataPlan
-from dinounet.data.preprocessing import image_to_slices, mask_to_slices
-from dinounet.files import PARTIAL, whole_folder
+from dinounet.data.prepare import estimate, prepare_cases
+from dinounet.errors import DataError, UserError
+from dinounet.files import PARTIAL, join_some
 
-FORMAT = 2
-PLACES_A_CLASS = 10_000
-"""Pixels of a class that a case remembers for sampling around foreground."""
+FORMAT = 3
+NOT_OF_THE_PIXELS = frozenset(
+    {"dataset", "file_ending", "patch", "fingerprint", "channel_projection", "regions", "test_cases"}
+)
+"""Fields of a plan that preprocessed slices don't depend on; they do on all others, also on those to come."""
+
+OPEN_CASES = 100
+"""Cases whose files a process keeps open: often it may have no more than a thousand."""
+
+HAS_ADVICE = hasattr(mmap, "MADV_RANDOM")
+"""Whether the system can be told what will be read; Windows can't."""
+
+WORTH_TELLING = 10**9
+"""Bytes of a cache from which on its size is told before it is built."""
 
 
 @dataclass(frozen=True)
 class CachedCase:
-    """One case, preprocessed; a process that gets it maps the files into its own memory."""
+    """One case, preprocessed; a process that reads it maps its files into memory, and those of few cases at a time."""
 
     name: str
     """As in the dataset."""
@@ -40,64 +54,128 @@ class CachedCase:
     folder: Path
     """Where its files are."""
 
-    @cached_property
-    def image(self) -> np.ndarray:
+    @property
+    def image(self) -> np.memmap[Any, Any]:
         """(S, C, H, W) float32."""
-        return np.load(self.folder / "image.npy", mmap_mode="r")
+        return _open(self.folder / "image.npy")
 
-    @cached_property
-    def mask(self) -> np.ndarray:
+    @property
+    def mask(self) -> np.memmap[Any, Any]:
         """(S, H, W) uint8, classes in the plan's order, and IGNORED."""
-        return np.load(self.folder / "mask.npy", mmap_mode="r")
+        return _open(self.folder / "mask.npy")
 
-    @cached_property
+    def expect(self, index: int, rows: slice) -> None:
+        """Tell the system which rows of which slice are read next: it then gets these from the disk, and no others."""
+        image, mask = self.image, self.mask
+        for channel in range(image.shape[1]):
+            _expect(image[index, channel, rows], image)
+        _expect(mask[index, rows], mask)
+
+    @property
     def places(self) -> dict[int, np.ndarray]:
         """Of each foreground class that the case holds: (n, 3) slice, row and column of pixels of it."""
-        files = sorted(self.folder.glob("places_*.npy"))
-        return {int(path.stem.removeprefix("places_")): np.load(path) for path in files}
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Name and place, not the pixels, which a memory map would copy."""
-        return {"name": self.name, "folder": self.folder}
+        return _open_places(self.folder)
 
 
 def build_cache(
-    cases: Sequence[Case], plan: DataPlan, root: Path, on_case: Callable[[], None] = lambda: None
+    cases: Sequence[Case],
+    plan: DataPlan,
+    root: Path,
+    on_case: Callable[[], None] = lambda: None,
+    tell: Callable[[str], None] = lambda _: None,
 ) -> list[CachedCase]:
-    """Preprocess what isn't cached yet below `root`, and open all of it."""
-    for left in root.glob(f"{PARTIAL}*"):  # by a process that was killed
+    """Preprocess what isn't cached yet below `root`, in several processes where that is worth it, and open all of it.
+
+    Args:
+        cases: what to preprocess.
+        plan: says how.
+        root: the folder, which other processes may be filling too.
+        on_case: called after each case.
+        tell: called with what the user should know.
+
+    Raises:
+        DataError: what is wrong with the images and masks, all together.
+        UserError: the disk has too little room; then nothing is left of what was made here.
+    """
+    folders = {case.name: root / f"{case.name}-{_key(case, plan)}" for case in cases}
+    with _alone_in(root, tell):
+        missing = [case for case in cases if not folders[case.name].exists()]
+        needs = [estimate(case, plan) for case in missing]
+        _require_room(sum(need.on_disk for need in needs), root, tell)
+        for _ in range(len(cases) - len(missing)):
+            on_case()
+        try:
+            problems = prepare_cases(missing, needs, plan, [folders[case.name] for case in missing], on_case)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
+                raise
+            for case in missing:
+                shutil.rmtree(folders[case.name], ignore_errors=True)
+            raise UserError(
+                f"{root} can't hold the cache ({error.strerror}); make room, or name a folder elsewhere with --cache"
+            ) from None
+    if problems:
+        raise DataError(join_some(problems))
+    return [CachedCase(case.name, folders[case.name]) for case in cases]
+
+
+@lru_cache(2 * OPEN_CASES)
+def _open(path: Path) -> np.memmap[Any, Any]:
+    array: np.memmap[Any, Any] = np.load(path, mmap_mode="r")
+    if HAS_ADVICE:  # otherwise the system reads around each page that is touched, on some machines megabytes
+        array._mmap.madvise(mmap.MADV_RANDOM)  # type: ignore[attr-defined]
+    return array
+
+
+@lru_cache(OPEN_CASES)
+def _open_places(folder: Path) -> dict[int, np.ndarray]:
+    return {int(path.stem.removeprefix("places_")): np.load(path) for path in sorted(folder.glob("places_*.npy"))}
+
+
+def _expect(part: np.ndarray, whole: np.memmap[Any, Any]) -> None:
+    if HAS_ADVICE:
+        start = whole.offset + part.ctypes.data - whole.ctypes.data
+        page = start - start % mmap.PAGESIZE
+        whole._mmap.madvise(mmap.MADV_WILLNEED, page, start + part.nbytes - page)  # type: ignore[attr-defined]
+
+
+@contextmanager
+def _alone_in(root: Path, tell: Callable[[str], None]) -> Iterator[None]:
+    """Wait until no other process fills the cache, and remove what one that was killed has left."""
+    root.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(root / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        tell(f"waiting for another process that is filling {root}")
+        lock.acquire()
+    try:
+        _remove_partial(root)
+        yield
+    finally:
+        _remove_partial(root)
+        lock.release()
+
+
+def _remove_partial(root: Path) -> None:
+    for left in root.glob(f"{PARTIAL}*"):
         shutil.rmtree(left, ignore_errors=True)
-    cached = []
-    for case in cases:
-        folder = root / f"{case.name}-{_key(case, plan)}"
-        if not folder.exists():
-            _write(case, plan, folder)
-        cached.append(CachedCase(case.name, folder))
-        on_case()
-    return cached
 
 
-def _write(case: Case, plan: DataPlan, folder: Path) -> None:
-    volume, labels = read_image(case.images), read_truth(case, plan.meaning)
-    check_case(volume, labels, [channel.name for channel in plan.channels], plan.meaning.given)
-    image, mask = image_to_slices(volume, plan), mask_to_slices(labels, plan)
-    random = np.random.RandomState(0)
-    with whole_folder(folder) as temporary:
-        np.save(temporary / "image.npy", image)
-        np.save(temporary / "mask.npy", mask)
-        for label in np.setdiff1d(mask, [0] if plan.ignore is None else [0, IGNORED]):
-            places = np.argwhere(mask == label).astype(np.int32)
-            if len(places) > PLACES_A_CLASS:
-                places = places[random.choice(len(places), PLACES_A_CLASS, replace=False)]
-            np.save(temporary / f"places_{label}.npy", places)
+def _require_room(wanted: int, root: Path, tell: Callable[[str], None]) -> None:
+    """Tell how large a large cache will be; raise a UserError if the disk has less room than these bytes."""
+    free = shutil.disk_usage(root).free
+    if wanted > free:
+        raise UserError(
+            f"the cache needs {wanted / 1e9:.1f} GB but {root} has {free / 1e9:.1f} GB left; make room, or name a "
+            "folder elsewhere with --cache"
+        )
+    if wanted > WORTH_TELLING:
+        tell(f"the cache takes {wanted / 1e9:.1f} GB in {root}")
 
 
 def _key(case: Case, plan: DataPlan) -> str:
-    """Hash of all that the slices depend on; files count by name, size and time of change."""
-    files = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in case.files]
-    decisions = {
-        key: value
-        for key, value in asdict(plan).items()
-        if key in ("channels", "labels", "ignore", "colours", "slice_axis", "spacing", "unknown_spacing")
-    }
+    """Hash of all that the slices depend on; files count by place, size and time of change."""
+    decisions = {key: value for key, value in asdict(plan).items() if key not in NOT_OF_THE_PIXELS}
+    files = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in case.files]
     return hashlib.sha256(json.dumps([FORMAT, files, decisions]).encode()).hexdigest()[:16]

@@ -15,8 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from dinounet.data.dicom_seg import segment_names
 from dinounet.data.images import ENDINGS, SEGMENTATION_ENDING, ending_of, refuse_dead_link, stem_of
 from dinounet.data.labels import Given, Labels, Region, name_labels, read_nnunet_labels
@@ -32,13 +30,10 @@ from dinounet.data.pairs import (
     name_of,
     wrong_names,
 )
+from dinounet.data.splits import Split, hold_out, read_splits, split_cases
 from dinounet.data.table import read_table
 from dinounet.errors import ConfigError, DataError, noted
 from dinounet.files import join_some, read_json
-
-FOLDS = 5
-SPLIT_SEED = 12345
-"""nnU-Net's, so that its folds are ours."""
 
 
 @dataclass(frozen=True)
@@ -62,8 +57,8 @@ class Dataset:
     cases: tuple[Case, ...]
     """The cases to train on, sorted by name."""
 
-    splits: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...]
-    """Names of the training and validation cases of each fold."""
+    splits: tuple[Split, ...]
+    """Names of the training and validation cases of each fold; none where there is nothing to split."""
 
     regions: tuple[Region, ...] | None = None
     """What is predicted instead of classes; they may overlap."""
@@ -77,13 +72,22 @@ class Dataset:
     paired_by: str = ""
     """What images and masks were matched by, for people."""
 
+    test_cases: tuple[str, ...] = ()
+    """Names of cases that are held out: neither among the cases nor in any fold."""
+
     @property
     def meaning(self) -> Labels | None:
         """What masks hold; None where only they can tell."""
         return None if self.labels is None else Labels(self.labels, self.regions, self.ignore, self.colours)
 
 
-def read_dataset(root: Path, labels: Given | None = None, channels: tuple[str, ...] | None = None) -> Dataset:
+def read_dataset(
+    root: Path,
+    labels: Given | None = None,
+    channels: tuple[str, ...] | None = None,
+    *,
+    test: Sequence[str] = (),
+) -> Dataset:
     """Index a dataset.
 
     Args:
@@ -92,10 +96,12 @@ def read_dataset(root: Path, labels: Given | None = None, channels: tuple[str, .
         labels: of plain masks, names of the classes and their numbers or colours, "ignore" for pixels that nobody has
             judged; by default the masks tell.
         channels: of plain images, the channels' names, which decide the normalisation.
+        test: names of cases, or of groups of them, to hold out.
 
     Raises:
         DataError: all that is wrong with the layout, together.
-        ConfigError: labels or channels are given where `dataset.json` names them, or without background.
+        ConfigError: labels or channels are given where `dataset.json` names them, or without background; or the cases
+            to hold out are not there, or are all there is.
     """
     is_table = root.suffix.lower() == ".csv" and not root.is_dir()
     refuse_dead_link(root)
@@ -109,19 +115,19 @@ def read_dataset(root: Path, labels: Given | None = None, channels: tuple[str, .
                 raise ConfigError(
                     f"{root / 'dataset.json'} names the {what}; correct them there, or leave --{what} out"
                 )
-        return _read_nnunet(root)
+        return _read_nnunet(root, test)
     named = None if labels is None else name_labels(labels)
-    cases = read_table(root) if is_table else find_pairs(root)
+    cases, held_out = hold_out(read_table(root) if is_table else find_pairs(root), test)
     refuse_jpegs([path for case in cases for path in mask_paths(case.mask)])
     named = _of_class_files(cases, named) or _of_segmentations(cases)
     name = root.stem if is_table else root.resolve().name
     splits = split_cases(cases)
     paired_by = "the table's rows" if is_table else describe_pairs(cases)
     if named is None:
-        return Dataset(name, channels, None, None, cases, splits, paired_by=paired_by)
+        return Dataset(name, channels, None, None, cases, splits, paired_by=paired_by, test_cases=held_out)
     return Dataset(
         name, channels, named.labels, None, cases, splits,
-        ignore=named.ignore, colours=named.colours, paired_by=paired_by,
+        ignore=named.ignore, colours=named.colours, paired_by=paired_by, test_cases=held_out,
     )  # fmt: skip
 
 
@@ -176,7 +182,7 @@ def parse_channels(text: str) -> tuple[str, ...]:
     return names
 
 
-def _read_nnunet(root: Path) -> Dataset:
+def _read_nnunet(root: Path, test: Sequence[str]) -> Dataset:
     description = read_json(root / "dataset.json", what="the description of an nnU-Net dataset")
     channels, labels, ending = _read_description(description, root / "dataset.json")
     for folder in ("imagesTr", "labelsTr"):
@@ -193,11 +199,12 @@ def _read_nnunet(root: Path) -> Dataset:
         raise DataError(f"images and masks don't match: {join_some(problems)}; add what is missing or remove the rest")
     if not images:
         raise DataError(f"{root / 'imagesTr'} holds no file that ends with {ending}; check file_ending in dataset.json")
-    cases = tuple(Case(case.name, case.images, masks[case.name]) for case in images)
-    splits = _read_splits(root, cases)
+    cases, held_out = hold_out([Case(case.name, case.images, masks[case.name]) for case in images], test)
+    of_its_own = root / "splits_final.json"
+    splits = read_splits(of_its_own, cases, held_out) if of_its_own.exists() else split_cases(cases)
     return Dataset(
         root.resolve().name, channels, labels.labels, ending, cases, splits, labels.regions, labels.ignore,
-        paired_by="nnU-Net's layout",
+        paired_by="nnU-Net's layout", test_cases=held_out,
     )  # fmt: skip
 
 
@@ -257,39 +264,6 @@ def _join_channels(files: Sequence[Path], channels: int, ending: str, folder: Pa
     return cases
 
 
-def make_splits(names: Sequence[str]) -> tuple[tuple[tuple[str, ...], tuple[str, ...]], ...]:
-    """nnU-Net's folds: sorted names, five folds (fewer for fewer cases), shuffled with its seed.
-
-    Equals scikit-learn's `KFold(shuffle=True)`, which shuffles by NumPy's legacy generator. One case can't be split.
-    """
-    names = sorted(names)
-    order = np.arange(len(names))
-    np.random.RandomState(SPLIT_SEED).shuffle(order)
-    folds = [set(fold.tolist()) for fold in np.array_split(order, min(FOLDS, len(names)))]
-    return tuple(
-        (
-            tuple(name for i, name in enumerate(names) if i not in fold),
-            tuple(name for i, name in enumerate(names) if i in fold),
-        )
-        for fold in folds
-        if len(names) > 1
-    )
-
-
-def split_cases(cases: Sequence[Case]) -> tuple[tuple[tuple[str, ...], tuple[str, ...]], ...]:
-    """nnU-Net's folds of groups where cases have them, else of cases; a group is never on both sides."""
-    members: dict[str, list[str]] = {}
-    for case in cases:
-        members.setdefault(case.name if case.group is None else case.group, []).append(case.name)
-    return tuple(
-        (
-            tuple(sorted(name for group in training for name in members[group])),
-            tuple(sorted(name for group in validation for name in members[group])),
-        )
-        for training, validation in make_splits(list(members))
-    )
-
-
 def _read_description(description: Any, path: Path) -> tuple[tuple[str, ...], Labels, str]:
     if not isinstance(description, Mapping):
         raise DataError(f"{path} holds no object; see nnU-Net's dataset format")
@@ -332,28 +306,3 @@ def _read_labels(description: Mapping[str, Any], path: Path) -> Labels:
             "ignore last"
         )
     return labels
-
-
-def _read_splits(root: Path, cases: Sequence[Case]) -> tuple[tuple[tuple[str, ...], tuple[str, ...]], ...]:
-    names = {case.name for case in cases}
-    path = root / "splits_final.json"
-    if not path.exists():
-        return make_splits(sorted(names))
-    content_of_file = read_json(path, what="a list of folds, each with train and val")
-    if not isinstance(content_of_file, list) or not content_of_file:
-        raise DataError(f"{path} is no list of folds; write a list of objects with train and val")
-    splits = []
-    for fold, content in enumerate(content_of_file):
-        parts = [content.get(part) for part in ("train", "val")] if isinstance(content, Mapping) else [None, None]
-        if not all(isinstance(part, list) and all(isinstance(name, str) for name in part) for part in parts):
-            raise DataError(f"{path} has a fold {fold} without train and val; write both as lists of cases")
-        if not parts[0]:
-            raise DataError(f"{path} has a fold {fold} with no case to train on; name some")
-        unknown = sorted({*content["train"], *content["val"]} - names)
-        both = sorted(set(content["train"]) & set(content["val"]))
-        if unknown:
-            raise DataError(f"{path} names in fold {fold} cases that imagesTr does not hold: {join_some(unknown)}")
-        if both:
-            raise DataError(f"{path} has cases in both parts of fold {fold}: {join_some(both)}; keep them in one")
-        splits.append((tuple(content["train"]), tuple(content["val"])))
-    return tuple(splits)

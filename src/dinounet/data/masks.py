@@ -107,7 +107,7 @@ def to_marks(volume: Volume, coloured: bool = False) -> np.ndarray:
         raise DataError(f"{path} is a mask with {len(channels)} channels; convert it to one number a pixel")
     equal = all(np.array_equal(channels[0], channel) for channel in channels[1:])
     if len(channels) == 1 or (equal and not (coloured and channels.dtype == np.uint8)):
-        return _whole_numbers(channels[0], path)
+        return whole_numbers(channels[0], path)
     if channels.dtype != np.uint8:
         raise DataError(f"{path} is a mask in colours of the type {channels.dtype}; save it with 8 bits a colour")
     red, green, blue = channels.astype(np.int32)
@@ -116,7 +116,7 @@ def to_marks(volume: Volume, coloured: bool = False) -> np.ndarray:
     return packed
 
 
-def _whole_numbers(labels: np.ndarray, path: Path) -> np.ndarray:
+def whole_numbers(labels: np.ndarray, path: Path) -> np.ndarray:
     if labels.dtype.kind == "f":
         require_finite(labels, path)
         fractions = labels[labels != np.rint(labels)]
@@ -294,7 +294,10 @@ def check_case(
     """
     check_channels(image, channels)
     require_same_grid(mask, image)
-    found = count_values(mask.array)
+    pixels: Counter[int] = Counter()
+    for z in range(mask.shape[0]):  # which may still lie in its file
+        pixels.update(count_values(mask.array[..., z, :, :]))
+    found = dict(sorted(pixels.items()))
     if labels is None and len(found) > MOST_VALUES:
         raise _too_many(f"{mask.source} holds", found, mask.source.parent)
     unknown = [value for value in found if value not in (range(len(found)) if labels is None else labels.values())]

@@ -95,6 +95,8 @@ class DataPlan:
 
     colours: dict[str, str] | None = None
     """Of colour-coded masks, what stands for each class, as "#ff0000"; None: masks hold the numbers themselves."""
+    test_cases: tuple[str, ...] = ()
+    """Names of cases that are held out: in no fold, and not looked at for this plan."""
 
     @property
     def meaning(self) -> Labels:
@@ -204,6 +206,7 @@ def plan_data(
         regions=known.regions,
         ignore=known.ignore,
         colours=known.colours,
+        test_cases=dataset.test_cases,
     )
 
 

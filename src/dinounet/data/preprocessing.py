@@ -1,12 +1,14 @@
 """From a volume to slices that the network reads, as the plan says; and for a mask the way back.
 
 Normalisation and resampling follow nnU-Net's ("ZScoreNormalization", "CTNormalization"; cubic for images, linear
-one-hot for labels, within slices only).
+one-hot for labels, within slices only). It goes slice by slice, so that a volume may be larger than memory.
 """
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -14,31 +16,71 @@ from dinounet.data.images import Volume
 from dinounet.data.labels import IGNORED
 from dinounet.data.plan import ChannelPlan, DataPlan
 
-
-def image_to_slices(image: Volume, plan: DataPlan) -> np.ndarray:
-    """Normalised, resampled slices: (S, C, H, W) float32."""
-    channels = [normalise(channel, how) for channel, how in zip(image.array, plan.channels, strict=True)]
-    slices = np.moveaxis(np.stack(channels), slice_axis(image, plan) + 1, 0)
-    size = resampled_size(image, plan)
-    if size != slices.shape[-2:]:
-        slices = np.stack([[_resize(channel, size) for channel in slice] for slice in slices])
-    return np.ascontiguousarray(slices, dtype=np.float32)
+Moments = tuple[float, float]
+"""What is subtracted from a channel, and what it is divided by then, where the whole case decides that."""
 
 
-def mask_to_slices(mask: Volume, plan: DataPlan) -> np.ndarray:
+def image_to_slices(
+    image: Volume, plan: DataPlan, part: slice = slice(None), moments: Sequence[Moments] | None = None
+) -> np.ndarray:
+    """Normalised, resampled slices: (S, C, H, W) float32.
+
+    Args:
+        image: in memory or in its file; of it no more is read and held at a time than one slice.
+        plan: says how.
+        part: of the slices, those that are wanted.
+        moments: from `measure_channels`, which is asked if they are not given.
+    """
+    axis, size = slice_axis(image, plan), resampled_size(image, plan)
+    moments = measure_channels(image, plan.channels) if moments is None else moments
+    indices = range(image.shape[axis])[part]
+    slices = np.empty((len(indices), len(plan.channels), *size), np.float32)
+    for result, index in zip(slices, indices, strict=True):
+        channels = zip(_cut(image, axis, index), plan.channels, moments, strict=True)
+        for place, (channel, how, known) in enumerate(channels):
+            normalised = normalise(channel, how, known)
+            result[place] = normalised if normalised.shape == size else _resize(normalised, size)
+    return slices
+
+
+def mask_to_slices(mask: Volume, plan: DataPlan, part: slice = slice(None)) -> np.ndarray:
     """Resampled slices of classes: (S, H, W) uint8, each pixel the place of its label in the plan, or IGNORED."""
-    classes = np.zeros(mask.array.shape, np.uint8)
-    for index, label in enumerate(plan.labels.values()):
-        classes[mask.array == label] = index
-    if plan.ignore is not None:
-        classes[mask.array == plan.ignore] = IGNORED
-    slices: np.ndarray = np.moveaxis(classes, slice_axis(mask, plan), 0)
-    size = resampled_size(mask, plan)
-    if size != slices.shape[-2:]:
-        from batchgenerators.augmentations.utils import resize_segmentation
+    axis, size = slice_axis(mask, plan), resampled_size(mask, plan)
+    indices = range(mask.shape[axis])[part]
+    slices = np.empty((len(indices), *size), np.uint8)
+    for result, index in zip(slices, indices, strict=True):
+        labels = _cut(mask, axis, index)
+        classes = np.zeros_like(labels, np.uint8)
+        for place, label in enumerate(plan.labels.values()):
+            classes[labels == label] = place
+        if plan.ignore is not None:
+            classes[labels == plan.ignore] = IGNORED
+        result[:] = classes if size == classes.shape else _resize_labels(classes, size)
+    return slices
 
-        slices = np.stack([resize_segmentation(slice, size, order=1) for slice in slices])
-    return np.ascontiguousarray(slices)
+
+def measure_channels(image: Volume, channels: Sequence[ChannelPlan]) -> list[Moments]:
+    """What each channel is normalised by where the whole case decides, in double precision.
+
+    One pass over the planes; means and deviations are joined as by Chan, Golub and LeVeque (1979).
+    """
+    rules = [channel.normalisation for channel in channels]
+    mean, squares = np.zeros((2, len(rules)))
+    low, high = np.full(len(rules), np.inf), np.full(len(rules), -np.inf)
+    if {*rules} & {"zscore", "rescale_to_0_1"}:
+        for z in range(image.shape[0]):
+            pixels = _cut(image, 0, z).reshape(len(rules), -1).astype(np.float64)
+            low, high = np.minimum(low, pixels.min(1)), np.maximum(high, pixels.max(1))
+            own = pixels.mean(1)
+            shift = own - mean
+            squares += pixels.var(1) * pixels.shape[1] + shift**2 * pixels.shape[1] * z / (z + 1)
+            mean += shift / (z + 1)
+    deviation = np.sqrt(squares / np.prod(image.shape, dtype=np.int64))
+    ranges = zip(rules, mean, deviation, low, high, strict=True)
+    return [
+        (float(least), float(most - least)) if rule == "rescale_to_0_1" else (float(middle), float(spread))
+        for rule, middle, spread, least, most in ranges
+    ]
 
 
 def slices_to_mask(slices: np.ndarray, volume: Volume, plan: DataPlan) -> np.ndarray:
@@ -69,11 +111,15 @@ def resampled_size(volume: Volume, plan: DataPlan) -> tuple[int, int]:
     return max(1, round(rows * factors[0])), max(1, round(columns * factors[1]))
 
 
-def normalise(channel: np.ndarray, how: ChannelPlan) -> np.ndarray:
-    """One channel of a whole case, (Z, Y, X) of any type, by the plan's rule: float32."""
+def normalise(channel: np.ndarray, how: ChannelPlan, moments: Moments) -> np.ndarray:
+    """One channel of a case, or a part of it, by the plan's rule, as float32.
+
+    `moments` are those of the whole channel, from `measure_channels`.
+    """
     channel = channel.astype(np.float32, copy=False)
-    if how.normalisation == "zscore":
-        return (channel - channel.mean()) / max(channel.std(), 1e-8)
+    if how.normalisation in ("zscore", "rescale_to_0_1"):
+        subtract, divide = moments
+        return (channel - subtract) / max(divide, 1e-8)
     if how.normalisation == "ct":
         known = how.intensities
         clipped = np.clip(channel, known.percentile_00_5, known.percentile_99_5)
@@ -82,12 +128,21 @@ def normalise(channel: np.ndarray, how: ChannelPlan) -> np.ndarray:
         assert how.imagenet is not None  # the plan checks
         mean, deviation = how.imagenet
         return (channel / 255 - mean) / deviation
-    if how.normalisation == "rescale_to_0_1":
-        above = channel - channel.min()
-        return above / max(above.max(), 1e-8)
     if how.normalisation == "rgb_to_0_1":
         return channel / 255
     return channel
+
+
+def _cut(volume: Volume, axis: int, index: int) -> np.ndarray:
+    """A slice of an image, (C, H, W), or of a mask, (H, W), as stored."""
+    where: Any = (..., index, *[slice(None)] * (2 - axis))
+    return volume.array[where]
+
+
+def _resize_labels(classes: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    from batchgenerators.augmentations.utils import resize_segmentation
+
+    return resize_segmentation(classes, size, order=1)
 
 
 def _resize(slice: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -84,18 +84,21 @@ class Patches(Dataset[tuple[Tensor, Tensor]]):
 
 def cut_patch(case: CachedCase, centre: tuple[int, int, int], size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
     """Cut a window of a slice: image (C, h, w) and mask (h, w); zero and background where it sticks out."""
-    slice, *middle = centre
-    image, mask = case.image[slice], case.mask[slice]
+    index, *middle = centre
+    stored, truth = case.image, case.mask
+    image, mask = np.zeros((stored.shape[1], *size), np.float32), np.zeros(size, np.uint8)
     starts = [m - side // 2 for m, side in zip(middle, size, strict=True)]
-    inside = tuple(
-        np.s_[max(start, 0) : min(start + side, length)]
-        for start, side, length in zip(starts, size, mask.shape, strict=True)
+    rows, columns = (  # of the slice, as far as the window covers it
+        slice(max(start, 0), min(start + side, length))
+        for start, side, length in zip(starts, size, truth.shape[1:], strict=True)
     )
-    margins = [
-        (max(-start, 0), max(start + side - length, 0))
-        for start, side, length in zip(starts, size, mask.shape, strict=True)
-    ]
-    return np.pad(image[(np.s_[:], *inside)], ((0, 0), *margins)), np.pad(mask[inside], margins)
+    down, right = (  # the same, of the window
+        slice(part.start - start, part.stop - start) for part, start in zip((rows, columns), starts, strict=True)
+    )
+    case.expect(index, rows)
+    image[:, down, right] = stored[index, :, rows, columns]
+    mask[down, right] = truth[index, rows, columns]
+    return image, mask
 
 
 class own_randomness:  # noqa: N801 -- used as a function

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
@@ -23,14 +24,14 @@ from dinounet.data.images import (
     VOLUME_ENDINGS,
     Volume,
     ending_of,
-    read_image,
     require_finite,
     unknown_format,
     write_mask,
 )
 from dinounet.data.masks import check_channels
 from dinounet.data.pairs import Case, image_files
-from dinounet.data.preprocessing import image_to_slices, slice_size, slices_to_mask
+from dinounet.data.preprocessing import image_to_slices, measure_channels, slice_axis, slice_size, slices_to_mask
+from dinounet.data.stored import open_image
 from dinounet.device import Device, Precision, choose_device, choose_precision
 from dinounet.errors import ConfigError, DataError, UserError, WeightsError
 from dinounet.files import join_some, whole_file
@@ -90,7 +91,8 @@ class Predictor:
 
     def predict_volume(self, volume: Volume) -> np.ndarray:
         """Labels (Z, Y, X) of a volume, on its own grid."""
-        labels = [to_classes(logits, self.plan.data).cpu().numpy() for logits in self._logits(volume)]
+        # as bytes, which hold all classes: of a large volume these are the most that is held
+        labels = [to_classes(logits, self.plan.data).byte().cpu().numpy() for logits in self._logits(volume)]
         return slices_to_mask(np.concatenate(labels), volume, self.plan.data)
 
     @torch.inference_mode()
@@ -98,9 +100,10 @@ class Predictor:
         """Logits (S, K, H, W) of a few slices at a time, at the volume's own size."""
         check_channels(volume, [channel.name for channel in self.plan.data.channels])
         data = self.plan.data
-        slices, size = image_to_slices(volume, data), slice_size(volume, data)
-        for first in range(0, len(slices), BATCH):
-            some = torch.from_numpy(slices[first : first + BATCH]).to(self.device)
+        moments, size = measure_channels(volume, data.channels), slice_size(volume, data)
+        for first in range(0, volume.shape[slice_axis(volume, data)], BATCH):
+            slices = image_to_slices(volume, data, slice(first, first + BATCH), moments)
+            some = torch.from_numpy(slices).to(self.device)
             logits = predict_tiled(some, data.patch, BATCH, self._network)
             if logits.shape[-2:] != size:
                 logits = F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
@@ -127,8 +130,10 @@ class Predictor:
         Raises:
             DataError: it can't be read, or doesn't tell the spacing that the network needs to know.
         """
-        volume, spacing = read_image([Path(path) for path in paths]), self.plan.data.spacing
-        if spacing is not None and volume.spacing is None and self.plan.data.unknown_spacing is None:
+        data = self.plan.data
+        most = psutil.virtual_memory().available // 4
+        volume, spacing = open_image([Path(path) for path in paths], most, data.slice_axis), data.spacing
+        if spacing is not None and volume.spacing is None and data.unknown_spacing is None:
             raise DataError(
                 f"{volume.source} doesn't tell its pixels' size in mm, but the run was trained at {spacing[0]:.3g} x "
                 f"{spacing[1]:.3g} mm; save it in a format that does, such as .nii.gz"

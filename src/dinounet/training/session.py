@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
-from dinounet.data.cache import build_cache
+from dinounet.data.cache import CachedCase, build_cache
 from dinounet.data.dataset import Dataset, hash_dataset, parse_channels, read_dataset
 from dinounet.data.labels import parse_labels
 from dinounet.data.pairs import Case
+from dinounet.data.splits import FOLDS, Fold, by_group, read_test_list
 from dinounet.device import Device, Precision, choose_device, choose_precision, choose_training_device
 from dinounet.errors import ConfigError, DataError, Interrupted, WeightsError
-from dinounet.files import require_new, require_outside, write_json
+from dinounet.files import join_some, require_folder, require_new, require_outside, write_json
 from dinounet.network.backbone import FrozenBackbone, build_backbone
 from dinounet.network.build import Network, build_network
 from dinounet.network.config import NetworkConfig
@@ -28,9 +31,6 @@ from dinounet.progress import progress, say
 from dinounet.run import CACHE, PLAN, RECORD, DataRecord, RunRecord, command, machine, now, read_run, versions
 from dinounet.training.loop import fit
 from dinounet.training.memory import fit_to_memory, measure_step
-
-ALL_CASES = -1
-"""As a fold: train on every case, validate on none."""
 
 
 def start_run(
@@ -44,12 +44,14 @@ def start_run(
     weights: str = "hub",
     plan_file: Path | None = None,
     patch: tuple[int, int] | None = None,
-    fold: int = 0,
+    fold: Fold | None = None,
+    test: Path | None = None,
     labels: str | None = None,
     channels: str | None = None,
     device: Device = "auto",
     precision: Precision = "auto",
     micro_batch: int | None = None,
+    cache: Path | None = None,
     notes: tuple[str, ...] = (),
 ) -> RunRecord:
     """Train a new run in the folder `output`; see `dinounet.train` for the arguments.
@@ -59,19 +61,26 @@ def start_run(
     """
     require_new(output, what="the run")
     require_outside(output, data, what="the run")
+    if cache is not None:
+        require_folder(cache, "--cache")
     if micro_batch is not None and micro_batch < 1:
         raise ConfigError(f"--micro-batch is {micro_batch}; it must be at least 1")
     chosen = choose_training_device(device)
     planned = recipe if isinstance(recipe, Recipe) else choose_recipe(recipe or "default", changes or {})
-    dataset = read_dataset(
-        data, parse_labels(labels) if labels else None, parse_channels(channels) if channels else None
-    )
-    training, validation = _split(dataset, fold)
     if plan_file and (recipe or changes or architecture or backbone or patch):
         raise ConfigError(
             f"{plan_file} holds recipe, network, backbone and patch already; change them there, or leave it out"
         )
     edited = read_plan(plan_file) if plan_file else None
+    held_out = read_test_list(test) if test else edited.data.test_cases if edited else ()
+    dataset = read_dataset(
+        data,
+        parse_labels(labels) if labels else None,
+        parse_channels(channels) if channels else None,
+        test=held_out,
+    )
+    fold = _choose_fold(dataset, fold)
+    training, validation = _split(dataset, fold)
     seed = (edited.recipe if edited else planned).seed
     architecture = edited.network.architecture if edited else architecture or "dinounet"
     # weights before pixels: what can fail fast, fails first
@@ -107,7 +116,11 @@ def start_run(
     record = RunRecord(
         plan=plan,
         data=DataRecord(
-            dataset.name, _hash(dataset), tuple(c.name for c in training), tuple(c.name for c in validation)
+            dataset.name,
+            _hash(dataset),
+            tuple(case.name for case in training),
+            tuple(case.name for case in validation),
+            dataset.test_cases,
         ),
         backbone=known,
         fold=fold,
@@ -125,16 +138,26 @@ def start_run(
     output.mkdir(parents=True, exist_ok=True)
     write_json(output / RECORD, record)  # first: what holds it can be resumed
     write_json(output / PLAN, plan)
-    return _fit(network, record, data, output, training, validation, resume=False)
+    try:
+        cached = _cache(record, data, output, cache, training, validation)
+    except Interrupted:
+        raise
+    except Exception:  # such as a full disk: nothing is there yet that could be gone on with
+        shutil.rmtree(output, ignore_errors=True)
+        raise
+    return _fit(network, record, data, output, *cached, cache, resume=False)
 
 
-def resume_run(data: Path, output: Path, *, device: Device = "auto", **asked: Any) -> RunRecord:
+def resume_run(
+    data: Path, output: Path, *, device: Device = "auto", cache: Path | None = None, **asked: Any
+) -> RunRecord:
     """Go on with an interrupted run.
 
     Args:
         data: the dataset that it was started with.
         output: the run's folder.
         device: where to compute from here on; by default where it was started.
+        cache: folder of preprocessed slices; by default in the run's folder.
         asked: options that are given once more; what is None is not asked for. See `dinounet.train`.
 
     Raises:
@@ -153,16 +176,19 @@ def resume_run(data: Path, output: Path, *, device: Device = "auto", **asked: An
         "plan": plan,
         "patch": plan.data.patch,
         "fold": record.fold,
+        "test": record.data.test_cases,
         "labels": plan.data.meaning.given,
         "channels": tuple(channel.name for channel in plan.data.channels),
         "precision": record.precision,
         "weights": record.backbone and record.backbone.weights,
     }
+    if asked.get("test") is not None:
+        asked["test"] = read_dataset(data, test=asked["test"]).test_cases
     for name, value in asked.items():
         if value is not None and value != started_with[name]:
             raise ConfigError(f"{output} was started with another {name}; resume it without that option, or train anew")
     record = replace(record, device=choose_device(record.device if device == "auto" else device))
-    dataset = read_dataset(data)
+    dataset = read_dataset(data, test=record.data.test_cases)
     if _hash(dataset) != record.data.sha256:
         raise DataError(f"{data} is not, or no longer, the dataset that {output} was started with; train a new run")
     training, validation = _split(dataset, record.fold)
@@ -175,7 +201,8 @@ def resume_run(data: Path, output: Path, *, device: Device = "auto", **asked: An
             raise WeightsError(f"the weights in {found.weights} have changed since {output} was started; train anew")
     network = _build(plan, frozen)
     say("resume", f"going on after step {record.steps_done}", step=record.steps_done)
-    return _fit(network, record, data, output, training, validation, resume=True)
+    cached = _cache(record, data, output, cache, training, validation)
+    return _fit(network, record, data, output, *cached, cache, resume=True)
 
 
 def how_to_go_on(data: Path, output: Path) -> str:
@@ -198,22 +225,41 @@ def _check_plan(plan: Plan, dataset: Dataset) -> None:
         )
     if dataset.meaning not in (None, plan.data.meaning):
         raise ConfigError(f"the plan has other regions, colours or another ignore label than {dataset.name}; plan anew")
-
-
-def _split(dataset: Dataset, fold: int) -> tuple[list[Case], list[Case]]:
-    """Training and validation cases."""
-    if fold == ALL_CASES:
-        return list(dataset.cases), []
-    if not dataset.splits:
+    if plan.data.test_cases != dataset.test_cases:
         raise ConfigError(
-            f"{dataset.name} has one case, or one group of cases, which can't be split; train on it, without "
-            f"validation, by --fold {ALL_CASES}"
+            f"the plan holds out {join_some(plan.data.test_cases) or 'no case'}, and not what --test names; plan anew "
+            "with that --test, or leave it out"
         )
-    if not 0 <= fold < len(dataset.splits):
+
+
+def _choose_fold(dataset: Dataset, fold: Fold | None) -> Fold:
+    """The fold to train: what was asked for, or else the first; where nothing can be split, all cases."""
+    units = len(by_group(dataset.cases))
+    kind = "groups of cases" if units < len(dataset.cases) else "cases"
+    if fold == "all":
+        return fold
+    if not dataset.splits:
+        if fold is not None:
+            raise ConfigError(
+                f"{dataset.name} has one case, or one group of cases, which can't be split; train on it, without "
+                "validation, by --fold all"
+            )
+        say("folds", f"{dataset.name} has one case, or one group of cases: it is all trained on, and none is watched")
+        return "all"
+    if len(dataset.splits) == units < FOLDS:
+        say("folds", f"{dataset.name} has {units} {kind}, so there are {units} folds and not {FOLDS}", folds=units)
+    if fold is not None and not 0 <= fold < len(dataset.splits):
         raise ConfigError(
             f"{dataset.name} has {len(dataset.splits)} folds, numbered from 0, and no fold {fold}; "
-            f"choose another, or --fold {ALL_CASES} to train on all cases"
+            "choose another, or --fold all to train on all cases"
         )
+    return fold or 0
+
+
+def _split(dataset: Dataset, fold: Fold) -> tuple[list[Case], list[Case]]:
+    """Training and validation cases."""
+    if fold == "all":
+        return list(dataset.cases), []
     train_names, validation_names = dataset.splits[fold]
     by_name = {case.name: case for case in dataset.cases}
     return [by_name[name] for name in train_names], [by_name[name] for name in validation_names]
@@ -249,26 +295,29 @@ def _build(plan: Plan, frozen: FrozenBackbone | None) -> Network:
     return network
 
 
+def _cache(
+    record: RunRecord, data: Path, output: Path, cache: Path | None, training: list[Case], validation: list[Case]
+) -> tuple[list[CachedCase], list[CachedCase]]:
+    """The cases' preprocessed slices, in the run's own folder unless another is named."""
+    cases = [*training, *validation]
+    with _interruptible(data, output, cache), progress("caching", len(cases)) as advance:
+        found = build_cache(cases, record.plan.data, cache or output / CACHE, advance, lambda text: say("cache", text))
+    return found[: len(training)], found[len(training) :]
+
+
 def _fit(
     network: Network,
     record: RunRecord,
     data: Path,
     output: Path,
-    training: list[Case],
-    validation: list[Case],
+    training: list[CachedCase],
+    validation: list[CachedCase],
+    cache: Path | None,
     *,
     resume: bool,
 ) -> RunRecord:
-    try:
-        with progress("caching", len(training) + len(validation)) as advance:
-            cached = [
-                build_cache(cases, record.plan.data, output / CACHE, on_case=advance)
-                for cases in (training, validation)
-            ]
-        record = fit(network, record, output, *cached, resume=resume)
-    except (KeyboardInterrupt, Interrupted) as stop:
-        where = str(stop) or f"stopped; the last checkpoint is of step {read_run(output).steps_done}"
-        raise Interrupted(f"{where}; {how_to_go_on(data, output)}") from None
+    with _interruptible(data, output, cache):
+        record = fit(network, record, output, training, validation, resume=resume)
     say(
         "trained",
         f"{output}: {record.steps_done} steps in {record.seconds / 60:.1f} minutes",
@@ -277,3 +326,15 @@ def _fit(
         seconds=record.seconds,
     )
     return record
+
+
+@contextmanager
+def _interruptible(data: Path, output: Path, cache: Path | None) -> Iterator[None]:
+    """Answers Ctrl-C in the block with how to go on."""
+    try:
+        yield
+    except (KeyboardInterrupt, Interrupted) as stop:
+        where = str(stop) or f"stopped; the last checkpoint is of step {read_run(output).steps_done}"
+        again = ["dinounet", "train", str(data), "-o", str(output), "--resume"]
+        again += ["--cache", str(cache)] if cache else []
+        raise Interrupted(f"{where}; go on with: {shlex.join(again)}") from None

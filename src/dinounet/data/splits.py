@@ -1,0 +1,152 @@
+"""Which cases are learned from, which are only watched, and which are kept out of both for a test at the end.
+
+Folds are nnU-Net's (arXiv 1809.10486): five, shuffled with its seed. Cases of one group, such as a patient's, always
+stay together, and so do all slices of a volume, because a volume is one case.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from dinounet.data.pairs import Case
+from dinounet.errors import ConfigError, DataError
+from dinounet.files import join_some, read_json
+
+Fold = int | Literal["all"]
+"""Number of a split, from 0; or all: learn from every case and watch none."""
+
+Split = tuple[tuple[str, ...], tuple[str, ...]]
+"""Names of the cases to learn from, and of those to watch."""
+
+FOLDS = 5
+SPLIT_SEED = 12345
+"""nnU-Net's, so that its folds are ours."""
+
+
+def make_splits(names: Sequence[str]) -> tuple[Split, ...]:
+    """nnU-Net's folds: sorted names, five folds (fewer for fewer cases), shuffled with its seed.
+
+    Equals scikit-learn's `KFold(shuffle=True)`, which shuffles by NumPy's legacy generator. One case can't be split.
+    """
+    names = sorted(names)
+    order = np.arange(len(names))
+    np.random.RandomState(SPLIT_SEED).shuffle(order)
+    folds = [set(fold.tolist()) for fold in np.array_split(order, min(FOLDS, len(names)))]
+    return tuple(
+        (
+            tuple(name for i, name in enumerate(names) if i not in fold),
+            tuple(name for i, name in enumerate(names) if i in fold),
+        )
+        for fold in folds
+        if len(names) > 1
+    )
+
+
+def split_cases(cases: Sequence[Case]) -> tuple[Split, ...]:
+    """nnU-Net's folds of groups where cases have them, else of cases; a group is never on both sides."""
+    members = by_group(cases)
+    return tuple(
+        (
+            tuple(sorted(name for group in training for name in members[group])),
+            tuple(sorted(name for group in validation for name in members[group])),
+        )
+        for training, validation in make_splits(list(members))
+    )
+
+
+def by_group(cases: Sequence[Case]) -> dict[str, list[str]]:
+    """Names of the cases of each group; a case that belongs to none is its own."""
+    members: dict[str, list[str]] = {}
+    for case in cases:
+        members.setdefault(case.name if case.group is None else case.group, []).append(case.name)
+    return members
+
+
+def read_splits(path: Path, cases: Sequence[Case], held_out: Sequence[str]) -> tuple[Split, ...]:
+    """The folds that a file in nnU-Net's format names, without what is held out of all of them.
+
+    Args:
+        path: `splits_final.json`.
+        cases: of the dataset, without those held out.
+        held_out: names of these.
+
+    Raises:
+        DataError: it is no list of folds, names unknown cases, or some on both sides.
+    """
+    names = {case.name for case in cases}
+    content_of_file = read_json(path, what="a list of folds, each with train and val")
+    if not isinstance(content_of_file, list) or not content_of_file:
+        raise DataError(f"{path} is no list of folds; write a list of objects with train and val")
+    splits = []
+    for fold, content in enumerate(content_of_file):
+        parts: list[Any] = [content.get(p) for p in ("train", "val")] if isinstance(content, Mapping) else [None]
+        if not all(isinstance(part, list) and all(isinstance(name, str) for name in part) for part in parts):
+            raise DataError(f"{path} has a fold {fold} without train and val; write both as lists of cases")
+        training, validation = (tuple(name for name in part if name not in held_out) for part in parts)
+        if not training:
+            raise DataError(f"{path} has a fold {fold} with no case to train on; name some")
+        unknown = sorted({*training, *validation} - names)
+        both = sorted(set(training) & set(validation))
+        if unknown:
+            raise DataError(f"{path} names in fold {fold} cases that imagesTr does not hold: {join_some(unknown)}")
+        if both:
+            raise DataError(f"{path} has cases in both parts of fold {fold}: {join_some(both)}; keep them in one")
+        splits.append((training, validation))
+    return tuple(splits)
+
+
+def read_test_list(path: Path) -> tuple[str, ...]:
+    """The names of cases or groups that a text file holds: one a line, what follows a # left out.
+
+    Raises:
+        DataError: it can't be read, or names nothing.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except OSError as error:
+        raise DataError(f"{path} can't be read ({error.strerror}); give --test a text file, a case a line") from None
+    except UnicodeDecodeError:
+        raise DataError(f"{path} is not text in UTF-8; give --test a text file, a case a line") from None
+    names = [line.split("#")[0].strip() for line in lines]
+    if not any(names):
+        raise DataError(f"{path} names no case; write the name of a case or group on each line, or leave --test out")
+    return tuple(name for name in names if name)
+
+
+def hold_out(cases: Sequence[Case], names: Sequence[str]) -> tuple[tuple[Case, ...], tuple[str, ...]]:
+    """Set the cases of a test list apart.
+
+    Args:
+        cases: of the dataset.
+        names: of cases, or of groups, which hold out all of theirs.
+
+    Returns:
+        the other cases, and the names of those held out, sorted.
+
+    Raises:
+        ConfigError: a name is unknown, a group would be torn apart, or no case is left.
+    """
+    members, known = by_group(cases), {case.name for case in cases}
+    problems, held_out = [], set()
+    for name in dict.fromkeys(names):
+        if name in known:
+            held_out.add(name)
+        elif name in members:
+            held_out.update(members[name])
+        else:
+            near = difflib.get_close_matches(name, sorted({*known, *members}), n=1, cutoff=0.0)
+            problems.append(f"it names {name}, which is no case and no group (did you mean {near[0]}?)")
+    for group, parts in members.items():
+        left = [name for name in parts if name not in held_out]
+        if 0 < len(left) < len(parts):
+            problems.append(f"it tears the group {group} apart, of which it leaves {', '.join(left)} (name the group)")
+    if problems:
+        raise ConfigError(f"the test list is wrong: {join_some(problems)}; correct it")
+    if len(held_out) == len(known):
+        raise ConfigError(f"the test list holds out all {len(known)} cases; leave some to train on")
+    return tuple(case for case in cases if case.name not in held_out), tuple(sorted(held_out))

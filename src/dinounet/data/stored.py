@@ -1,0 +1,179 @@
+"""Images and masks that stay in their files and are read plane by plane, because whole they would not fit into memory.
+
+NIfTI through nibabel (also compressed, where reading planes in order costs one pass over the file), and MHA that is not
+compressed through SimpleITK. All else is read whole, in the type it is stored in.
+Only planes along z can be read so: a volume that is cut into slices along another axis is read whole too, because each
+of its slices would need every plane.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+
+from dinounet.data.images import VOLUME_ENDINGS, Geometry, Volume, ending_of, read_image, require_same_grid
+from dinounet.data.labels import Labels
+from dinounet.data.masks import read_truth, whole_numbers
+from dinounet.data.pairs import Case
+from dinounet.errors import DataError
+
+MASK_BYTES = 16
+"""What a pixel of a mask takes while it is read whole: an integer of 8 bytes, and another to compare it with."""
+
+
+@dataclass(frozen=True)
+class Planes:
+    """Stands in for the array of a volume, (C, Z, Y, X) or (Z, Y, X): `planes[..., z, :, :]` reads one plane."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    read: Callable[[int], np.ndarray] | None
+    """(C, Y, X) or (Y, X) of a plane; None where the format doesn't allow it."""
+
+    def __getitem__(self, key: Any) -> np.ndarray:
+        assert self.read is not None
+        _, z, _, _ = key
+        return self.read(z)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+
+def open_image(paths: Sequence[Path], most: int, slice_axis: int = 0) -> Volume:
+    """Read an image as `read_image` does, or leave it in its files if reading it takes more bytes than `most`.
+
+    Args:
+        paths: one file a channel, or one with several channels.
+        most: bytes of memory.
+        slice_axis: along which it is going to be cut.
+
+    Raises:
+        DataError: as `read_image`; what is left in its files, as soon as the wrong plane is read.
+    """
+    found = look_into(paths)
+    if found is None or bytes_to_read(found) <= most or not can_stay(found, slice_axis):
+        return read_image(paths)
+    return found
+
+
+def open_truth(case: Case, known: Labels, most: int, slice_axis: int = 0) -> Volume:
+    """Read a case's mask as `read_truth` does, or leave it in its file if reading it takes more bytes than `most`."""
+    mask = case.mask
+    if not isinstance(mask, Path):
+        return read_truth(case, known)
+    found = look_into([mask])
+    if (
+        found is None
+        or len(found.array) > 1
+        or pixels_of(found) * MASK_BYTES <= most
+        or not can_stay(found, slice_axis)
+    ):
+        return read_truth(case, known)
+    stored = found.array
+    labels = Planes(stored.shape[1:], np.dtype(np.int32), lambda z: whole_numbers(stored[..., z, :, :][0], mask))
+    return replace(found, array=cast(np.ndarray, labels))
+
+
+def look_into(paths: Sequence[Path]) -> Volume | None:
+    """An image as its headers tell, with its pixels still in the files; None if they don't tell, or don't agree."""
+    found = [_look_into(path) for path in paths]
+    channels = [channel for channel in found if channel is not None]
+    if len(channels) < len(paths):
+        return None
+    try:
+        for channel in channels[1:]:
+            require_same_grid(channel, channels[0])
+    except DataError:
+        return None
+    parts = [cast(Planes, channel.array) for channel in channels]
+
+    def read(z: int) -> np.ndarray:
+        return np.concatenate([part[..., z, :, :] for part in parts])
+
+    shape = (sum(len(part) for part in parts), *channels[0].shape)
+    dtype = np.result_type(*(part.dtype for part in parts))
+    planes = Planes(shape, dtype, read if all(part.read for part in parts) else None)
+    return replace(channels[0], array=cast(np.ndarray, planes))
+
+
+def can_stay(found: Volume, slice_axis: int) -> bool:
+    """Whether what was looked into can be read plane by plane, and is wanted so."""
+    return cast(Planes, found.array).read is not None and (slice_axis == 0 or found.is_flat)
+
+
+def bytes_to_read(found: Volume) -> int:
+    """What it takes to read an image whole that was looked into: its pixels, and as much to put channels together."""
+    return 2 * len(found.array) * pixels_of(found) * found.array.dtype.itemsize
+
+
+def pixels_of(found: Volume) -> int:
+    """Of one channel."""
+    return int(np.prod(found.shape, dtype=np.int64))
+
+
+def _look_into(path: Path) -> Volume | None:
+    import SimpleITK as sitk
+
+    sitk.ProcessObject.SetGlobalWarningDisplay(False)
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    try:
+        reader.ReadImageInformation()
+        size, components = reader.GetSize(), reader.GetNumberOfComponents()
+        dtype = sitk.GetArrayViewFromImage(sitk.Image([1] * len(size), reader.GetPixelID(), components)).dtype
+        if path.is_dir() or len(size) not in (2, 3):
+            return None
+        depth = size[2] if len(size) == 3 else 1
+        read = _reader_of(path, size, components) if len(size) == 3 else None
+    except Exception:  # the readers raise whatever their C code meets; reading it whole tells what is wrong
+        return None
+
+    def read_finite(z: int) -> np.ndarray:
+        assert read is not None
+        try:
+            plane = read(z)
+        except Exception as error:
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+            raise DataError(f"{path} can't be read as an image ({reason}); is it whole?") from None
+        if not np.isfinite(plane).all():
+            raise DataError(f"{path} holds NaN or infinity in plane {z}; repair or exclude it")
+        return plane.astype(dtype, copy=False)
+
+    planes = Planes((components, depth, size[1], size[0]), dtype, read_finite if read else None)
+    knows_space = ending_of(path) in VOLUME_ENDINGS
+    geometry = Geometry(reader.GetSpacing(), reader.GetOrigin(), reader.GetDirection()) if knows_space else None
+    return Volume(cast(np.ndarray, planes), geometry, path)
+
+
+def _reader_of(path: Path, size: tuple[int, ...], components: int) -> Callable[[int], np.ndarray] | None:
+    """What reads (C, Y, X) of a plane without the others, if the format allows that."""
+    if ending_of(path) in (".nii", ".nii.gz") and components == 1:
+        import nibabel
+
+        # the file stays open, so that a compressed one is not unpacked from its start for each plane
+        file: Any = nibabel.load(path, mmap=False, keep_file_open=True)
+        if file.shape != size:
+            return None
+        return lambda z: np.asarray(file.dataobj[..., z]).T[None]
+    if ending_of(path) == ".mha":
+        with path.open("rb") as header:
+            if re.search(rb"CompressedData\s*=\s*True", header.read(1 << 14)):
+                return None
+        return lambda z: _extract(path, size, z)
+    return None
+
+
+def _extract(path: Path, size: tuple[int, ...], z: int) -> np.ndarray:
+    import SimpleITK as sitk
+
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    reader.SetExtractIndex((0, 0, z))
+    reader.SetExtractSize((*size[:2], 1))
+    plane = sitk.GetArrayFromImage(reader.Execute())[0]
+    return plane[None] if plane.ndim == 2 else np.moveaxis(plane, -1, 0)
