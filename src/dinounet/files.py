@@ -128,7 +128,8 @@ def read_json(path: Path, *, what: str) -> Any:
         DataError: it is missing or no JSON; `what` says what it should have been.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))  # some editors begin UTF-8 with a mark
+        text = path.read_text(encoding="utf-8-sig")  # some editors begin UTF-8 with a mark
+        content = json.loads(text, object_pairs_hook=_once_each)
         json.dumps(content, ensure_ascii=False).encode()  # halves of characters, as \\ud800, could not be written again
         return content
     except FileNotFoundError:
@@ -137,6 +138,15 @@ def read_json(path: Path, *, what: str) -> Any:
         raise DataError(f"{path} is not JSON ({error}); it should be {what}") from None
     except OSError as error:
         raise DataError(f"{path} can't be read ({error.strerror}); it should be {what}") from None
+
+
+def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON, of whose values none may be dropped because another has the same name."""
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        twice = next(name for index, (name, _) in enumerate(pairs) if name in dict(pairs[:index]))
+        raise ValueError(f"the name {twice!r} stands there twice")
+    return content
 
 
 def write_json(path: Path, content: Any) -> None:
