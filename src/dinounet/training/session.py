@@ -136,9 +136,9 @@ def start_run(
         notes=notes,
     )
     output.mkdir(parents=True, exist_ok=True)
-    write_json(output / RECORD, record)  # first: what holds it can be resumed
-    write_json(output / PLAN, plan)
     try:
+        write_json(output / RECORD, record)  # first: what holds it can be resumed
+        write_json(output / PLAN, plan)
         cached = _cache(record, data, output, cache, training, validation)
     except Interrupted:
         raise
