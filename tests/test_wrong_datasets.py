@@ -23,7 +23,7 @@ from dinounet.run import read_run
 from dinounet.training import session  # noqa: F401 -- so that torch leaves its temporary folder before we look
 from networks import tiny_config
 from odd_datasets import ODD
-from wrong_datasets import CORPUS, Wrong, nnunet, pairs, volumes
+from wrong_datasets import CORPUS, Wrong, cut, nnunet, pairs, volumes
 from wrong_pixels import series
 
 
@@ -224,6 +224,47 @@ def tiny_plan(data: Path) -> Plan:
     return replace(found, network=network, memory=memory)
 
 
+def write_tiny_plan(data: Path, path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Write a plan for a network that needs no trial; returns the words that train by it."""
+    plan = tiny_plan(data)
+    write_json(path, plan)
+    monkeypatch.setattr("dinounet.training.session.measure_step", lambda *_: plan.memory)
+    return ["--plan", str(path), "--weights", "random", "--precision", "fp32", "--no-report"]
+
+
+@pytest.mark.parametrize("files", [0, 1, 2, 5])
+def test_a_run_that_the_disk_has_no_room_for_leaves_nothing(
+    files: int, place: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (place / "data").mkdir()
+    pairs(place / "data")
+    words = write_tiny_plan(place / "data", place / "plan.json", monkeypatch)
+    before, written = content_of(place), iter(range(files))
+    monkeypatch.setattr("os.fsync", lambda _: full_disk() if next(written, None) is None else None)
+    assert main(["train", "data", "-o", "run", *words]) == 2
+    told = capfd.readouterr().err
+    assert "No space left on device" in told
+    assert ("the space that is left" if files < 2 else "make room, or name a folder elsewhere with --cache") in told
+    assert told.count("\n") == 1
+    assert content_of(place) == before
+
+
+def test_what_is_wrong_with_a_dataset_that_is_already_planned_is_answered_so_too(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (place / "data").mkdir()
+    pairs(place / "data")
+    words = write_tiny_plan(place / "data", place / "plan.json", monkeypatch)
+    for name in ("images/a.png", "images/b.png", "masks/b.png"):
+        cut(place / "data" / name)
+    before = content_of(place)
+    assert main(["train", "data", "-o", "run", *words]) == 2
+    told = capfd.readouterr().err
+    assert all(f"{name} can't be read" in told for name in ("images/a.png", "images/b.png", "masks/b.png"))
+    assert told.count("\n") == 1
+    assert content_of(place) == before
+
+
 @pytest.mark.parametrize("name", ODD)
 def test_an_odd_dataset_is_trained_on(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
@@ -232,10 +273,7 @@ def test_an_odd_dataset_is_trained_on(
     data.mkdir()
     given = ODD[name](data) or data
     before = content_of(data)
-    plan = tiny_plan(given)
-    write_json(tmp_path / "plan.json", plan)
-    monkeypatch.setattr("dinounet.training.session.measure_step", lambda *_: plan.memory)
-    words = ["--plan", str(tmp_path / "plan.json"), "--weights", "random", "--precision", "fp32", "--no-report"]
+    words = write_tiny_plan(given, tmp_path / "plan.json", monkeypatch)
     assert main(["train", str(given), "-o", str(run), *words]) == 0, capfd.readouterr().err
     assert read_run(run).status == "finished"
     assert content_of(data) == before

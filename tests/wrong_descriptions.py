@@ -47,6 +47,8 @@ wrong_text("null_in_json", "dataset.json", "null", "holds no object; see nnU-Net
 wrong_text("half_a_character_in_json", "dataset.json", r'{"labels": {"\ud800": 0}}', "is not JSON", "it should be")
 wrong_text("json_in_utf_16", "dataset.json", '{"labels": {}}'.encode("utf-16"), "is not JSON", "it should be")
 
+wrong_text("a_name_twice_in_json", "dataset.json", '{"labels": {"a": 0, "a": 1}}', "the name 'a' stands there twice")
+
 wrong_description("no_channel_names", "has no channel_names; see nnU-Net's", channel_names=None)
 wrong_description(
     "channel_names_as_a_list", "has no channel_names but list in its place", "see nnU-Net's", channel_names=["MR"]
@@ -114,13 +116,21 @@ def wrong_splits(name: str, content: Any, *words: str) -> None:
 wrong_text("splits_that_are_no_json", "splits_final.json", "train: a", "is not JSON", "it should be a list of folds")
 wrong_splits("splits_without_folds", [], "is no list of folds; write a list of objects with train and val")
 wrong_splits("splits_as_an_object", {"train": ["a"], "val": ["b"]}, "is no list of folds; write a list")
-wrong_splits("a_fold_without_val", [{"train": ["a"]}], "has a fold 0 without train and val; write both")
-wrong_splits("a_fold_of_numbers", [{"train": [1], "val": [2]}], "has a fold 0 without train and val; write both")
-wrong_splits("a_fold_that_is_a_list", [["a"], ["b"]], "has a fold 0 without train and val; write both")
-wrong_splits("a_fold_with_nothing_to_train_on", [{"train": [], "val": ["b"]}], "no case to train on; name some")
-wrong_splits("a_fold_with_unknown_cases", [{"train": ["a", "x"], "val": ["y"]}], "imagesTr does not hold: x; y")
-wrong_splits("a_fold_with_cases_on_both_sides", [{"train": ["a", "b"], "val": ["b"]}], "both parts of fold 0: b; keep")
-wrong_splits("a_fold_with_a_case_twice", [{"train": ["a", "a"], "val": ["b"]}], "fold 0", "twice", "a")
+wrong_splits("a_fold_without_val", [{"train": ["a"]}], "has a fold 0 without train and val (write both")
+wrong_splits("a_fold_of_numbers", [{"train": [1], "val": [2]}], "has a fold 0 without train and val (write both")
+wrong_splits("a_fold_that_is_a_list", [["a"], ["b"]], "has a fold 0 without train and val (write both")
+wrong_splits(
+    "a_fold_with_nothing_to_train_on", [{"train": [], "val": ["b"]}], "no case to train on (name some); correct"
+)
+wrong_splits(
+    "a_fold_with_unknown_cases", [{"train": ["a", "x"], "val": ["y"]}], "imagesTr does not hold: x, y; correct"
+)
+wrong_splits(
+    "a_fold_with_cases_on_both_sides",
+    [{"train": ["a", "b"], "val": ["b"]}],
+    "twice in fold 0 (keep them in one of its parts): b; correct it",
+)
+wrong_splits("a_fold_with_a_case_twice", [{"train": ["a", "a"], "val": ["b"]}], "twice in fold 0 (keep", ": a;")
 wrong_splits(
     "several_wrong_folds_at_once", [{"train": ["x"], "val": []}, {"train": ["a", "b"], "val": ["b"]}, 5],
     "fold 0", "fold 1", "fold 2",
