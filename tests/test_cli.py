@@ -45,12 +45,21 @@ def test_help_of_a_verb_comes_without_torch_and_is_a_python_function(verb: str) 
         (["trian"], "dinounet: there is no verb 'trian'; did you mean train?"),
         (
             ["train", "nowhere", "-o", "run", "--weights", "random"],
-            "dinounet: nowhere is not a folder; give the folder",
+            "dinounet: nowhere does not exist; give the folder",
         ),
         (["predict", "nowhere", "image.png", "-o", "out"], "dinounet: nowhere is not a run: it holds no run.json"),
         (["evaluate", "a", "b"], "dinounet: neither a nor b says which classes the masks hold; pass --labels"),
         (["evaluate", "a", "b", "--labels", "x"], "dinounet: --labels is 'x'; write it as background=0,lesion=1"),
         (["info", "nowhere"], "dinounet: nowhere is not a run"),
+        (["plan"], "dinounet: missing from dinounet plan: DATASET Dataset, as for"),
+        (["plan", "x", "--patc", "3"], "--patc, 3; did you mean --patch?; see dinounet plan --help"),
+        (["plan", "x", "--patch", "3"], "dinounet: error parsing --patch: no type matching {None}|{INT INT} could be"),
+        (
+            ["train", "x", "--recipe", "papr"],
+            "invalid choice 'papr' for argument '--recipe'; expected one of",
+        ),
+        (["train", "x", "--steps", "many"], "int() with base 10: 'many'; see dinounet train --help"),
+        (["info", "x", "y"], "dinounet: unrecognized options: y; see dinounet info --help"),
         (["train", "x", "-o", "y", "--steps", "0"], "dinounet: recipe.steps is 0; it must be a number of at least 1"),
     ],
 )

@@ -407,7 +407,7 @@ def break_it(png: Path, what: str) -> None:
         ("no folds", r"splits_final\.json is no list of folds"),
         ("no list in fold", r"has a fold 0 without train and val"),
         ("nothing to train on", r"has a fold 0 with no case to train on"),
-        ("leak", r"both parts of fold 0: case_0"),
+        ("leak", r"cases twice in fold 0 \(keep them in one of its parts\): case_0"),
         ("not an image", r"case_1_0000\.png can't be read as an image"),
         ("truncated", r"case_1_0000\.png can't be read as an image .*truncated"),
         ("size", r"case_1\.png is 1 x 50 x 80 but .*case_1_0000\.png is 1 x 72 x 80"),

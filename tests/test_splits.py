@@ -38,7 +38,9 @@ def table(tmp_path: Path) -> Path:
     mask = np.zeros((64, 64), np.uint8)
     mask[20:40, 20:40] = 1
     for index in range(8):
-        Image.fromarray(np.full((64, 64), 10 * (index + 1), np.uint8)).save(tmp_path / f"eye{index}.png")
+        image = np.full((64, 64), 10 * (index + 1), np.uint8)
+        image[0, 0] = 0  # images of one value alone are refused
+        Image.fromarray(image).save(tmp_path / f"eye{index}.png")
         Image.fromarray(mask).save(tmp_path / f"eye{index}_mask.png")
         rows.append(f"eye{index}.png,eye{index}_mask.png,patient {index // 2}")
     (tmp_path / "eyes.csv").write_text("\n".join(rows))
@@ -54,6 +56,7 @@ def volumes(tmp_path: Path) -> Path:
     mask[:, 20:40, 20:40] = 1
     for index in range(6):
         image = np.full(mask.shape, 10 * (index + 1), np.uint8)
+        image[0, 0, 0] = 0
         sitk.WriteImage(volume(image), str(tmp_path / "volumes" / "imagesTr" / f"case_{index}_0000.nii.gz"))
         sitk.WriteImage(volume(mask), str(tmp_path / "volumes" / "labelsTr" / f"case_{index}.nii.gz"))
     describe(tmp_path / "volumes", ".nii.gz", ("noNorm",), {"background": 0, "square": 1})

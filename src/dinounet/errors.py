@@ -4,6 +4,9 @@ Each message is one sentence: what is wrong, where, and what to do. The command 
 program and exits with 2; anything else that is raised is our failure and exits with 1.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class UserError(Exception):
     """The input or the command is wrong; the message says what, where and what to do."""
@@ -15,6 +18,15 @@ class ConfigError(UserError):
 
 class DataError(UserError):
     """A dataset, image or mask is wrong."""
+
+
+@contextmanager
+def noted(problems: list[str]) -> Iterator[None]:
+    """Puts what a DataError in the block says among the problems, so that whoever looks on finds the others too."""
+    try:
+        yield
+    except DataError as error:
+        problems.append(str(error))
 
 
 class WeightsError(UserError):

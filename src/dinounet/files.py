@@ -91,6 +91,16 @@ def require_folder(path: Path, flag: str) -> None:
     _require_place(path, path, flag)
 
 
+def require_outside(path: Path, folder: Path, *, what: str) -> None:
+    """Make sure that an output doesn't go into the dataset, which would then hold its pictures too.
+
+    Raises:
+        UserError: it does.
+    """
+    if folder.is_dir() and folder.resolve() in path.resolve().parents:
+        raise UserError(f"{path} lies in the dataset {folder}; give {what} a place outside of it with -o")
+
+
 def require_file(path: Path) -> None:
     """Make sure that an output file can be written, which may replace an older one.
 
@@ -118,13 +128,25 @@ def read_json(path: Path, *, what: str) -> Any:
         DataError: it is missing or no JSON; `what` says what it should have been.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8-sig")  # some editors begin UTF-8 with a mark
+        content = json.loads(text, object_pairs_hook=_once_each)
+        json.dumps(content, ensure_ascii=False).encode()  # halves of characters, as \\ud800, could not be written again
+        return content
     except FileNotFoundError:
         raise DataError(f"{path} does not exist; it should be {what}") from None
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # no JSON, no UTF-8, numbers too long, brackets too deep
         raise DataError(f"{path} is not JSON ({error}); it should be {what}") from None
     except OSError as error:
         raise DataError(f"{path} can't be read ({error.strerror}); it should be {what}") from None
+
+
+def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON, of whose values none may be dropped because another has the same name."""
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        twice = next(name for index, (name, _) in enumerate(pairs) if name in dict(pairs[:index]))
+        raise ValueError(f"the name {twice!r} stands there twice")
+    return content
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -5,15 +5,19 @@ Only the chosen verb's module is imported, and that imports neither torch nor ti
 
 from __future__ import annotations
 
+import contextlib
 import difflib
+import functools
 import importlib
+import io
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import dinounet
-from dinounet.errors import Interrupted, UserError
+from dinounet.errors import ConfigError, Interrupted, UserError
 
 VERBS = {
     "demo": "train, predict, evaluate and report on real brain images, in minutes",
@@ -59,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         near = difflib.get_close_matches(verb, VERBS, n=1)
         return _fail(f"there is no verb {verb!r}; " + (f"did you mean {near[0]}?" if near else "see dinounet --help"))
     try:
-        _run(function_of(verb), verb, words[1:])
+        _understand(function_of(verb), verb, words[1:])()
     except UserError as error:
         if debug:
             raise
@@ -90,12 +94,43 @@ def function_of(verb: str) -> Callable[..., Any]:
     return function
 
 
-def _run(function: Callable[..., Any], verb: str, words: list[str]) -> None:
+def _understand(function: Callable[..., Any], verb: str, words: list[str]) -> Callable[[], Any]:
+    """The call that the words after the verb ask for.
+
+    Raises:
+        ConfigError: they ask for none.
+    """
     import tyro
 
-    tyro.cli(function, prog=f"dinounet {verb}", args=words, config=(tyro.conf.OmitArgPrefixes,))
+    @functools.wraps(function)
+    def later(*arguments: Any, **named: Any) -> Callable[[], Any]:
+        return functools.partial(function, *arguments, **named)
+
+    told = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(told):
+            call: Callable[[], Any] = tyro.cli(
+                later, prog=f"dinounet {verb}", args=words, config=(tyro.conf.OmitArgPrefixes,)
+            )
+    except SystemExit as stop:
+        if stop.code != USER_ERROR:
+            raise  # --help
+        raise ConfigError(f"{_shorten(told.getvalue())}; see dinounet {verb} --help") from None
+    return call
+
+
+def _shorten(box: str) -> str:
+    """What tyro says in a box of several lines, as one: what is wrong, and the nearest flag if it names some."""
+    lines = [line.strip("│ ") for line in box.splitlines()[1:]]  # without the title
+    parts = re.split(r"[─╰╯-]{9,}", " ".join(lines))
+    wrong, *hints = [part for part in parts if part.strip()] or ["the command can't be understood"]
+    sentences = wrong.split(" Got errors:")[0].strip(" .").split(". ")
+    near = re.search(r"Perhaps you meant: .*?(--[\w-]+)", " ".join(hints))
+    what = "; ".join(sentence[:1].lower() + sentence[1:] for sentence in sentences)
+    return what + (f"; did you mean {near[1]}?" if near else "")
 
 
 def _fail(message: str, code: int = USER_ERROR) -> int:
-    print(f"dinounet: {message}", file=sys.stderr)
+    line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in message)  # a file's name may hold anything
+    print(f"dinounet: {line}", file=sys.stderr)
     return code

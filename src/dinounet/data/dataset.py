@@ -16,12 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from dinounet.data.dicom_seg import segment_names
-from dinounet.data.images import ENDINGS, SEGMENTATION_ENDING, ending_of, stem_of
+from dinounet.data.images import ENDINGS, SEGMENTATION_ENDING, ending_of, refuse_dead_link, stem_of
 from dinounet.data.labels import Given, Labels, Region, name_labels, read_nnunet_labels
 from dinounet.data.masks import refuse_jpegs
 from dinounet.data.pairs import (
     Case,
-    alike_names,
     class_names,
     describe_pairs,
     find_pairs,
@@ -29,10 +28,11 @@ from dinounet.data.pairs import (
     known_files,
     mask_paths,
     name_of,
+    wrong_names,
 )
 from dinounet.data.splits import Split, hold_out, read_splits, split_cases
 from dinounet.data.table import read_table
-from dinounet.errors import ConfigError, DataError
+from dinounet.errors import ConfigError, DataError, noted
 from dinounet.files import join_some, read_json
 
 
@@ -104,6 +104,9 @@ def read_dataset(
             to hold out are not there, or are all there is.
     """
     is_table = root.suffix.lower() == ".csv" and not root.is_dir()
+    refuse_dead_link(root)
+    if not root.exists() and not is_table:
+        raise DataError(f"{root} does not exist; give the folder that holds the images and masks, or a CSV of them")
     if not root.is_dir() and not is_table:
         raise DataError(f"{root} is not a folder; give the folder that holds the images and masks, or a CSV of them")
     if (root / "dataset.json").exists() or (root / "imagesTr").is_dir():
@@ -228,7 +231,7 @@ def refuse_same_names(cases: Sequence[Case]) -> None:
     """Raise a DataError if cases have one name, or names that some systems can't tell apart."""
     counts = Counter(case.name for case in cases)
     twice = [f"several images are named {name}" for name in sorted(counts) if counts[name] > 1]
-    problems = twice + alike_names(counts)
+    problems = twice + wrong_names(counts)
     if problems:
         raise DataError(f"{join_some(problems)}; rename them, or keep them in folders of their own")
 
@@ -236,9 +239,12 @@ def refuse_same_names(cases: Sequence[Case]) -> None:
 def _join_channels(files: Sequence[Path], channels: int, ending: str, folder: Path | None) -> list[Case]:
     others = [str(path) for path in files if ending_of(path) != ending]
     if others:
-        raise DataError(f"these don't end with {ending}, as the dataset's images do: {join_some(others)}")
+        raise DataError(
+            f"these don't end with {ending}, as the dataset's images do: {join_some(others)}; convert or remove them, "
+            "or correct file_ending in dataset.json"
+        )
     numbered: dict[str, list[tuple[int, Path]]] = {}
-    cases = []
+    cases, problems = [], []
     for path in files:
         found = re.search(r"_(\d{4})$", stem_of(path))
         stem = in_folder(stem_of(path), path, folder)
@@ -251,20 +257,47 @@ def _join_channels(files: Sequence[Path], channels: int, ending: str, folder: Pa
         paths = tuple(path for _, path in parts)
         if [channel for channel, _ in parts] not in ([0], list(range(channels))):
             held = ", ".join(path.name for path in paths)
-            raise DataError(f"{name} should have one file a channel ({channels}), or one with all, but has {held}")
+            problems.append(f"{name} should have one file a channel ({channels}), or one with all, but has {held}")
         cases.append(Case(name, paths))
+    if problems:
+        raise DataError(f"{join_some(problems)}; add what is missing")
     return cases
 
 
 def _read_description(description: Any, path: Path) -> tuple[tuple[str, ...], Labels, str]:
     if not isinstance(description, Mapping):
         raise DataError(f"{path} holds no object; see nnU-Net's dataset format")
-    for key, kind in (("channel_names", Mapping), ("labels", Mapping), ("file_ending", str)):
-        if not isinstance(description.get(key), kind):
-            raise DataError(f"{path} has no {key}; see nnU-Net's dataset format (version 2)")
-    numbered: Mapping[str, str] = description["channel_names"]
+    wanted = {"channel_names": Mapping, "labels": Mapping, "file_ending": str}
+    missing = [
+        f"no {key}" if key not in description else f"no {key} but {type(description[key]).__name__} in its place"
+        for key, kind in wanted.items()
+        if not isinstance(description.get(key), kind)
+    ]
+    if missing:
+        raise DataError(f"{path} has {join_some(missing)}; see nnU-Net's dataset format (version 2)")
+    problems: list[str] = []
+    with noted(problems):
+        channels = _read_channels(description["channel_names"], path)
+    with noted(problems):
+        labels = _read_labels(description, path)
+    ending = description["file_ending"]
+    if ending not in ENDINGS:
+        problems.append(f"{path} says that files end with {ending!r}; known are {', '.join(ENDINGS)}")
+    if problems:
+        raise DataError(join_some(problems))
+    return channels, labels, ending
+
+
+def _read_channels(numbered: Mapping[str, Any], path: Path) -> tuple[str, ...]:
     if not numbered or sorted(numbered) != sorted(str(i) for i in range(len(numbered))):
         raise DataError(f"{path} numbers its channels {', '.join(numbered) or 'not at all'}; they must be 0, 1, 2 ...")
+    nameless = [number for number, name in numbered.items() if not isinstance(name, str) or not name.strip()]
+    if nameless:
+        raise DataError(f"{path} has no name for {', '.join(nameless)} in channel_names; write a name, such as CT")
+    return tuple(numbered[str(i)] for i in range(len(numbered)))
+
+
+def _read_labels(description: Mapping[str, Any], path: Path) -> Labels:
     labels = read_nnunet_labels(description, path)
     numbers = [*labels.labels.values(), *(() if labels.ignore is None else (labels.ignore,))]
     if numbers != list(range(len(numbers))) or labels.labels.get("background") != 0 or len(labels.labels) < 2:
@@ -272,7 +305,4 @@ def _read_description(description: Any, path: Path) -> tuple[tuple[str, ...], La
             f"{path} has the labels {description['labels']}; they must be background = 0, then 1, 2 ... without gaps, "
             "ignore last"
         )
-    ending = description["file_ending"]
-    if ending not in ENDINGS:
-        raise DataError(f"{path} says that files end with {ending!r}; known are {', '.join(ENDINGS)}")
-    return tuple(str(numbered[str(i)]) for i in range(len(numbered))), labels, ending
+    return labels

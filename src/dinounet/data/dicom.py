@@ -6,17 +6,21 @@ regular volume is refused.
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from dinounet.errors import DataError
+from dinounet.errors import DataError, noted
 from dinounet.files import join_some
 
 MAGIC = b"DICM"
 """At byte 128 of every DICOM file."""
+
+DICOM_SUFFIXES = ("", ".dcm", ".ima")
+"""How the names of such files mostly end."""
 
 SEGMENTATION = b"1.2.840.10008.5.1.4.1.1.66.4\0"
 """The class of DICOM objects that are masks, as it stands at the beginning of such a file."""
@@ -80,6 +84,8 @@ def _is_slice(path: Path) -> bool:
 
 
 def _beginning(path: Path) -> bytes:
+    if not os.access(path, os.R_OK):  # named as a slice it is taken for one, so that reading it tells what is wrong
+        return b"\0" * 128 + MAGIC if path.suffix.lower() in DICOM_SUFFIXES else b""
     with path.open("rb") as file:
         return file.read(1024)
 
@@ -91,7 +97,13 @@ def read_series(folder: Path) -> Series:
         DataError: a file is damaged, or they make no single regular volume: several series, slices of other sizes or
             directions, missing or double ones.
     """
-    read = [(path, _read(path)) for path in dicom_files(folder)]
+    read: list[tuple[Path, Any]] = []
+    problems: list[str] = []
+    for path in dicom_files(folder):
+        with noted(problems):
+            read.append((path, _read(path)))
+    if problems:
+        raise DataError(join_some(problems))
     found = Counter(image.GetMetaData(SERIES) if image.HasMetaDataKey(SERIES) else "" for _, image in read)
     if len(found) > 1:
         raise DataError(
@@ -129,6 +141,8 @@ def _read(path: Path) -> Any:
     try:
         return sitk.ReadImage(str(path))
     except RuntimeError:
+        if not os.access(path, os.R_OK):
+            raise DataError(f"{path} may not be read by you; change its permissions") from None
         raise DataError(f"{path} can't be read as a DICOM image; is it whole, and does it hold pixels?") from None
 
 

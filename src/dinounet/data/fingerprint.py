@@ -55,6 +55,8 @@ class Seen:
     shape: tuple[int, int, int]
     spacing: tuple[float, float, float] | None
     is_flat: bool
+    constant: tuple[bool, ...]
+    """Of each channel whether it holds one value alone."""
     pixels: dict[int, int]
     foreground: np.ndarray
     """(C, n) intensities at some of its foreground."""
@@ -73,10 +75,12 @@ def look_at(image: Volume, mask: Volume, pixels: dict[int, int], ignore: int | N
     """
     random = np.random.default_rng(1234)
     a_plane = math.ceil(SAMPLES_A_CASE / image.shape[0])
+    low, high = np.full(len(image.array), np.inf), np.full(len(image.array), -np.inf)
     anywhere, foreground = [], None
     for z in range(image.shape[0]):
         plane, labels = image.array[..., z, :, :], mask.array[..., z, :, :].ravel()
         values = plane.reshape(len(plane), -1).T
+        low, high = np.minimum(low, values.min(0)), np.maximum(high, values.max(0))
         anywhere.append(values[random.integers(len(values), size=a_plane)])
         inside = values[(labels > 0) & (labels != (0 if ignore is None else ignore))]
         foreground = choose_evenly(foreground, inside, SAMPLES_A_CASE, random)
@@ -87,7 +91,8 @@ def look_at(image: Volume, mask: Volume, pixels: dict[int, int], ignore: int | N
     spread = np.concatenate(anywhere).T.astype(np.float64)
     spread -= spread.mean(1, keepdims=True)
     spread /= np.maximum(spread.std(1, keepdims=True), 1e-8)
-    return Seen(image.shape, image.spacing, image.is_flat, pixels, chosen.T, spread)
+    constant = tuple((low == high).tolist())
+    return Seen(image.shape, image.spacing, image.is_flat, constant, pixels, chosen.T, spread)
 
 
 def principal_components(samples: np.ndarray) -> tuple[tuple[float, ...], ...]:

@@ -6,8 +6,12 @@ Inside, everything is a volume: a flat image has one slice and no spacing.
 
 from __future__ import annotations
 
+import gzip
 import math
-from collections.abc import Mapping, Sequence
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,8 +20,8 @@ import numpy as np
 
 from dinounet.data.dicom import is_dicom, is_series, read_series
 from dinounet.data.flat import FLAT_ENDINGS, Purpose, read_flat, write_flat
-from dinounet.errors import DataError
-from dinounet.files import whole_file
+from dinounet.errors import DataError, noted
+from dinounet.files import join_some, whole_file
 
 VOLUME_ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha")
 ENDINGS = VOLUME_ENDINGS + FLAT_ENDINGS
@@ -97,7 +101,13 @@ def read_image(paths: Sequence[Path]) -> Volume:
     Raises:
         DataError: a file is missing, broken, of no known format, or holds NaN or infinity, or the grids differ.
     """
-    channels = [read_stored(path, of="image") for path in paths]
+    channels: list[Volume] = []
+    problems: list[str] = []
+    for path in paths:
+        with noted(problems):
+            channels.append(read_stored(path, of="image"))
+    if problems:
+        raise DataError(join_some(problems))
     first = channels[0]
     for other in channels[1:]:
         require_same_grid(other, first)
@@ -134,7 +144,10 @@ def require_finite(array: np.ndarray, source: Path) -> None:
 def require_same_grid(volume: Volume, like: Volume) -> None:
     """Raise a DataError unless both have the same shape and geometry, up to rounding in the files' headers."""
     if volume.shape != like.shape:
-        raise DataError(f"{volume.source} is {_times(volume.shape)} but {like.source} is {_times(like.shape)}")
+        raise DataError(
+            f"{volume.source} is {_times(volume.shape)} but {like.source} is {_times(like.shape)}; give both the same "
+            "size, or pair others"
+        )
     a, b = volume.geometry, like.geometry
     if a is None or b is None:
         return
@@ -146,6 +159,12 @@ def require_same_grid(volume: Volume, like: Volume) -> None:
             )
 
 
+def refuse_dead_link(path: Path) -> None:
+    """Raise a DataError if a path is a symbolic link to what doesn't exist."""
+    if path.is_symlink() and not path.exists():
+        raise DataError(f"{path} is a symbolic link that leads nowhere; remove or repair it")
+
+
 def unknown_format(path: Path) -> DataError:
     """The error for a file, or folder, that is no image."""
     if path.is_file() and is_dicom(path):
@@ -155,8 +174,7 @@ def unknown_format(path: Path) -> DataError:
 
 def read_stored(path: Path, of: Purpose) -> Volume:
     """All channels of an image or mask, as they are stored: (C, Z, Y, X)."""
-    if path.is_symlink() and not path.exists():
-        raise DataError(f"{path} is a symbolic link that leads nowhere; remove or repair it")
+    refuse_dead_link(path)
     if not path.exists():
         raise DataError(f"{path} does not exist")
     ending = ending_of(path)
@@ -165,22 +183,29 @@ def read_stored(path: Path, of: Purpose) -> Volume:
         return Volume(found.array, Geometry(found.spacing, found.origin, found.direction), path, found.modality)
     if path.is_dir() or ending not in ENDINGS:
         raise unknown_format(path)
+    if not path.is_file():
+        raise DataError(f"{path} is neither a file nor a folder; remove it")  # a pipe would keep us waiting
+    if not os.access(path, os.R_OK):
+        raise DataError(f"{path} may not be read by you; change its permissions")
     try:
         if ending in FLAT_ENDINGS:
             return Volume(read_flat(path, of), None, path)
-        return _read_volume(path)
+        with _without_standard_error():
+            return _read_volume(path)
     except DataError:
         raise
-    except PermissionError:
-        raise DataError(f"{path} may not be read by you; change its permissions") from None
     except Exception as error:  # the readers raise whatever their C code meets
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+        told = [line for line in str(error).splitlines() if line.strip() and not line.startswith("Reason: ")]
+        reason = told[-1].strip() if told else type(error).__name__  # ITK's "Reason" is what failed before
+        reason = re.sub(r"^ITK ERROR: \w+\(0x[0-9a-f]+\): ", "", reason)
         raise DataError(f"{path} can't be read as an image ({reason}); is it whole?") from None
 
 
 def _read_volume(path: Path) -> Volume:
     import SimpleITK as sitk
 
+    if ending_of(path).startswith(".nii"):
+        _check_nifti(path)
     sitk.ProcessObject.SetGlobalWarningDisplay(False)
     image = sitk.ReadImage(str(path))
     array = sitk.GetArrayFromImage(image)
@@ -194,7 +219,50 @@ def _read_volume(path: Path) -> Volume:
     array = np.moveaxis(array, -1, 0) if image.GetNumberOfComponentsPerPixel() > 1 else array[None]
     if image.GetDimension() == 2:
         array = array[:, None]
-    return Volume(array, Geometry(image.GetSpacing(), image.GetOrigin(), image.GetDirection()), path)
+    geometry = Geometry(image.GetSpacing(), image.GetOrigin(), image.GetDirection())
+    if not np.isfinite([*geometry.spacing, *geometry.origin, *geometry.direction]).all() or min(geometry.spacing) <= 0:
+        raise DataError(
+            f"{path} has the spacing {_round(geometry.spacing)} and the origin {_round(geometry.origin)}; correct its "
+            "header"
+        )
+    return Volume(array, geometry, path)
+
+
+def _check_nifti(path: Path) -> None:
+    """Raise an error for what ITK silently repairs: a missing end is read as 0, a spacing of 0 or NaN as 1 mm."""
+    import nibabel
+
+    image: Any = nibabel.load(path)
+    with nibabel.openers.ImageOpener(str(path)) as file:
+        header = type(image.header).from_fileobj(file, check=False)  # nibabel too would repair it
+    spacing = header["pixdim"][1 : 1 + min(3, len(image.shape))].tolist()
+    if not all(map(math.isfinite, spacing)) or 0 in spacing:
+        raise DataError(f"{path} has the spacing {_round(spacing)}; correct its header")
+    stored = image.dataobj
+    wanted = stored.offset + math.prod(stored.shape) * stored.dtype.itemsize
+    held = path.stat().st_size
+    if path.name.lower().endswith(".gz"):
+        with path.open("rb") as file:
+            file.seek(-4, os.SEEK_END)
+            if int.from_bytes(file.read(), "little") == wanted % 2**32:
+                return  # what gzip notes at its end, unless it is cut, or made of several parts
+        with gzip.open(path) as unpacked:
+            held = unpacked.seek(wanted)
+    if held < wanted:
+        raise ValueError(f"it ends after {held} of {wanted} bytes")
+
+
+@contextmanager
+def _without_standard_error() -> Iterator[None]:
+    """Without what ITK's C++ and nibabel print there beside raising an error that tells the same."""
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def _write_volume(path: Path, array: np.ndarray, geometry: Geometry | None) -> None:

@@ -230,6 +230,7 @@ def _numbers(name: str, value: Any, path: Path) -> tuple[int, ...]:
     listed = value if isinstance(value, list) else [value]
     if not listed or any(type(label) is not int for label in listed):
         raise DataError(
-            f"{path} has {name} = {value!r} among its labels; write a number, or a list of them for a region"
+            f"{path} has {name} = {value!r} among its labels; write the name first, then a number, or a list of them "
+            "for a region"
         )
     return tuple(sorted(set(listed)))

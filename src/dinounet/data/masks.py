@@ -25,6 +25,7 @@ from dinounet.data.images import (
     ending_of,
     read_image,
     read_stored,
+    require_finite,
     require_same_grid,
 )
 from dinounet.data.labels import BLACK, Given, Labels, name_labels, relabel_command, write_labels
@@ -117,21 +118,24 @@ def to_marks(volume: Volume, coloured: bool = False) -> np.ndarray:
 
 def whole_numbers(labels: np.ndarray, path: Path) -> np.ndarray:
     if labels.dtype.kind == "f":
-        with np.errstate(invalid="ignore"):  # NaN
-            whole = labels.astype(np.int32)
-        if not np.array_equal(whole, labels):
-            example = labels[whole != labels].flat[0]
+        require_finite(labels, path)
+        fractions = labels[labels != np.rint(labels)]
+        if len(fractions):
+            example = fractions[0]
             raise DataError(
                 f"{path} holds the value {example:.6g}; a mask must hold whole numbers, one a class; this gives each "
                 f"pixel the nearest: {relabel_command(path.parent, {'background': 0, 'lesion': 1})}"
             )
-        labels = whole
+    if labels.max(initial=0) >= COLOUR:
+        raise DataError(
+            f"{path} holds the label {labels.max():.0f}; numbers in masks must be below {COLOUR}, store smaller ones"
+        )
     if labels.min(initial=0) < 0:
         raise DataError(
-            f"{path} holds the label {labels.min()}; store a number from 0 up in its place, such as 255, which "
+            f"{path} holds the label {labels.min():.0f}; store a number from 0 up in its place, such as 255, which "
             "--labels may name ignore"
         )
-    return labels
+    return labels.astype(np.int32) if labels.dtype.kind == "f" else labels
 
 
 def _number(marks: np.ndarray, known: Labels, path: Path) -> np.ndarray:
@@ -296,7 +300,12 @@ def check_case(
     found = dict(sorted(pixels.items()))
     if labels is None and len(found) > MOST_VALUES:
         raise _too_many(f"{mask.source} holds", found, mask.source.parent)
-    unknown = [value for value in found if labels is not None and value not in labels.values()]
+    unknown = [value for value in found if value not in (range(len(found)) if labels is None else labels.values())]
+    if len(found) > MOST_LABELS and unknown and _looks_like_a_mask(image):
+        raise DataError(
+            f"{mask.source} holds {len(found)} different values and {image.source} few, as if they were swapped; "
+            "swap them back"
+        )
     if labels is not None and unknown:
         nearest = f", such as by: {relabel_command(mask.source.parent, labels)}" if len(unknown) > MOST_LABELS else ""
         raise DataError(
@@ -304,6 +313,11 @@ def check_case(
             f"the mask{nearest}"
         )
     return found
+
+
+def _looks_like_a_mask(image: Volume) -> bool:
+    """Whether the slice in the middle holds a few values alone."""
+    return 1 < len(np.unique(image.array[..., image.shape[0] // 2, :, :])) <= MOST_LABELS
 
 
 def check_channels(image: Volume, channels: Sequence[str]) -> None:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dinounet.data.dicom import dicom_files, is_series
-from dinounet.data.images import ending_of, stem_of
+from dinounet.data.images import ending_of, refuse_dead_link, stem_of
 from dinounet.errors import DataError
 from dinounet.files import join_some
 
@@ -82,6 +82,8 @@ def find_pairs(root: Path) -> tuple[Case, ...]:
     """
     images_folder = masks_folder = root
     if (root / "images").is_dir():
+        for name in MASK_FOLDERS:
+            refuse_dead_link(root / name)
         folder = next((root / name for name in MASK_FOLDERS if (root / name).is_dir()), None)
         if folder is None:
             raise DataError(f"{root} has a folder images but no masks beside it; name their folder masks")
@@ -215,16 +217,18 @@ def _twice(named: Sequence[tuple[str, Path]]) -> list[str]:
     counts = Counter(name for name, _ in named)
     return [
         *(f"{count} files in {folder} are named {name}" for name, count in counts.items() if count > 1),
-        *alike_names(counts),
+        *wrong_names(counts),
     ]
 
 
-def alike_names(names: Iterable[str]) -> list[str]:
-    """What is wrong with names that some systems can't tell apart."""
+def wrong_names(names: Iterable[str]) -> list[str]:
+    """What is wrong with names that are no text, or that some systems can't tell apart."""
+    names = list(names)
+    garbled = [name for name in names if name.encode(errors="replace").decode() != name]
     alike: dict[str, list[str]] = {}
     for name in names:
         alike.setdefault(name.casefold(), []).append(name)
-    return [
+    return [f"{name!r} is no text in UTF-8" for name in garbled] + [
         f"{' and '.join(same)} differ only in small and capital letters, which some systems don't tell apart"
         for same in alike.values()
         if len(same) > 1

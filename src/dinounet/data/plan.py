@@ -21,7 +21,7 @@ from dinounet.data.labels import Labels, Region
 from dinounet.data.masks import check_case, common_folder, infer_labels
 from dinounet.data.pairs import mask_paths
 from dinounet.data.stored import open_image, open_truth
-from dinounet.errors import ConfigError, DataError
+from dinounet.errors import ConfigError, DataError, noted
 from dinounet.files import join_some
 from dinounet.memory import free_memory
 
@@ -136,27 +136,37 @@ def plan_data(
         DataError: what is wrong with the images and masks, all together.
     """
     seen: list[Seen] = []
-    problems = []
+    problems: list[str] = []
     channels = dataset.channels
     known = dataset.meaning
     modalities: set[str | None] = set()
     most = free_memory() // 4
     for case in dataset.cases:
-        try:
-            image, mask = open_image(case.images, most), open_truth(case, known, most)
-            modalities.add(image.modality)
-            channels = channels or _channel_names(len(image.array))
-            pixels = check_case(image, mask, channels, None if known is None else known.given)
-            _require_colours(image, channels)
-            seen.append(look_at(image, mask, pixels, dataset.ignore))
-        except DataError as error:
-            problems.append(str(error))
-        finally:
-            on_case()
+        image = mask = None
+        with noted(problems):
+            image = open_image(case.images, most)
+        with noted(problems):
+            mask = open_truth(case, known, most)
+        if image is not None and mask is not None:
+            with noted(problems):
+                modalities.add(image.modality)
+                channels = channels or _channel_names(len(image.array))
+                pixels = check_case(image, mask, channels, None if known is None else known.given)
+                _require_colours(image, channels)
+                seen.append(look_at(image, mask, pixels, dataset.ignore))
+        on_case()
     if problems:
         raise DataError(join_some(problems))
     assert channels is not None
     channels = dataset.channels or _channel_names(len(channels), modalities)
+    empty = [
+        name for name, is_empty in zip(channels, np.all([o.constant for o in seen], axis=0), strict=True) if is_empty
+    ]
+    if empty:
+        raise DataError(
+            f"the images of {dataset.name} hold one value alone in {', '.join(empty)}, every case; check how they were "
+            "exported, or leave that channel out"
+        )
     pixels = sum((Counter(one.pixels) for one in seen), Counter())
     if known is None:
         folder = common_folder([path for case in dataset.cases for path in mask_paths(case.mask)])

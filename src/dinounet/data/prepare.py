@@ -39,8 +39,8 @@ from dinounet.data.stored import (
     open_truth,
     pixels_of,
 )
-from dinounet.errors import DataError, UserError
-from dinounet.files import whole_folder
+from dinounet.errors import DataError, UserError, noted
+from dinounet.files import join_some, whole_folder
 from dinounet.memory import free_memory
 
 PLACES_A_CLASS = 10_000
@@ -173,9 +173,15 @@ def _started_clean() -> Iterator[None]:
 
 def _prepare(case: Case, plan: DataPlan, folder: Path, memory: int) -> str | None:
     """Preprocess one case; returns what is wrong with it."""
+    problems: list[str] = []
+    image = mask = None
     try:
-        image = open_image(case.images, memory // 2, plan.slice_axis)
-        mask = open_truth(case, plan.meaning, memory // 2, plan.slice_axis)
+        with noted(problems):
+            image = open_image(case.images, memory // 2, plan.slice_axis)
+        with noted(problems):
+            mask = open_truth(case, plan.meaning, memory // 2, plan.slice_axis)
+        if image is None or mask is None:
+            return join_some(problems)
         check_case(image, mask, [channel.name for channel in plan.channels], plan.meaning.given)
         moments = measure_channels(image, plan.channels)
         slices, size = image.shape[slice_axis(image, plan)], resampled_size(image, plan)

@@ -7,6 +7,7 @@ stay together, and so do all slices of a volume, because a volume is one case.
 from __future__ import annotations
 
 import difflib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -76,27 +77,31 @@ def read_splits(path: Path, cases: Sequence[Case], held_out: Sequence[str]) -> t
         held_out: names of these.
 
     Raises:
-        DataError: it is no list of folds, names unknown cases, or some on both sides.
+        DataError: it is no list of folds, names unknown cases, or some twice; all of that together.
     """
     names = {case.name for case in cases}
     content_of_file = read_json(path, what="a list of folds, each with train and val")
     if not isinstance(content_of_file, list) or not content_of_file:
         raise DataError(f"{path} is no list of folds; write a list of objects with train and val")
-    splits = []
+    splits, problems = [], []
     for fold, content in enumerate(content_of_file):
         parts: list[Any] = [content.get(p) for p in ("train", "val")] if isinstance(content, Mapping) else [None]
         if not all(isinstance(part, list) and all(isinstance(name, str) for name in part) for part in parts):
-            raise DataError(f"{path} has a fold {fold} without train and val; write both as lists of cases")
+            problems.append(f"it has a fold {fold} without train and val (write both as lists of cases)")
+            continue
         training, validation = (tuple(name for name in part if name not in held_out) for part in parts)
         if not training:
-            raise DataError(f"{path} has a fold {fold} with no case to train on; name some")
-        unknown = sorted({*training, *validation} - names)
-        both = sorted(set(training) & set(validation))
+            problems.append(f"it has a fold {fold} with no case to train on (name some)")
+        counts = Counter((*training, *validation))
+        unknown = sorted(counts.keys() - names)
+        twice = sorted(name for name, count in counts.items() if count > 1)
         if unknown:
-            raise DataError(f"{path} names in fold {fold} cases that imagesTr does not hold: {join_some(unknown)}")
-        if both:
-            raise DataError(f"{path} has cases in both parts of fold {fold}: {join_some(both)}; keep them in one")
+            problems.append(f"it names in fold {fold} cases that imagesTr does not hold: {', '.join(unknown)}")
+        if twice:
+            problems.append(f"it has cases twice in fold {fold} (keep them in one of its parts): {', '.join(twice)}")
         splits.append((training, validation))
+    if problems:
+        raise DataError(f"{path} is wrong: {join_some(problems)}; correct it, or remove it for folds of our own")
     return tuple(splits)
 
 

@@ -13,7 +13,7 @@ from collections import Counter
 from pathlib import Path
 
 from dinounet.data.dicom import is_series
-from dinounet.data.pairs import Case, alike_names, mask_paths, name_of
+from dinounet.data.pairs import Case, mask_paths, name_of, wrong_names
 from dinounet.errors import DataError
 from dinounet.files import join_some
 
@@ -32,6 +32,8 @@ def read_table(path: Path) -> tuple[Case, ...]:
         raise DataError(f"{path} can't be read ({error.strerror}); it should be a table of images and masks") from None
     except UnicodeDecodeError:
         raise DataError(f"{path} is not text in UTF-8; save the table as CSV UTF-8") from None
+    if any("\0" in line for line in lines):
+        raise DataError(f"{path} is not text, for it holds bytes of 0; save the table as CSV UTF-8")
     header = lines[0] if lines else ""
     rows = csv.DictReader(lines, delimiter=max(",;\t", key=header.count), skipinitialspace=True)
     _check_columns(path, [name.strip().lower() for name in rows.fieldnames or ()])
@@ -63,7 +65,7 @@ def read_table(path: Path) -> tuple[Case, ...]:
     problems += [
         f"{count} rows are of {name} (tell them apart in a column case)" for name, count in counts.items() if count > 1
     ]
-    problems += alike_names(counts)
+    problems += wrong_names(counts)
     seen = Counter(file.resolve() for case in cases for file in (*case.images, *mask_paths(case.mask)))
     problems += [f"{file} stands there {count} times" for file, count in seen.items() if count > 1]
     if problems:
@@ -74,14 +76,16 @@ def read_table(path: Path) -> tuple[Case, ...]:
 
 
 def _check_columns(path: Path, names: list[str]) -> None:
-    columns = ", ".join((*WANTED, *OPTIONAL))
+    known = (*WANTED, *OPTIONAL)
+    problems = []
     for name in names:
-        if name not in (*WANTED, *OPTIONAL):
-            near = difflib.get_close_matches(name, (*WANTED, *OPTIONAL), n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known are {columns}; rename or remove it"
-            raise DataError(f"{path} has the unknown column {name!r}; {hint}")
-    missing = [name for name in WANTED if name not in names]
-    twice = [name for name, count in Counter(names).items() if count > 1]
-    if missing or twice:
-        what = f"no column {missing[0]!r}" if missing else f"the column {twice[0]!r} twice"
-        raise DataError(f"{path} has {what}; its first line must name image and mask, and may name group and case")
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.7)
+            problems.append(f"the unknown column {name!r}" + (f" (did you mean {near[0]!r}?)" if near else ""))
+    problems += [f"no column {name!r}" for name in WANTED if name not in names]
+    problems += [f"the column {name!r} twice" for name, count in Counter(names).items() if count > 1]
+    if problems:
+        raise DataError(
+            f"{path} has {join_some(problems)}; its first line must name image and mask, and may name group and case, "
+            "and nothing else, separated by commas, semicolons or tabs"
+        )

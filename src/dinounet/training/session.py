@@ -19,7 +19,7 @@ from dinounet.data.pairs import Case
 from dinounet.data.splits import FOLDS, Fold, by_group, read_test_list
 from dinounet.device import Device, Precision, choose_device, choose_precision, choose_training_device
 from dinounet.errors import ConfigError, DataError, Interrupted, WeightsError
-from dinounet.files import join_some, require_folder, require_new, write_json
+from dinounet.files import join_some, require_folder, require_new, require_outside, write_json
 from dinounet.network.backbone import FrozenBackbone, build_backbone
 from dinounet.network.build import Network, build_network
 from dinounet.network.config import NetworkConfig
@@ -60,6 +60,7 @@ def start_run(
         UserError: dataset, plan, weights or output folder are wrong; or Ctrl-C, when the run can be resumed.
     """
     require_new(output, what="the run")
+    require_outside(output, data, what="the run")
     if cache is not None:
         require_folder(cache, "--cache")
     if micro_batch is not None and micro_batch < 1:
@@ -135,9 +136,9 @@ def start_run(
         notes=notes,
     )
     output.mkdir(parents=True, exist_ok=True)
-    write_json(output / RECORD, record)  # first: what holds it can be resumed
-    write_json(output / PLAN, plan)
     try:
+        write_json(output / RECORD, record)  # first: what holds it can be resumed
+        write_json(output / PLAN, plan)
         cached = _cache(record, data, output, cache, training, validation)
     except Interrupted:
         raise
