@@ -160,11 +160,10 @@ def test_a_signal_that_also_ends_the_workers_stops_the_run_and_no_more(
 def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
     png: Path, plan_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0.0)
     with monkeypatch.context() as patch:
         stop_at(4, patch)
         with pytest.raises(UserError, match="stopped after step 4"):
-            train(png, tmp_path / "run", plan_file)
+            train(png, tmp_path / "run", plan_file, checkpoint_minutes=0)
     (tmp_path / "run" / CHECKPOINT).write_bytes(b"half a file")
     assert (tmp_path / "run" / PREVIOUS_CHECKPOINT).exists()
     train(png, tmp_path / "run", plan_file, resume=True)

@@ -1,4 +1,7 @@
-"""Telling how far it is: a bar with the time left on a terminal, JSON lines everywhere else."""
+"""Telling how far it is: a bar with the time left on a terminal, JSON lines everywhere else.
+
+Of several processes only the first one speaks.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from dinounet.processes import my_place
+
 SECONDS_BETWEEN_LINES = 5.0
 """Without a terminal a task tells its progress at most so often."""
 
@@ -18,6 +23,8 @@ Advance = Callable[..., None]
 
 def say(event: str, text: str, **facts: Any) -> None:
     """Tell one thing: its text on a terminal, a JSON line with its facts elsewhere."""
+    if my_place().rank:
+        return
     if sys.stdout.isatty():
         from rich.console import Console
 
@@ -29,7 +36,10 @@ def say(event: str, text: str, **facts: Any) -> None:
 @contextmanager
 def progress(what: str, total: int, done: int = 0) -> Iterator[Advance]:
     """Show a task's progress while the block runs."""
-    yield from (_bar if sys.stdout.isatty() else _lines)(what, total, done)
+    if my_place().rank:
+        yield lambda *_, **__: None
+    else:
+        yield from (_bar if sys.stdout.isatty() else _lines)(what, total, done)
 
 
 def _bar(what: str, total: int, done: int) -> Iterator[Advance]:

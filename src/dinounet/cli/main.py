@@ -14,6 +14,7 @@ from typing import Any
 
 import dinounet
 from dinounet.errors import Interrupted, UserError
+from dinounet.processes import my_place
 
 VERBS = {
     "demo": "train, predict, evaluate and report on real brain images, in minutes",
@@ -96,5 +97,6 @@ def _run(function: Callable[..., Any], verb: str, words: list[str]) -> None:
 
 
 def _fail(message: str, code: int = USER_ERROR) -> int:
-    print(f"dinounet: {message}", file=sys.stderr)
+    if not my_place().rank:  # of several processes one speaks for all
+        print(f"dinounet: {message}", file=sys.stderr)
     return code
