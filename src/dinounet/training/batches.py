@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,21 +71,45 @@ def make_loader(patches: Patches, shares: Shares, workers: int) -> DataLoader[An
 
 
 def next_batch(batches: Iterator[Any], patches: Patches, step: int, stop: Callable[[], bool]) -> Any:
-    """The next batch; if it can't be made, the error names the cases.
+    """The next batch; None if it can't be made because a signal to stop has ended the workers, too.
 
     Raises:
-        UserError: it can't; a worker was killed, or a file of the cache is damaged.
+        UserError: it can't be made otherwise; a worker was killed, or a file of the cache is damaged.
     """
     try:
         return next(batches)
     except (RuntimeError, OSError, ValueError, UserError) as error:
-        if stop():  # the signal went to the workers as well
+        if stop():
+            return None
+        raise _unprepared(error, patches, step) from error
+
+
+@contextmanager
+def blaming_workers(patches: Patches, step: int, stop: Callable[[], bool]) -> Iterator[None]:
+    """Within the block the death of a worker, which is told as soon as it happens, names the cases that it held.
+
+    Raises:
+        UserError: a worker was killed; without it, and but for a signal to stop, nothing is changed.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if stop() or not is_worker_dead(error):
             raise
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
-        raise UserError(
-            f"patches of {cases_of(patches, step)} could not be prepared for step {step + 1} ({reason}); if a worker "
-            "was killed, memory was short: close other programs or choose a smaller --patch; then resume"
-        ) from error
+        raise _unprepared(error, patches, step) from error
+
+
+def is_worker_dead(error: BaseException) -> bool:
+    """Whether PyTorch tells of the death of a process that prepares patches."""
+    return isinstance(error, RuntimeError) and "DataLoader worker" in str(error)
+
+
+def _unprepared(error: Exception, patches: Patches, step: int) -> UserError:
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()
+    return UserError(
+        f"patches of {cases_of(patches, step)} could not be prepared for step {step + 1} ({reason}); if a worker "
+        "was killed, memory was short: close other programs or choose a smaller --patch; then resume"
+    )
 
 
 def cases_of(patches: Patches, step: int) -> str:

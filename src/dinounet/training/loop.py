@@ -22,7 +22,15 @@ from dinounet.progress import say
 from dinounet.run import CHECKPOINT, LOG, MODEL, PREVIOUS_CHECKPOINT, RECORD, RunRecord
 from dinounet.training.average import Average
 from dinounet.training.batch_norm import share_batch_norm
-from dinounet.training.batches import Shares, cases_of, make_loader, make_patches, next_batch
+from dinounet.training.batches import (
+    Shares,
+    blaming_workers,
+    cases_of,
+    is_worker_dead,
+    make_loader,
+    make_patches,
+    next_batch,
+)
 from dinounet.training.budget import Budget
 from dinounet.training.checkpoint import load_checkpoint, save_checkpoint, save_tensors
 from dinounet.training.examples import write_example
@@ -107,6 +115,11 @@ def fit(
             write_json(run / RECORD, record)
         saved = time.monotonic()
 
+    def stopped() -> Interrupted:
+        save("interrupted")
+        of = f"{recipe.minutes:g} minutes" if recipe.minutes else recipe.length
+        return Interrupted(f"stopped after step {step} of {of}")
+
     spent, closing = seconds_before, 0.0
     finished = step >= budget.last_step
     batches = iter(loader)
@@ -117,13 +130,16 @@ def fit(
     ):
         while not finished:
             began = time.monotonic()
-            image, mask = next_batch(batches, patches, step, stop)
-            step += 1
-            schedule = budget.schedule_at(step, spent)
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate_at(step - 1, schedule)
-            learner.seconds["data"] += time.monotonic() - began
-            loss = learner.learn(step, image, mask)
+            with blaming_workers(patches, step, stop):
+                batch = next_batch(batches, patches, step, stop)
+                if batch is None:
+                    raise stopped()
+                step += 1
+                schedule = budget.schedule_at(step, spent)
+                for group in optimizer.param_groups:
+                    group["lr"] = learning_rate_at(step - 1, schedule)
+                learner.seconds["data"] += time.monotonic() - began
+                loss = learner.learn(step, *batch)
             if loss is None:  # a step from here would spoil the weights
                 skipped += 1
             elif average:
@@ -148,9 +164,7 @@ def fit(
                 note.look(step, numbers, write_example(run, step, seen, plan) if team.leads else None)
                 closing = time.monotonic() - before
             if stopping:
-                save("interrupted")
-                of = f"{recipe.minutes:g} minutes" if recipe.minutes else recipe.length
-                raise Interrupted(f"stopped after step {step} of {of}")
+                raise stopped()
             if time.monotonic() - saved >= 60 * checkpoint_minutes:
                 save("running")
     if team.leads:
@@ -188,8 +202,7 @@ def told_to_stop(alone: bool) -> Iterator[Callable[[], bool]]:
         yield lambda: stopping
     except BaseException as error:
         failed = True
-        if stopping and isinstance(error, RuntimeError):
-            # the signal went to the workers as well, and the loader complains of one's death
+        if stopping and is_worker_dead(error):  # the signal went to the workers as well
             raise KeyboardInterrupt from None
         raise
     finally:
