@@ -43,6 +43,9 @@ def progress(what: str, total: int, done: int = 0) -> Iterator[Advance]:
 
 
 def _bar(what: str, total: int, done: int) -> Iterator[Advance]:
+    """A bar, and the latest numbers on a line below it."""
+    from rich.console import Group
+    from rich.live import Live
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -51,21 +54,30 @@ def _bar(what: str, total: int, done: int) -> Iterator[Advance]:
         TimeElapsedColumn,
         TimeRemainingColumn,
     )
+    from rich.text import Text
 
     columns = (
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
-        TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[numbers]}"),
+        TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
     )  # fmt: skip
-    with Progress(*columns) as bars:
-        task = bars.add_task(what, total=total, completed=done, numbers="")
+    bars = Progress(*columns)
+    task = bars.add_task(what, total=total, completed=done)
+    latest: dict[str, float] = {}
 
-        def advance(more: int = 1, **numbers: float) -> None:
-            shown = (
-                {"numbers": "  ".join(f"{name} {number:.3f}" for name, number in numbers.items())} if numbers else {}
-            )
-            bars.update(task, advance=more, **shown)  # type: ignore[arg-type]
+    def advance(more: int = 1, **numbers: float) -> None:
+        latest.update(numbers)
+        bars.update(task, advance=more)
 
+    def render() -> Group:
+        shown = "  ".join(_in_words(name, number) for name, number in latest.items())
+        return Group(bars, *([Text(f"  {shown}")] if shown else []))
+
+    with Live(get_renderable=render):
         yield advance
+
+
+def _in_words(name: str, number: float) -> str:
+    return f"{name[:-2]} {number:.0f} %" if name.endswith(" %") else f"{name} {number:.3g}"
 
 
 def _lines(what: str, total: int, done: int) -> Iterator[Advance]:

@@ -85,7 +85,7 @@ def next_batch(batches: Iterator[Any], patches: Patches, step: int, stop: Callab
 
 
 @contextmanager
-def blaming_workers(patches: Patches, step: int, stop: Callable[[], bool]) -> Iterator[None]:
+def blaming_workers(patches: Patches, step: Callable[[], int], stop: Callable[[], bool]) -> Iterator[None]:
     """Within the block the death of a worker, which is told as soon as it happens, names the cases that it held.
 
     Raises:
@@ -96,7 +96,7 @@ def blaming_workers(patches: Patches, step: int, stop: Callable[[], bool]) -> It
     except RuntimeError as error:
         if stop() or not is_worker_dead(error):
             raise
-        raise _unprepared(error, patches, step) from error
+        raise _unprepared(error, patches, step()) from error
 
 
 def is_worker_dead(error: BaseException) -> bool:

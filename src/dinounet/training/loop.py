@@ -125,21 +125,21 @@ def fit(
     batches = iter(loader)
     with (
         told_to_stop(alone=team.size == 1) as stop,
+        blaming_workers(patches, lambda: step, stop),
         tracking(record.track if team.leads else (), run, record, step) as track,
         journal(run / LOG if team.leads else None, track, budget, recipe.batch, step) as note,
     ):
         while not finished:
             began = time.monotonic()
-            with blaming_workers(patches, step, stop):
-                batch = next_batch(batches, patches, step, stop)
-                if batch is None:
-                    raise stopped()
-                step += 1
-                schedule = budget.schedule_at(step, spent)
-                for group in optimizer.param_groups:
-                    group["lr"] = learning_rate_at(step - 1, schedule)
-                learner.seconds["data"] += time.monotonic() - began
-                loss = learner.learn(step, *batch)
+            batch = next_batch(batches, patches, step, stop)
+            if batch is None:
+                raise stopped()
+            step += 1
+            schedule = budget.schedule_at(step, spent)
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate_at(step - 1, schedule)
+            learner.seconds["data"] += time.monotonic() - began
+            loss = learner.learn(step, *batch)
             if loss is None:  # a step from here would spoil the weights
                 skipped += 1
             elif average:
@@ -163,7 +163,7 @@ def fit(
                     numbers, seen = validate(team, wrapped, learner.loss_of, watch, plan)
                 note.look(step, numbers, write_example(run, step, seen, plan) if team.leads else None)
                 closing = time.monotonic() - before
-            if stopping:
+            if stopping and not finished:
                 raise stopped()
             if time.monotonic() - saved >= 60 * checkpoint_minutes:
                 save("running")
