@@ -80,7 +80,7 @@ def test_mlflow_keeps_a_run_in_the_runs_folder(png: Path, monkeypatch: pytest.Mo
     mlflow = pytest.importorskip("mlflow")
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     run = stop_and_resume(png, "mlflow", monkeypatch)
-    client = mlflow.MlflowClient((run / "mlruns").as_uri())
+    client = mlflow.MlflowClient(f"sqlite:///{run}/mlflow.db")
     (found,) = client.search_runs([client.get_experiment_by_name("dinounet").experiment_id])
     told = {metric.step: metric.value for metric in client.get_metric_history(found.info.run_id, "loss")}
     assert told == pytest.approx(logged(run, "loss"), abs=1e-5)

@@ -175,6 +175,7 @@ def _make_run(
         notes=notes,
     )
     output.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(output)
     write_json(output / RECORD, record)  # first: what holds it can be resumed
     return frozen
 

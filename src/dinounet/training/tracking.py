@@ -101,9 +101,12 @@ def _wandb(run: Path, record: RunRecord, first_step: int) -> Iterator[Track]:
 def _mlflow(run: Path, record: RunRecord, first_step: int) -> Iterator[Track]:
     import mlflow
 
+    group = os.environ.get("MLFLOW_EXPERIMENT_NAME", "dinounet")
     if "MLFLOW_TRACKING_URI" not in os.environ:
-        mlflow.set_tracking_uri((run / "mlruns").absolute().as_uri())
-    experiment = mlflow.set_experiment(os.environ.get("MLFLOW_EXPERIMENT_NAME", "dinounet"))
+        mlflow.set_tracking_uri(f"sqlite:///{run.absolute()}/mlflow.db")
+        if not mlflow.get_experiment_by_name(group):  # with its files beside, and not in the working folder
+            mlflow.create_experiment(group, (run / "mlflow").absolute().as_uri())
+    experiment = mlflow.set_experiment(group)
     tag = _name_of(record)
     known = mlflow.search_runs([experiment.experiment_id], f"tags.dinounet = '{tag}'", output_format="list")
     with mlflow.start_run(known[0].info.run_id if known else None, run_name=run.name) as place:
