@@ -184,8 +184,8 @@ def require_shares(batch: int, processes: int) -> None:
     """
     if batch % processes:
         raise ConfigError(
-            f"a step has {batch} patches, which {processes} processes can't share equally; choose --batch "
-            f"{-(-batch // processes) * processes}, or a number of processes that divides {batch}"
+            f"a step has {batch} patches, which {processes} processes can't share equally; start a number of processes "
+            f"that divides {batch}, or a new run with --batch {-(-batch // processes) * processes}"
         )
 
 
@@ -235,6 +235,8 @@ def _make_fabric(device: str, precision: str, place: Place) -> Any:
         environment = TorchElasticEnvironment() if place.launcher == "torchrun" else SLURMEnvironment()
     except RuntimeError as error:  # SLURM was asked in a way that Lightning doesn't know
         raise ConfigError(f"SLURM's processes can't be used: {' '.join(str(error).split())}") from None
+    # of 1 x 1 convolutions, whose strides mean nothing
+    warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
     # batch norm's buffers are equal without being sent
     strategy = DDPStrategy(broadcast_buffers=False)
     return Fabric(**options, num_nodes=place.nodes, strategy=strategy, plugins=[environment])
