@@ -34,18 +34,7 @@ from dinounet.plans import (
     read_plan,
 )
 from dinounet.progress import progress, say
-from dinounet.run import (
-    CACHE,
-    PLAN,
-    RECORD,
-    DataRecord,
-    RunRecord,
-    command,
-    machine,
-    now,
-    read_run,
-    versions,
-)
+from dinounet.run import CACHE, PLAN, RECORD, DataRecord, RunRecord, command, machine, now, read_run, versions
 from dinounet.training.loop import fit
 from dinounet.training.reproducible import reproducible
 from dinounet.training.team import Team, require_shares

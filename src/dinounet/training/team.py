@@ -32,7 +32,8 @@ SECONDS_BETWEEN_LOOKS = 0.2
 GRACE = 10.0
 """Seconds that a process has for ending by itself after another has failed; then it is ended."""
 
-EXIT_CODES = {"UserError": 2, "Interrupted": 130, "fault": 1}
+EXIT_CODES = {"mistake": 2, "stopped": 130, "fault": 1}
+"""Of a process that has to be ended, by the kind of failure."""
 
 
 class Team:
@@ -46,19 +47,19 @@ class Team:
         ConfigError: there are too few devices, or the launcher's variables contradict each other.
     """
 
-    def __init__(
-        self,
-        device: Literal["cpu", "cuda", "mps"],
-        precision: Literal["fp32", "bf16", "fp16"],
-        place: Place | None = None,
-    ) -> None:
-        place = place or my_place()
+    sessions = 0
+    """Trainings that this process has taken part in."""
+
+    def __init__(self, device: Literal["cpu", "cuda", "mps"], precision: Literal["fp32", "bf16", "fp16"]) -> None:
+        place = my_place()
         self.device, self.rank, self.size = device, place.rank, place.processes
         self.fabric = _make_fabric(device, precision, place)
         self.store: Any = None
         if self.size > 1:
             self.fabric.launch()
-            self.store = torch.distributed.distributed_c10d._get_default_store()  # there is no public way to it
+            everybodys = torch.distributed.distributed_c10d._get_default_store()  # there is no public way to it
+            self.store = torch.distributed.PrefixStore(f"dinounet {Team.sessions}", everybodys)
+            Team.sessions += 1
 
     @property
     def leads(self) -> bool:
@@ -102,9 +103,9 @@ class Team:
 
     def add_up(self, tensor: Tensor) -> Tensor:
         """The sum over all processes."""
-        return (
-            tensor if self.size == 1 else self.fabric.all_reduce(tensor.to(self.fabric.device), reduce_op="sum").cpu()
-        )
+        if self.size == 1:
+            return tensor
+        return self.fabric.all_reduce(tensor.to(self.fabric.device), reduce_op="sum").cpu()
 
     def largest(self, *numbers: float) -> list[float]:
         """The largest of each over all processes."""
@@ -127,22 +128,21 @@ class Team:
             if threading.current_thread() is threading.main_thread():
                 signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the launcher sends it as soon as one process has ended
             self._hear(after=error)
-            kind = type(error).__name__ if isinstance(error, UserError) else "fault"
-            if isinstance(error, KeyboardInterrupt):
-                kind = "Interrupted"
-            elif "c10" in type(error).__module__ or (isinstance(error, RuntimeError) and _is_broken_connection(error)):
-                kind = "UserError"
+            if isinstance(error, RuntimeError) and _is_broken_connection(error):
                 error = UserError(
                     f"one of the {self.size} processes has ended without a word, perhaps for want of memory; look at "
                     "the launcher's messages, and go on with --resume"
                 )
-            self._say(kind, str(error) or type(error).__name__)
+            if isinstance(error, KeyboardInterrupt | Interrupted):
+                self._say("stopped", str(error) or "stopped")
+            else:
+                self._say("mistake" if isinstance(error, UserError) else "fault", str(error))
             raise error
         finally:
             done.set()
 
     def _say(self, kind: str, message: str) -> None:
-        """Leave the reason of the end for the others, if none is there yet."""
+        """Leave the reason of the end for the others."""
         try:
             self.store.set("failure", json.dumps({"kind": kind, "message": message}))
         except RuntimeError:  # the process that keeps the store has gone
@@ -162,9 +162,8 @@ class Team:
         """
         failure = self._failure()
         if failure:
-            if failure["kind"] == "fault":
-                raise RuntimeError(failure["message"]) from after
-            raise (Interrupted if failure["kind"] == "Interrupted" else UserError)(failure["message"]) from after
+            kinds = {"mistake": UserError, "stopped": Interrupted, "fault": RuntimeError}
+            raise kinds[failure["kind"]](failure["message"]) from after
 
     def _end_after_grace(self, done: threading.Event) -> None:
         """A collective operation on a GPU waits for a process that has failed; nothing else ends it."""
@@ -173,7 +172,7 @@ class Team:
             if failure and not done.wait(GRACE):
                 if self.leads:
                     print(f"dinounet: {failure['message']}", file=sys.stderr, flush=True)
-                os._exit(EXIT_CODES.get(failure["kind"], EXIT_CODES["UserError"]))
+                os._exit(EXIT_CODES[failure["kind"]])
 
 
 def require_shares(batch: int, processes: int) -> None:
@@ -220,8 +219,6 @@ def _make_fabric(device: str, precision: str, place: Place) -> Any:
     logging.getLogger("lightning_fabric").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="lightning_fabric")
     here = place.processes_a_node
-    if device == "mps" and here > 1:
-        raise ConfigError("several processes can't share an Apple GPU; choose --device cpu")
     if device == "cuda" and here > torch.cuda.device_count():
         raise ConfigError(
             f"{here} processes were started on a machine where they see {torch.cuda.device_count()} GPUs; start one "
