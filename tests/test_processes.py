@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,11 +21,12 @@ import dinounet
 from datasets import write_png_dataset
 from dinounet.data.dataset import read_dataset
 from dinounet.data.plan import plan_data
-from dinounet.errors import ConfigError, Interrupted
+from dinounet.errors import ConfigError, Interrupted, UserError
 from dinounet.files import write_json
 from dinounet.plans import Plan, Recipe
 from dinounet.processes import Place, my_place
 from dinounet.run import MODEL, read_log, read_run
+from dinounet.training.learner import Learner
 from dinounet.training.team import not_synchronised, require_shares
 from networks import tiny_config
 
@@ -234,3 +236,11 @@ def test_only_what_is_trained_and_used_is_synchronised() -> None:
         with_gradient = {name for name, parameter in network.named_parameters() if parameter.grad is not None}
         synchronised = {name for name, _ in network.named_parameters()} - set(not_synchronised(network))
         assert synchronised == with_gradient
+
+
+def test_want_of_memory_in_one_of_several_processes_is_answered() -> None:
+    learner = Learner(SimpleNamespace(size=2), None, None, None, clip=1.0, micro_batch=4, seed=0)
+    with pytest.raises(
+        UserError, match="out of memory with 4 patches at a time; go on with --resume and --micro-batch 2"
+    ):
+        learner._halve()

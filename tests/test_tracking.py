@@ -12,12 +12,13 @@ from datasets import write_png_dataset
 from dinounet.cli.main import main
 from dinounet.data.dataset import read_dataset
 from dinounet.data.plan import plan_data
-from dinounet.errors import UserError
+from dinounet.errors import ConfigError, UserError
 from dinounet.files import write_json
 from dinounet.plans import Plan, Recipe
 from dinounet.progress import progress
 from dinounet.run import read_log, read_run
 from dinounet.training.examples import FILES, write_example
+from dinounet.training.tracking import TRACKERS
 from networks import tiny_config
 
 
@@ -95,6 +96,17 @@ def test_a_tracker_that_is_not_installed_is_answered_before_anything_is_done(
     assert main(["train", str(png), "-o", str(run), "--weights", "random", "--track", "tensorboard", "wandb"]) == 2
     assert "--track tensorboard needs the package tensorboard; pip install 'dinounet[track]'" in capsys.readouterr().err
     assert not run.exists()
+
+
+def test_a_tracker_that_cannot_start_is_answered(png: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise RuntimeError("no account\nhelp")
+
+    monkeypatch.setitem(TRACKERS, "tensorboard", refuse)
+    with pytest.raises(
+        ConfigError, match=r"--track tensorboard can't be started \(no account\); correct that and go on"
+    ):
+        train(png, track=("tensorboard",))
 
 
 def test_examples_show_image_truth_and_prediction_side_by_side(png: Path) -> None:

@@ -49,9 +49,21 @@ def tracking(names: Sequence[TrackerName], run: Path, record: RunRecord, first_s
         run: its folder.
         record: goes to the trackers as the run's configuration.
         first_step: steps that are done already; what trackers know of later ones is of a session that was broken off.
+
+    Raises:
+        ConfigError: one can't be started.
     """
     with ExitStack() as open_trackers:
-        trackers = [open_trackers.enter_context(TRACKERS[name](run, record, first_step)) for name in names]
+        trackers = []
+        for name in names:
+            try:
+                trackers.append(open_trackers.enter_context(TRACKERS[name](run, record, first_step)))
+            except Exception as error:  # each has its own kinds: no account, no server, no space
+                reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+                raise ConfigError(
+                    f"--track {name} can't be started ({reason}); correct that and go on with --resume, or with another "
+                    "--track"
+                ) from error
 
         def track(step: int, numbers: Mapping[str, float], picture: Path | None = None) -> None:
             for tell in trackers:
