@@ -61,8 +61,8 @@ def tracking(names: Sequence[TrackerName], run: Path, record: RunRecord, first_s
             except Exception as error:  # each has its own kinds: no account, no server, no space
                 reason = (str(error).strip() or type(error).__name__).splitlines()[0]
                 raise ConfigError(
-                    f"--track {name} can't be started ({reason}); correct that and go on with --resume, or with another "
-                    "--track"
+                    f"--track {name} can't be started ({reason}); correct that and go on with --resume, or "
+                    "with another --track"
                 ) from error
 
         def track(step: int, numbers: Mapping[str, float], picture: Path | None = None) -> None:
