@@ -408,7 +408,7 @@ def test_a_killed_worker_is_reported_with_the_cases_that_it_held(png: Path, plan
         _, told = process.communicate(timeout=30)
     assert process.returncode == 2
     assert re.search(
-        r"^dinounet: patches of case_\d.* could not be prepared for step \d+ \(.*killed by signal", told
+        r"^dinounet: patches of case_\d.* could not be prepared for step \d+ \(.*(killed|exited unexpectedly)", told
     ), told
 
 
