@@ -14,7 +14,7 @@ from dinounet.training.loss import Loss
 from dinounet.training.team import Team
 
 VALIDATION_BATCHES = 10
-"""Batches in a look; nnU-Net's number."""
+"""Batches in a look, as published; nnU-Net takes 50."""
 
 Seen = tuple[Tensor, Tensor, Tensor]
 """Images (B, C, h, w), true classes (B, h, w) and predicted classes (B, h, w)."""
