@@ -9,11 +9,13 @@ import difflib
 import importlib
 import os
 import sys
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import dinounet
 from dinounet.errors import Interrupted, UserError
+from dinounet.processes import my_place
 
 VERBS = {
     "demo": "train, predict, evaluate and report on real brain images, in minutes",
@@ -28,6 +30,8 @@ VERBS = {
 
 DONE, OUR_FAILURE, USER_ERROR, STOPPED = 0, 1, 2, 130
 
+SECONDS_TO_SPEAK = 3.0
+
 USAGE = """usage: dinounet VERB ...
 
 {verbs}
@@ -40,7 +44,13 @@ USAGE = """usage: dinounet VERB ...
 
 def run() -> None:
     """The program: run the command line and leave with its exit code."""
-    sys.exit(main())
+    try:
+        code: Any = main()
+    except SystemExit as end:  # help, or a flag that there is not
+        code = end.code
+    if code and my_place().rank:  # the launcher ends all as soon as one has failed: the first one speaks before
+        time.sleep(SECONDS_TO_SPEAK)
+    sys.exit(code)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -93,9 +103,12 @@ def function_of(verb: str) -> Callable[..., Any]:
 def _run(function: Callable[..., Any], verb: str, words: list[str]) -> None:
     import tyro
 
-    tyro.cli(function, prog=f"dinounet {verb}", args=words, config=(tyro.conf.OmitArgPrefixes,))
+    speaks = my_place().rank == 0
+    config = (tyro.conf.OmitArgPrefixes,)
+    tyro.cli(function, prog=f"dinounet {verb}", args=words, config=config, console_outputs=speaks)
 
 
 def _fail(message: str, code: int = USER_ERROR) -> int:
-    print(f"dinounet: {message}", file=sys.stderr)
+    if not my_place().rank:  # of several processes one speaks for all
+        print(f"dinounet: {message}", file=sys.stderr)
     return code

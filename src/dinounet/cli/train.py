@@ -11,7 +11,7 @@ import tyro
 from dinounet.cli.recipe_flags import NAMED, NO_CHANGES, RecipeFlags
 from dinounet.device import Device, Precision
 from dinounet.network.config import NetworkConfig
-from dinounet.plans import Architecture, Recipe, RecipeName
+from dinounet.plans import CHECKPOINT_MINUTES, Architecture, Recipe, RecipeName, TrackerName
 
 
 def train(
@@ -32,6 +32,9 @@ def train(
     device: Device = "auto",
     precision: Precision = "auto",
     micro_batch: int | None = None,
+    deterministic: bool = False,
+    checkpoint_minutes: float = CHECKPOINT_MINUTES,
+    track: tuple[TrackerName, ...] = (),
     resume: bool = False,
     report: bool = True,
 ) -> Path:
@@ -58,6 +61,10 @@ def train(
         precision: How precisely; auto is bf16 where the device computes with it natively.
         micro_batch: Patches that go through the network together, fewer than --batch where memory is short; gradients
             add up. By default the whole batch, halved when memory runs out.
+        deterministic: Only operations that give the same numbers again, to the bit, on the same machine.
+        checkpoint_minutes: Time between two checkpoints; what a kill may cost.
+        track: Who else is told of the progress: tensorboard (files in the run's folder), wandb (its server, unless
+            WANDB_MODE=offline), mlflow (the run's folder, unless MLFLOW_TRACKING_URI is set).
         resume: Go on with a run that was interrupted, as it was planned.
         report: Whether to segment the fold's validation cases in the end, and to write metrics and report.html.
 
@@ -71,6 +78,7 @@ def train(
     from dinounet.errors import Interrupted
     from dinounet.network.weights import source_of
     from dinounet.plans import read_plan
+    from dinounet.processes import my_place
     from dinounet.review import lacks_review, review_run
     from dinounet.training.session import how_to_go_on, resume_run, start_run
 
@@ -89,15 +97,17 @@ def train(
             labels=parse_labels(labels) if labels else None,
             channels=parse_channels(channels) if channels else None,
             weights=None if weights == "hub" else source_of(weights),
-            precision=None if precision == "auto" else precision,
+            precision=None if precision == "auto" else precision, deterministic=deterministic or None,
+            micro_batch=micro_batch, track=track, checkpoint_minutes=checkpoint_minutes,
         )  # fmt: skip
     else:
         start_run(
             data, output, recipe=asked_recipe, changes=changes, architecture=asked_network, backbone=asked_backbone,
             patch=patch, fold=fold, labels=labels, channels=channels, plan_file=Path(plan) if plan else None,
-            weights=weights, device=device, precision=precision, micro_batch=micro_batch,
+            weights=weights, device=device, precision=precision, micro_batch=micro_batch, deterministic=deterministic,
+            track=track, checkpoint_minutes=checkpoint_minutes,
         )  # fmt: skip
-    if report:
+    if report and my_place().rank == 0:  # one of several processes does
         try:
             review_run(read_dataset(data), output)
         except KeyboardInterrupt:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from collections.abc import Mapping
 from dataclasses import asdict, replace
@@ -14,20 +15,35 @@ from dinounet.data.cache import build_cache
 from dinounet.data.dataset import Dataset, hash_dataset, parse_channels, read_dataset
 from dinounet.data.labels import parse_labels
 from dinounet.data.pairs import Case
-from dinounet.device import Device, Precision, choose_device, choose_precision, choose_training_device
+from dinounet.device import Device, Precision, choose_precision, choose_training_device
 from dinounet.errors import ConfigError, DataError, Interrupted, WeightsError
-from dinounet.files import require_new, write_json
+from dinounet.files import remove_leftovers, require_new, write_json
 from dinounet.network.backbone import FrozenBackbone, build_backbone
 from dinounet.network.build import Network, build_network
 from dinounet.network.config import NetworkConfig
 from dinounet.network.dinounet import DinoUNet
 from dinounet.network.initialisation import initialise_he
 from dinounet.network.weights import fill_backbone
-from dinounet.plans import Architecture, Plan, Recipe, RecipeName, choose_recipe, decides_batch, plan_dataset, read_plan
+from dinounet.plans import (
+    CHECKPOINT_MINUTES,
+    Architecture,
+    Plan,
+    Recipe,
+    RecipeName,
+    TrackerName,
+    choose_recipe,
+    decides_batch,
+    plan_dataset,
+    read_plan,
+)
+from dinounet.processes import my_place
 from dinounet.progress import progress, say
 from dinounet.run import CACHE, PLAN, RECORD, DataRecord, RunRecord, command, machine, now, read_run, versions
 from dinounet.training.loop import fit
 from dinounet.training.memory import fit_to_memory, measure_step
+from dinounet.training.reproducible import reproducible
+from dinounet.training.team import Team, require_shares
+from dinounet.training.tracking import require_trackers
 
 ALL_CASES = -1
 """As a fold: train on every case, validate on none."""
@@ -50,17 +66,60 @@ def start_run(
     device: Device = "auto",
     precision: Precision = "auto",
     micro_batch: int | None = None,
+    deterministic: bool = False,
+    track: tuple[TrackerName, ...] = (),
     notes: tuple[str, ...] = (),
+    checkpoint_minutes: float = CHECKPOINT_MINUTES,
 ) -> RunRecord:
     """Train a new run in the folder `output`; see `dinounet.train` for the arguments.
+
+    Of several processes the first one looks at the data, plans and makes the folder; the others read what it wrote.
 
     Raises:
         UserError: dataset, plan, weights or output folder are wrong; or Ctrl-C, when the run can be resumed.
     """
-    require_new(output, what="the run")
-    if micro_batch is not None and micro_batch < 1:
-        raise ConfigError(f"--micro-batch is {micro_batch}; it must be at least 1")
+    _check_options(micro_batch, checkpoint_minutes, track)
     chosen = choose_training_device(device)
+    computed = choose_precision(precision, chosen)
+    team = Team(chosen, computed)
+    with team.ending_together():
+        frozen = None
+        with team.leader_first("planned"):
+            if team.leads:
+                frozen = _make_run(
+                    data, output, recipe=recipe, changes=changes, architecture=architecture, backbone=backbone,
+                    weights=weights, plan_file=plan_file, patch=patch, fold=fold, labels=labels, channels=channels,
+                    device=chosen,
+                    precision=computed, micro_batch=micro_batch, processes=team.size, deterministic=deterministic,
+                    track=track, notes=notes,
+                )  # fmt: skip
+        return _go_on(data, output, read_run(output), team, frozen, checkpoint_minutes, resume=False)
+
+
+def _make_run(
+    data: Path,
+    output: Path,
+    *,
+    recipe: Recipe | RecipeName | None,
+    changes: Mapping[str, Any] | None,
+    architecture: Architecture | None,
+    backbone: str | None,
+    weights: str,
+    plan_file: Path | None,
+    patch: tuple[int, int] | None,
+    fold: int,
+    labels: str | None,
+    channels: str | None,
+    device: Literal["cpu", "cuda", "mps"],
+    precision: Literal["fp32", "bf16", "fp16"],
+    micro_batch: int | None,
+    processes: int,
+    deterministic: bool,
+    track: tuple[TrackerName, ...],
+    notes: tuple[str, ...],
+) -> FrozenBackbone | None:
+    """Plan a run and make its folder; returns the backbone, filled."""
+    require_new(output, what="the run")
     planned = recipe if isinstance(recipe, Recipe) else choose_recipe(recipe or "default", changes or {})
     dataset = read_dataset(
         data, parse_labels(labels) if labels else None, parse_channels(channels) if channels else None
@@ -91,18 +150,22 @@ def start_run(
         architecture=architecture,
     )
     _check_plan(plan, dataset)
-    exactly = choose_precision(precision, chosen)
+    batch_is_given = bool(edited) or decides_batch(recipe or "default", changes or {})
     fitted, network = fit_plan(
-        plan, frozen, chosen, exactly,
-        patch_is_given=bool(edited or patch),
-        batch_is_given=bool(edited) or decides_batch(recipe or "default", changes or {}),
-    )  # fmt: skip
+        plan, frozen, device, precision, patch_is_given=bool(edited or patch), batch_is_given=batch_is_given
+    )
+    if not batch_is_given and fitted.recipe.batch > plan.recipe.batch:  # what fits is made a number that can be shared
+        batch = max(fitted.recipe.batch // processes, 1) * processes
+        fitted = replace(fitted, recipe=replace(fitted.recipe, batch=batch))
     plan = edited or fitted
+    require_shares(plan.recipe.batch, processes)
     assert fitted.memory is not None
-    at_once = fitted.memory.patches(plan.data.patch)
-    if micro_batch is None and at_once < plan.recipe.batch:
+    # GPUs are a process's own, a machine's memory is not
+    at_once = max(fitted.memory.patches(plan.data.patch) // (my_place().processes_a_node if device == "cpu" else 1), 1)
+    share = plan.recipe.batch // processes
+    if micro_batch is None and at_once < share:
         micro_batch = at_once
-        say("memory", f"{at_once} of {plan.recipe.batch} patches go through the network at a time", part=at_once)
+        say("memory", f"{at_once} of {share} patches go through the network at a time", part=at_once)
     record = RunRecord(
         plan=plan,
         data=DataRecord(
@@ -110,8 +173,8 @@ def start_run(
         ),
         backbone=known,
         fold=fold,
-        device=chosen,
-        precision=exactly,
+        device=device,
+        precision=precision,
         trained_parameters=sum(p.numel() for p in network.parameters() if p.requires_grad),
         frozen_parameters=sum(p.numel() for p in frozen.parameters()) if frozen else 0,
         command=command(),
@@ -119,27 +182,48 @@ def start_run(
         machine=machine(),
         started=now(),
         micro_batch=micro_batch,
+        processes=processes,
+        deterministic=deterministic,
+        track=track,
         notes=notes,
     )
     output.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(output)
     write_json(output / RECORD, record)  # first: what holds it can be resumed
-    write_json(output / PLAN, plan)
-    return _fit(network, record, data, output, training, validation, resume=False)
+    return frozen
 
 
-def resume_run(data: Path, output: Path, *, device: Device = "auto", **asked: Any) -> RunRecord:
-    """Go on with an interrupted run.
+def resume_run(
+    data: Path,
+    output: Path,
+    *,
+    device: Device = "auto",
+    micro_batch: int | None = None,
+    track: tuple[TrackerName, ...] = (),
+    checkpoint_minutes: float = CHECKPOINT_MINUTES,
+    **asked: Any,
+) -> RunRecord:
+    """Go on with an interrupted run, perhaps with another number of processes.
 
     Args:
         data: the dataset that it was started with.
         output: the run's folder.
         device: where to compute from here on; by default where it was started.
+        micro_batch: patches at a time from here on; by default as before.
+        track: who is told from here on; by default as before.
+        checkpoint_minutes: time between two checkpoints.
         asked: options that are given once more; what is None is not asked for. See `dinounet.train`.
 
     Raises:
         UserError: it is finished, its data or weights have changed, it was started with other options, or it has no
             checkpoint that can be read.
     """
+    _check_options(micro_batch, checkpoint_minutes, track)
+    if not (output / RECORD).is_file():
+        raise DataError(
+            f"{output} is not a run: it holds no {RECORD}; if it was stopped before training began, there is nothing "
+            "to go on from, so start it again without --resume"
+        )
     record = read_run(output)
     if record.status == "finished":
         raise ConfigError(f"{output} is finished; there is nothing to resume")
@@ -156,30 +240,71 @@ def resume_run(data: Path, output: Path, *, device: Device = "auto", **asked: An
         "channels": tuple(channel.name for channel in plan.data.channels),
         "precision": record.precision,
         "weights": record.backbone and record.backbone.weights,
+        "deterministic": record.deterministic,
     }
     for name, value in asked.items():
         if value is not None and value != started_with[name]:
             raise ConfigError(f"{output} was started with another {name}; resume it without that option, or train anew")
-    record = replace(record, device=choose_device(record.device if device == "auto" else device))
-    dataset = read_dataset(data)
-    if _hash(dataset) != record.data.sha256:
-        raise DataError(f"{data} is not, or no longer, the dataset that {output} was started with; train a new run")
-    training, validation = _split(dataset, record.fold)
-    frozen = None
-    if isinstance(plan.network, NetworkConfig):
+    team = Team(choose_training_device(record.device if device == "auto" else device), record.precision)
+    with team.ending_together():
+        require_shares(plan.recipe.batch, team.size)
+        record = replace(
+            record,
+            device=team.device,
+            processes=team.size,
+            micro_batch=micro_batch or record.micro_batch,
+            track=track or record.track,
+        )
+        with team.leader_first("checked"):
+            if team.leads:
+                remove_leftovers(output)
+                if _hash(read_dataset(data)) != record.data.sha256:
+                    raise DataError(
+                        f"{data} is not, or no longer, the dataset that {output} was started with; train a new run"
+                    )
+        say("resume", f"going on after step {record.steps_done}", step=record.steps_done)
+        return _go_on(data, output, record, team, None, checkpoint_minutes, resume=True)
+
+
+def _go_on(
+    data: Path,
+    output: Path,
+    record: RunRecord,
+    team: Team,
+    frozen: FrozenBackbone | None,
+    checkpoint_minutes: float,
+    *,
+    resume: bool,
+) -> RunRecord:
+    """Train a run whose folder is there, from its start or its checkpoint."""
+    plan = record.plan
+    training, validation = _split(read_dataset(data), record.fold)
+    if isinstance(plan.network, NetworkConfig) and frozen is None:
         assert record.backbone is not None
         frozen = build_backbone(plan.network)
         found = fill_backbone(frozen, record.backbone.name, record.backbone.weights, plan.recipe.seed)
         if found.sha256 != record.backbone.sha256:
             raise WeightsError(f"the weights in {found.weights} have changed since {output} was started; train anew")
-    network = _build(plan, frozen)
-    say("resume", f"going on after step {record.steps_done}", step=record.steps_done)
-    return _fit(network, record, data, output, training, validation, resume=True)
+    if team.leads and not (output / PLAN).exists():
+        write_json(output / PLAN, plan)
+    with reproducible(record.deterministic):
+        network = _build(plan, frozen)
+        return _fit(network, record, data, output, training, validation, team, checkpoint_minutes, resume=resume)
+
+
+def _check_options(micro_batch: int | None, checkpoint_minutes: float, track: tuple[TrackerName, ...]) -> None:
+    """What can be told to be wrong before anything is looked at."""
+    if micro_batch is not None and micro_batch < 1:
+        raise ConfigError(f"--micro-batch is {micro_batch}; it must be at least 1")
+    if not 0 <= checkpoint_minutes < math.inf:
+        raise ConfigError(f"--checkpoint-minutes is {checkpoint_minutes}; it must be a number of at least 0")
+    require_trackers(track)
 
 
 def how_to_go_on(data: Path, output: Path) -> str:
     """The command that resumes a run, in words."""
-    return "go on with: " + shlex.join(["dinounet", "train", str(data), "-o", str(output), "--resume"])
+    how = "go on with" if my_place().processes == 1 else "go on, by the same launcher, with"
+    return f"{how}: " + shlex.join(["dinounet", "train", str(data), "-o", str(output), "--resume"])
 
 
 def _hash(dataset: Dataset) -> str:
@@ -255,16 +380,18 @@ def _fit(
     output: Path,
     training: list[Case],
     validation: list[Case],
+    team: Team,
+    checkpoint_minutes: float,
     *,
     resume: bool,
 ) -> RunRecord:
     try:
-        with progress("caching", len(training) + len(validation)) as advance:
+        with team.leader_first("cached"), progress("caching", len(training) + len(validation)) as advance:
             cached = [
                 build_cache(cases, record.plan.data, output / CACHE, on_case=advance)
                 for cases in (training, validation)
             ]
-        record = fit(network, record, output, *cached, resume=resume)
+        record = fit(network, record, output, *cached, team=team, resume=resume, checkpoint_minutes=checkpoint_minutes)
     except (KeyboardInterrupt, Interrupted) as stop:
         where = str(stop) or f"stopped; the last checkpoint is of step {read_run(output).steps_done}"
         raise Interrupted(f"{where}; {how_to_go_on(data, output)}") from None
