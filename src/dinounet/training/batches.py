@@ -6,6 +6,7 @@ import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -78,7 +79,8 @@ def next_batch(batches: Iterator[Any], patches: Patches, step: int, stop: Callab
     """
     try:
         return next(batches)
-    except (RuntimeError, OSError, ValueError, UserError) as error:
+    # a worker that is killed while it sends leaves an end of file, or half a pickle of PyTorch's
+    except (RuntimeError, OSError, ValueError, EOFError, UnpicklingError, UserError) as error:
         if stop():
             return None
         raise _unprepared(error, patches, step) from error
