@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pickle import UnpicklingError
 from typing import Any
@@ -107,6 +107,9 @@ def is_worker_dead(error: BaseException) -> bool:
 
 
 def _unprepared(error: Exception, patches: Patches, step: int) -> UserError:
+    if hasattr(signal, "SIGCHLD"):
+        with suppress(ValueError):  # only the main thread may; PyTorch would tell of the death again, amid what follows
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     reason = (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()
     return UserError(
         f"patches of {cases_of(patches, step)} could not be prepared for step {step + 1} ({reason}); if a worker "
