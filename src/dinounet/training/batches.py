@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -78,7 +79,8 @@ def next_batch(batches: Iterator[Any], patches: Patches, step: int, stop: Callab
     """
     try:
         return next(batches)
-    except (RuntimeError, OSError, ValueError, UserError) as error:
+    # a worker that is killed while it sends leaves an end of file, or half a pickle of PyTorch's
+    except (RuntimeError, OSError, ValueError, EOFError, UnpicklingError, UserError) as error:
         if stop():
             return None
         raise _unprepared(error, patches, step) from error
@@ -105,6 +107,9 @@ def is_worker_dead(error: BaseException) -> bool:
 
 
 def _unprepared(error: Exception, patches: Patches, step: int) -> UserError:
+    if hasattr(signal, "SIGCHLD"):
+        with suppress(ValueError):  # only the main thread may; PyTorch would tell of the death again, amid what follows
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     reason = (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()
     return UserError(
         f"patches of {cases_of(patches, step)} could not be prepared for step {step + 1} ({reason}); if a worker "
