@@ -124,7 +124,7 @@ def test_one_process_goes_on_as_two(place: Path, tmp_path: Path, monkeypatch: py
 
     plan = write_plan(place, "deep.json", average=0.9, steps=4)
     content = json.loads(plan.read_text())
-    content["network"]["deep_supervision"] = True
+    content["network"]["deep_supervision"] = content["recipe"]["deep_supervision"] = True
     plan.write_text(json.dumps(content))
     data = place / "pictures"
     single = dinounet.train(data, tmp_path / "single", **OPTIONS, plan=plan)
