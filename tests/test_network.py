@@ -192,3 +192,15 @@ def test_a_configuration_that_cannot_be_built_is_answered(changes: dict, message
 def test_an_image_of_other_channels_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"shape \(1, 3, 64, 64\) but the network reads \(batch, 1, height, width\)"):
         tiny()(torch.randn(1, 3, 64, 64))
+
+
+def test_sampling_by_gathers_is_grid_sample_and_so_are_its_gradients() -> None:
+    from dinounet.network.deformable_attention import sample_by_gather
+
+    map, grid = torch.randn(3, 5, 6, 7, dtype=torch.float64), 2.6 * torch.rand(3, 11, 4, 2, dtype=torch.float64) - 1.3
+    upstream = torch.randn(3, 5, 11, 4, dtype=torch.float64)
+    expected = torch.nn.functional.grid_sample(map.requires_grad_(), grid.requires_grad_(), align_corners=False)
+    gradients = torch.autograd.grad(expected, (map, grid), upstream)
+    found = sample_by_gather(map, grid)
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(torch.autograd.grad(found, (map, grid), upstream), gradients)

@@ -172,7 +172,6 @@ def test_a_unet_is_trained_resumed_used_and_told_of(
     whole = train(tmp_path / "whole", plan=tmp_path / "plan.json")
     original = loop.save_checkpoint
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "CHECKPOINT_SECONDS", 0)
 
         def save_and_stop(*checkpoint: object) -> None:
             original(*checkpoint)
@@ -180,7 +179,7 @@ def test_a_unet_is_trained_resumed_used_and_told_of(
 
         patch.setattr(loop, "save_checkpoint", save_and_stop)
         with pytest.raises(Interrupted):
-            train(tmp_path / "broken", plan=tmp_path / "plan.json")
+            train(tmp_path / "broken", plan=tmp_path / "plan.json", checkpoint_minutes=0)
     with pytest.raises(ConfigError, match="was started with another optimizer"):
         train(tmp_path / "broken", resume=True, changes={"optimizer": "adamw"})
     with pytest.raises(ConfigError, match="was started with another recipe"):

@@ -24,8 +24,9 @@ from dinounet.evaluation.pictures import make_pictures
 from dinounet.files import write_json
 from dinounet.plans import Plan, Recipe, read_plan
 from dinounet.targets import to_classes, to_targets
-from dinounet.training.loop import validate
 from dinounet.training.loss import make_loss
+from dinounet.training.team import Team
+from dinounet.training.validation import validate
 from networks import tiny_config
 
 REGIONS = {"background": 0, "whole": [1, 2], "square": 2}
@@ -168,7 +169,8 @@ def test_validation_dice_is_scikit_learns_over_known_pixels(both: Path) -> None:
     network, image = torch.nn.Conv2d(1, 2, 3, padding=1), torch.randn(2, 1, 16, 16)
     mask = torch.randint(0, 3, (2, 16, 16))
     mask[:, :4] = IGNORED
-    found = validate(network, make_loss(plan.data), [(image, mask)], plan)["validation_dice"]
+    numbers, _ = validate(Team("cpu", "fp32"), network, make_loss(plan.data), [(image, mask)], plan)
+    found = numbers["validation_dice"]
     logits = network(image)
     classes = torch.where(logits[:, 1] > 0, 2, torch.where(logits[:, 0] > 0, 1, 0))[:, 4:].flatten()
     truth = mask[:, 4:].flatten()

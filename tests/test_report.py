@@ -10,9 +10,10 @@ import pytest
 import SimpleITK as sitk
 from PIL import Image
 
+from dinounet.drawing import COLOURS, colours_of
 from dinounet.errors import DataError
 from dinounet.evaluation.evaluate import Metrics, evaluate_folders
-from dinounet.evaluation.pictures import COLOURS, ERRORS, colours_of, make_pictures
+from dinounet.evaluation.pictures import ERRORS, make_pictures
 from dinounet.evaluation.report import write_report
 
 LABELS = {"background": 0, "grey": 1, "<i>white</i>": 2}

@@ -2,7 +2,11 @@
 
 import json
 import os
+import re
 import signal
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +26,7 @@ from dinounet.files import write_json
 from dinounet.plans import Plan, Recipe
 from dinounet.run import CHECKPOINT, MODEL, PREVIOUS_CHECKPOINT, read_run
 from dinounet.training import loop
+from dinounet.training.checkpoint import load_checkpoint, save_checkpoint
 from dinounet.training.loss import make_loss
 from dinounet.training.optimizer import learning_rate_at
 from networks import tiny_config
@@ -162,11 +167,10 @@ def test_a_signal_that_also_ends_the_workers_stops_the_run_and_no_more(
 def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
     png: Path, plan_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0.0)
     with monkeypatch.context() as patch:
         stop_at(4, patch)
         with pytest.raises(UserError, match="stopped after step 4"):
-            train(png, tmp_path / "run", plan_file)
+            train(png, tmp_path / "run", plan_file, checkpoint_minutes=0)
     (tmp_path / "run" / CHECKPOINT).write_bytes(b"half a file")
     assert (tmp_path / "run" / PREVIOUS_CHECKPOINT).exists()
     train(png, tmp_path / "run", plan_file, resume=True)
@@ -275,9 +279,10 @@ def test_memory_that_runs_out_halves_the_micro_batch_and_the_step_is_done_again(
 
 
 def test_a_run_of_minutes_ends_in_time_with_the_schedule_at_its_end(png: Path, plan_file: Path, tmp_path: Path) -> None:
-    edit(plan_file, minutes=0.1, validate_every=1000)
+    edit(plan_file, minutes=0.2, validate_every=1000)
     record = read_run(train(png, tmp_path / "run", plan_file))
     assert record.steps_done > 6
+    assert record.seconds == pytest.approx(12, rel=0.1)  # with the look at the end, and saving
     rates = [json.loads(line).get("learning_rate") for line in (tmp_path / "run" / "log.jsonl").open()]
     assert [rate for rate in rates if rate][-1] < 0.05 * record.plan.recipe.learning_rate
 
@@ -360,3 +365,68 @@ def test_an_edited_plan_must_still_fit_the_dataset(plan_file: Path, tmp_path: Pa
     (other / "dataset.json").write_text(json.dumps({**description, "channel_names": {"0": "CT"}}))
     with pytest.raises(ConfigError, match=r"the plan is for channels \['MR'\].* but volumes has \['CT'\]"):
         train(other, tmp_path / "run", plan_file)
+
+
+def test_the_scale_of_fp16_is_kept(tmp_path: Path) -> None:
+    layer = torch.nn.Linear(2, 2)
+    optimizer = torch.optim.AdamW(layer.parameters())
+
+    def scaler(scale: float) -> torch.amp.GradScaler:
+        made = torch.amp.GradScaler("cpu", init_scale=scale, growth_interval=7)
+        made.scale(layer(torch.ones(1, 2)).sum()).backward()
+        made.step(optimizer)
+        made.update()
+        return made
+
+    save_checkpoint(tmp_path, layer, optimizer, {"step": 3}, None, scaler(8.0))
+    other = scaler(2.0)
+    assert load_checkpoint(tmp_path, layer, optimizer, None, other)["step"] == 3
+    assert other.get_scale() == 8.0
+    assert other.state_dict()["_growth_tracker"] == 1
+
+
+def test_a_file_of_a_killed_process_is_no_content_and_is_removed(png: Path, plan_file: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / ".123.run.json").write_text("{")  # killed before it was a run
+    with pytest.raises(DataError, match=r"run is not a run.*there is nothing to go on from, so start it again without"):
+        train(png, run, plan_file, resume=True)
+    train(png, run, plan_file)
+    assert not (run / ".123.run.json").exists()
+
+
+@pytest.mark.slow
+def test_a_killed_worker_is_reported_with_the_cases_that_it_held(png: Path, plan_file: Path, tmp_path: Path) -> None:
+    edit(plan_file, steps=100000)
+    words = ["-o", str(tmp_path / "run"), "--plan", str(plan_file), "--weights", "random", "--device", "cpu"]
+    command = [sys.executable, "-m", "dinounet", "train", str(png), *words]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+        log, began = tmp_path / "run" / "log.jsonl", time.monotonic()
+        while not (log.exists() and log.read_text().count("\n") > 3):
+            assert time.monotonic() - began < 60
+            time.sleep(0.1)
+        os.kill(int(children.read_text().split()[0]), signal.SIGKILL)
+        _, told = process.communicate(timeout=30)
+    assert process.returncode == 2, told
+    assert re.search(
+        r"^dinounet: patches of case_\d.* could not be prepared for step \d+ \(.+\); if a worker was killed", told
+    ), told
+
+
+def test_a_deterministic_run_says_so_and_leaves_no_trace(png: Path, plan_file: Path, tmp_path: Path) -> None:
+    runs = [train(png, tmp_path / name, plan_file, deterministic=True) for name in ("one", "two")]
+    assert (runs[0] / MODEL).read_bytes() == (runs[1] / MODEL).read_bytes()
+    assert read_run(runs[0]).deterministic
+    assert not torch.are_deterministic_algorithms_enabled()
+    write_json(runs[0] / "run.json", replace(read_run(runs[0]), status="interrupted", deterministic=False))
+    with pytest.raises(ConfigError, match="was started with another deterministic; resume it without that option"):
+        train(png, runs[0], plan_file, resume=True, deterministic=True)
+
+
+def test_an_apple_gpu_is_answered_before_anything_is_done(png: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"training on an Apple GPU is not possible yet.*choose --device cpu"):
+        dinounet.train(png, tmp_path / "run", weights="random", device="mps")
+    with pytest.raises(ConfigError, match="--checkpoint-minutes is -1; it must be a number of at least 0"):
+        dinounet.train(png, tmp_path / "run", weights="random", checkpoint_minutes=-1)
+    assert not (tmp_path / "run").exists()

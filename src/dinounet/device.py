@@ -31,13 +31,18 @@ def choose_device(device: Device) -> Literal["cpu", "cuda", "mps"]:
 
 
 def choose_training_device(device: Device) -> Literal["cpu", "cuda", "mps"]:
-    """The device to train on: auto is the CPU on Apple machines, since PyTorch lacks the backward of grid_sample there.
+    """The device to train on: CUDA or the CPU.
 
     Raises:
-        ConfigError: this machine has no such device.
+        ConfigError: this machine has no such device, or it is an Apple GPU.
     """
+    if device == "mps":
+        raise ConfigError(
+            "training on an Apple GPU is not possible yet, since PyTorch lacks the gradient of grid_sample there; "
+            "choose --device cpu (predicting works with --device mps)"
+        )
     chosen = choose_device(device)
-    return "cpu" if device == "auto" and chosen == "mps" else chosen
+    return "cpu" if chosen == "mps" else chosen
 
 
 def choose_precision(precision: Precision, device: Literal["cpu", "cuda", "mps"]) -> Literal["fp32", "bf16", "fp16"]:

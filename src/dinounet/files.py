@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import json
 import os
+import re
 import shutil
 import tempfile
 import types
@@ -45,8 +46,30 @@ def whole_file(path: Path) -> Iterator[Path]:
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
+        _write_through(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what `whole_file` leaves in a folder when its process is killed."""
+    for path in folder.iterdir():
+        if _is_leftover(path):
+            path.unlink(missing_ok=True)
+
+
+def _is_leftover(path: Path) -> bool:
+    return re.fullmatch(r"\.\d+\..+", path.name) is not None
+
+
+def _write_through(folder: Path) -> None:
+    """A new name survives a power cut once its folder is on the disk; Windows has no such call."""
+    if os.name == "posix":
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def _umask() -> int:
@@ -75,7 +98,7 @@ def require_new(path: Path, *, what: str) -> None:
     Raises:
         UserError: something that is not an empty folder has that name already, or it can't be made there.
     """
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+    if path.exists() and (not path.is_dir() or not all(map(_is_leftover, path.iterdir()))):
         raise UserError(f"{path} exists already; give {what} another name with -o, or remove it")
     _require_place(path, path.parent, "-o")
 

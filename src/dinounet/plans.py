@@ -23,10 +23,13 @@ FORMAT = 1
 
 STEPS_AN_EPOCH = 250
 """nnU-Net's."""
+CHECKPOINT_MINUTES = 1.0
+"""Time between two checkpoints of a run, up to a step; nothing that decides its result."""
 OptimizerName = Literal["adamw", "sgd"]
 Schedule = Literal["cosine", "poly"]
 Initialisation = Literal["pytorch", "he"]
 Architecture = Literal["dinounet", "unet"]
+TrackerName = Literal["tensorboard", "wandb", "mlflow"]
 RecipeName = Literal["default", "paper"]
 """default: what measured best here (docs/recipes.md); paper: what the published code does, data side included."""
 

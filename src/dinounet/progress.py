@@ -1,4 +1,7 @@
-"""Telling how far it is: a bar with the time left on a terminal, JSON lines everywhere else."""
+"""Telling how far it is: a bar with the time left on a terminal, JSON lines everywhere else.
+
+Of several processes only the first one speaks.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from dinounet.processes import my_place
+
 SECONDS_BETWEEN_LINES = 5.0
 """Without a terminal a task tells its progress at most so often."""
 
@@ -18,6 +23,8 @@ Advance = Callable[..., None]
 
 def say(event: str, text: str, **facts: Any) -> None:
     """Tell one thing: its text on a terminal, a JSON line with its facts elsewhere."""
+    if my_place().rank:
+        return
     if sys.stdout.isatty():
         from rich.console import Console
 
@@ -29,10 +36,16 @@ def say(event: str, text: str, **facts: Any) -> None:
 @contextmanager
 def progress(what: str, total: int, done: int = 0) -> Iterator[Advance]:
     """Show a task's progress while the block runs."""
-    yield from (_bar if sys.stdout.isatty() else _lines)(what, total, done)
+    if my_place().rank:
+        yield lambda *_, **__: None
+    else:
+        yield from (_bar if sys.stdout.isatty() else _lines)(what, total, done)
 
 
 def _bar(what: str, total: int, done: int) -> Iterator[Advance]:
+    """A bar, and the latest numbers on a line below it."""
+    from rich.console import Group
+    from rich.live import Live
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -41,21 +54,30 @@ def _bar(what: str, total: int, done: int) -> Iterator[Advance]:
         TimeElapsedColumn,
         TimeRemainingColumn,
     )
+    from rich.text import Text
 
     columns = (
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
-        TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[numbers]}"),
+        TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
     )  # fmt: skip
-    with Progress(*columns) as bars:
-        task = bars.add_task(what, total=total, completed=done, numbers="")
+    bars = Progress(*columns)
+    task = bars.add_task(what, total=total, completed=done)
+    latest: dict[str, float] = {}
 
-        def advance(more: int = 1, **numbers: float) -> None:
-            shown = (
-                {"numbers": "  ".join(f"{name} {number:.3f}" for name, number in numbers.items())} if numbers else {}
-            )
-            bars.update(task, advance=more, **shown)  # type: ignore[arg-type]
+    def advance(more: int = 1, **numbers: float) -> None:
+        latest.update(numbers)
+        bars.update(task, advance=more)
 
+    def render() -> Group:
+        shown = "  ".join(_in_words(name, number) for name, number in latest.items())
+        return Group(bars, *([Text(f"  {shown}")] if shown else []))
+
+    with Live(get_renderable=render):
         yield advance
+
+
+def _in_words(name: str, number: float) -> str:
+    return f"{name[:-2]} {number:.0f} %" if name.endswith(" %") else f"{name} {number:.3g}"
 
 
 def _lines(what: str, total: int, done: int) -> Iterator[Advance]:

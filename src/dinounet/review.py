@@ -21,7 +21,7 @@ from dinounet.files import METRICS, PREDICTION, read_record, whole_folder, write
 from dinounet.inference.predictor import load, predict_files
 from dinounet.inference.record import record_prediction
 from dinounet.progress import progress, say
-from dinounet.run import REPORT, read_log, read_run
+from dinounet.run import RECORD, REPORT, read_log, read_run
 
 MOST_LEARNED = 10
 """Cases that are looked at where all were learned from: enough to see that training worked."""
@@ -33,12 +33,8 @@ NOTHING_KEPT = (
 
 
 def lacks_review(run: Path) -> bool:
-    """Whether a run is finished but has no report.
-
-    Raises:
-        UserError: the folder is no run.
-    """
-    return read_run(run).status == "finished" and not (run / REPORT).exists()
+    """Whether a run is finished but has no report."""
+    return (run / RECORD).is_file() and read_run(run).status == "finished" and not (run / REPORT).exists()
 
 
 def review_run(dataset: Dataset, run: Path) -> Path:

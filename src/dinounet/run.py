@@ -16,7 +16,7 @@ from dinounet.data.splits import Fold
 from dinounet.errors import ConfigError, DataError
 from dinounet.files import read_record
 from dinounet.network.weights import BackboneRecord
-from dinounet.plans import Plan
+from dinounet.plans import Plan, TrackerName
 
 PLAN = "plan.json"
 RECORD = "run.json"
@@ -26,6 +26,7 @@ PREVIOUS_CHECKPOINT = "checkpoint.previous.safetensors"
 MODEL = "model.safetensors"
 CACHE = "cache"
 REPORT = "report.html"
+EXAMPLES = "examples"
 
 FORMAT = 1
 
@@ -103,7 +104,16 @@ class RunRecord:
     """Steps without effect, because loss or gradient was not finite."""
 
     micro_batch: int | None = None
-    """Patches that go through the network together; None: a whole batch."""
+    """Patches that go through the network together in each process; None: its whole share of a batch."""
+
+    processes: int = 1
+    """That share each step."""
+
+    deterministic: bool = False
+    """Only operations that give the same numbers again on the same machine."""
+
+    track: tuple[TrackerName, ...] = ()
+    """Who else is told of its progress."""
 
     notes: tuple[str, ...] = ()
     """What a reader of the results must know."""

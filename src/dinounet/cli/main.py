@@ -13,11 +13,13 @@ import io
 import os
 import re
 import sys
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import dinounet
 from dinounet.errors import ConfigError, Interrupted, UserError
+from dinounet.processes import my_place
 
 VERBS = {
     "demo": "train, predict, evaluate and report on real brain images, in minutes",
@@ -32,6 +34,8 @@ VERBS = {
 
 DONE, OUR_FAILURE, USER_ERROR, STOPPED = 0, 1, 2, 130
 
+SECONDS_TO_SPEAK = 3.0
+
 USAGE = """usage: dinounet VERB ...
 
 {verbs}
@@ -44,7 +48,13 @@ USAGE = """usage: dinounet VERB ...
 
 def run() -> None:
     """The program: run the command line and leave with its exit code."""
-    sys.exit(main())
+    try:
+        code: Any = main()
+    except SystemExit as end:  # help, or a flag that there is not
+        code = end.code
+    if code and my_place().rank:  # the launcher ends all as soon as one has failed: the first one speaks before
+        time.sleep(SECONDS_TO_SPEAK)
+    sys.exit(code)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -106,11 +116,13 @@ def _understand(function: Callable[..., Any], verb: str, words: list[str]) -> Ca
     def later(*arguments: Any, **named: Any) -> Callable[[], Any]:
         return functools.partial(function, *arguments, **named)
 
+    speaks = my_place().rank == 0
+    config = (tyro.conf.OmitArgPrefixes,)
     told = io.StringIO()
     try:
         with contextlib.redirect_stderr(told):
             call: Callable[[], Any] = tyro.cli(
-                later, prog=f"dinounet {verb}", args=words, config=(tyro.conf.OmitArgPrefixes,)
+                later, prog=f"dinounet {verb}", args=words, config=config, console_outputs=speaks
             )
     except SystemExit as stop:
         if stop.code != USER_ERROR:
@@ -131,6 +143,7 @@ def _shorten(box: str) -> str:
 
 
 def _fail(message: str, code: int = USER_ERROR) -> int:
-    line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in message)  # a file's name may hold anything
-    print(f"dinounet: {line}", file=sys.stderr)
+    if not my_place().rank:  # of several processes one speaks for all
+        line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in message)  # a file's name may hold anything
+        print(f"dinounet: {line}", file=sys.stderr)
     return code

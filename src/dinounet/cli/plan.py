@@ -66,7 +66,7 @@ def plan(
     from dinounet.network.backbone import build_backbone
     from dinounet.plans import decides_batch, plan_dataset
     from dinounet.progress import say
-    from dinounet.training.session import fit_plan
+    from dinounet.training.planning import fit_plan
 
     if output is not None:
         output = Path(output)

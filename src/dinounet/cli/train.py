@@ -12,7 +12,7 @@ from dinounet.cli.recipe_flags import NAMED, NO_CHANGES, RecipeFlags
 from dinounet.data.splits import Fold
 from dinounet.device import Device, Precision
 from dinounet.network.config import NetworkConfig
-from dinounet.plans import Architecture, Recipe, RecipeName
+from dinounet.plans import CHECKPOINT_MINUTES, Architecture, Recipe, RecipeName, TrackerName
 
 
 def train(
@@ -35,6 +35,9 @@ def train(
     precision: Precision = "auto",
     micro_batch: int | None = None,
     cache: Path | None = None,
+    deterministic: bool = False,
+    checkpoint_minutes: float = CHECKPOINT_MINUTES,
+    track: tuple[TrackerName, ...] = (),
     resume: bool = False,
     report: bool = True,
 ) -> Path:
@@ -66,6 +69,10 @@ def train(
             add up. By default the whole batch, halved when memory runs out.
         cache: Folder for preprocessed slices, which runs may share, also at the same time; by default the run has its
             own. It holds the patients' pixels: remove it when no run needs it.
+        deterministic: Only operations that give the same numbers again, to the bit, on the same machine.
+        checkpoint_minutes: Time between two checkpoints; what a kill may cost.
+        track: Who else is told of the progress: tensorboard (files in the run's folder), wandb (its server, unless
+            WANDB_MODE=offline), mlflow (the run's folder, unless MLFLOW_TRACKING_URI is set).
         resume: Go on with a run that was interrupted, as it was planned.
         report: Whether to segment the fold's validation cases in the end, and to write metrics and report.html.
 
@@ -80,6 +87,7 @@ def train(
     from dinounet.errors import Interrupted
     from dinounet.network.weights import source_of
     from dinounet.plans import read_plan
+    from dinounet.processes import my_place
     from dinounet.review import lacks_review, review_run
     from dinounet.training.session import how_to_go_on, resume_run, start_run
 
@@ -99,16 +107,18 @@ def train(
             labels=parse_labels(labels) if labels else None,
             channels=parse_channels(channels) if channels else None,
             weights=None if weights == "hub" else source_of(weights),
-            precision=None if precision == "auto" else precision,
+            precision=None if precision == "auto" else precision, deterministic=deterministic or None,
+            micro_batch=micro_batch, track=track, checkpoint_minutes=checkpoint_minutes,
         )  # fmt: skip
     else:
         start_run(
             data, output, recipe=asked_recipe, changes=changes, architecture=asked_network, backbone=asked_backbone,
             patch=patch, fold=fold, test=Path(test) if test else None, labels=labels, channels=channels,
             plan_file=Path(plan) if plan else None, weights=weights, device=device, precision=precision,
-            micro_batch=micro_batch, cache=Path(cache) if cache else None,
+            micro_batch=micro_batch, cache=Path(cache) if cache else None, deterministic=deterministic, track=track,
+            checkpoint_minutes=checkpoint_minutes,
         )  # fmt: skip
-    if report:
+    if report and my_place().rank == 0:  # one of several processes does
         try:
             review_run(read_dataset(data), output)
         except KeyboardInterrupt:

@@ -1,13 +1,10 @@
-"""One slice of a case in four panels, for the report: image, truth, prediction, and where they differ.
-
-Colours are Okabe and Ito's, which people of every colour vision can tell apart (https://jfly.uni-koeln.de/color/).
-"""
+"""One slice of a case in four panels, for the report: image, truth, prediction, and where they differ."""
 
 from __future__ import annotations
 
 import io
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,11 +13,9 @@ import numpy as np
 from dinounet.data.images import Volume, coarsest_axis, read_image, require_same_grid
 from dinounet.data.masks import read_mask, read_truth
 from dinounet.data.pairs import Case, ClassFiles, image_files, name_of
+from dinounet.drawing import colours_of, paint, to_grey_levels
 from dinounet.errors import DataError
 from dinounet.evaluation.evaluate import CaseMetrics, Metrics, find_masks
-
-COLOURS = ("#e69f00", "#0072b2", "#009e73", "#cc79a7", "#56b4e9", "#f0e442", "#d55e00")
-"""Of the classes, in the order of the labels; with more classes than colours, lighter and then darker ones follow."""
 
 ERRORS = {"predicted, not there": "#d55e00", "there, missed": "#56b4e9", "taken for another class": "#f0e442"}
 """Colours of the error panel."""
@@ -70,11 +65,6 @@ class CasePicture:
 
     panels: tuple[Panel, ...]
     """Image, truth, prediction and errors."""
-
-
-def colours_of(classes: Iterable[str]) -> dict[str, str]:
-    """A colour for each class or region that was evaluated."""
-    return {name: _vary(COLOURS[i % len(COLOURS)], i // len(COLOURS)) for i, name in enumerate(classes)}
 
 
 def make_pictures(
@@ -145,18 +135,18 @@ def _make_picture(case: CaseMetrics, image: Volume, truth: Volume, prediction: V
     true, predicted = (np.take(mask.array, index, axis) for mask in (truth, prediction))
     channels = image.array if len(image.array) == 3 else image.array[:1]
     size = _size_shown(*true.shape)
-    base = _resize(_to_grey_levels(np.take(channels, index, axis + 1), *np.percentile(channels, (0.5, 99.5))), size)
+    base = _resize(to_grey_levels(np.take(channels, index, axis + 1), *np.percentile(channels, (0.5, 99.5))), size)
 
     colours = colours_of(metrics.classes)
     drawn = []
     for mask in (true, predicted):
         shown = _resize(mask.astype(np.int32), size)
         drawn.append(
-            _paint(base, [(np.isin(shown, metrics.classes[name]), colour) for name, colour in colours.items()], FILL)
+            paint(base, [(np.isin(shown, metrics.classes[name]), colour) for name, colour in colours.items()], FILL)
         )
     wrong = _errors(true, predicted)
     regions = [(_resize(where.astype(np.uint8), size) > 0, ERRORS[name]) for name, where in wrong.items()]
-    drawn.append(_paint(base * DIMMED, regions, FILL_OF_ERRORS))
+    drawn.append(paint(base * DIMMED, regions, FILL_OF_ERRORS))
 
     slices = truth.shape[axis]
     place = f"{case.case}, slice {index + 1} of {slices}" if slices > 1 else case.case
@@ -193,12 +183,6 @@ def _size_shown(rows: int, columns: int) -> tuple[int, int]:
     return rows * factor, columns * factor
 
 
-def _to_grey_levels(channels: np.ndarray, low: float, high: float) -> np.ndarray:
-    """Intensities (1 or 3, Y, X) within a window as RGB (Y, X, 3) of 0 to 255."""
-    levels = np.clip((channels - low) / max(high - low, 1e-12), 0, 1) * 255
-    return np.moveaxis(np.broadcast_to(levels.round().astype(np.uint8), (3, *channels.shape[1:])), 0, -1)
-
-
 def _resize(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Resize labels, or RGB: copied pixels in enlarging, and in reducing averages of RGB but never of labels."""
     from PIL import Image
@@ -210,31 +194,9 @@ def _resize(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return np.asarray(Image.fromarray(np.ascontiguousarray(pixels)).resize((size[1], size[0]), how))
 
 
-def _paint(base: np.ndarray, regions: Sequence[tuple[np.ndarray, str]], opacity: float) -> np.ndarray:
-    """Lay regions over RGB pixels, outlined."""
-    painted = np.array(base, np.float32)
-    for where, colour in regions:
-        rgb = np.array(_rgb(colour), np.float32)
-        painted[where] += opacity * (rgb - painted[where])
-        around = np.pad(where, 1)
-        inside = around[:-2, 1:-1] & around[2:, 1:-1] & around[1:-1, :-2] & around[1:-1, 2:]
-        painted[where & ~inside] = rgb
-    return painted.round().astype(np.uint8)
-
-
 def _png(pixels: np.ndarray) -> bytes:
     from PIL import Image
 
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "png", optimize=True)
     return file.getvalue()
-
-
-def _rgb(colour: str) -> tuple[int, ...]:
-    return tuple(bytes.fromhex(colour[1:]))
-
-
-def _vary(colour: str, turn: int) -> str:
-    """The colour itself in the first turn through the palette, half white in the second, half black in the third."""
-    other = (None, 255, 0)[turn % 3]
-    return colour if other is None else "#" + bytes((part + other) // 2 for part in _rgb(colour)).hex()

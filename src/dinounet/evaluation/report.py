@@ -12,9 +12,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from dinounet.drawing import colours_of
 from dinounet.evaluation.curves import make_charts
 from dinounet.evaluation.evaluate import WORDS, Metrics, describe_empties
-from dinounet.evaluation.pictures import ERRORS, CasePicture, colours_of
+from dinounet.evaluation.pictures import ERRORS, CasePicture
 from dinounet.files import whole_file
 
 TEMPLATE = "report.html.jinja"

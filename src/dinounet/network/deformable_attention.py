@@ -34,19 +34,37 @@ def sample_and_weigh(value: Tensor, sizes: Sizes, locations: Tensor, weights: Te
     batch, queries, heads, levels, points, _ = locations.shape
     grids = (2 * locations - 1).permute(3, 0, 2, 1, 4, 5).flatten(1, 2)  # levels, B*heads, Q, points, 2
     cells = value.split([height * width for height, width in sizes], dim=1)
+    sample = sample_by_gather if value.is_cuda and torch.are_deterministic_algorithms_enabled() else _sample
     samples = [
-        F.grid_sample(
-            cell.permute(0, 2, 3, 1).reshape(batch * heads, -1, height, width),
-            grid,
-            mode="bilinear",
-            padding_mode="zeros",
-            align_corners=False,
-        )
+        sample(cell.permute(0, 2, 3, 1).reshape(batch * heads, -1, height, width), grid)
         for cell, (height, width), grid in zip(cells, sizes, grids, strict=True)
     ]  # each (B*heads, d, Q, points)
     weights = weights.permute(0, 2, 1, 3, 4).reshape(batch * heads, 1, queries, levels * points)
     total = (torch.cat(samples, dim=-1) * weights).sum(-1)  # B*heads, d, Q
     return total.view(batch, -1, queries).transpose(1, 2)
+
+
+def _sample(map: Tensor, grid: Tensor) -> Tensor:
+    return F.grid_sample(map, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+
+
+def sample_by_gather(map: Tensor, grid: Tensor) -> Tensor:
+    """The same in elementary operations: slower, but with a gradient that CUDA can compute deterministically.
+
+    Shapes: map (N, d, H, W), grid (N, Q, points, 2), x then y from -1 to 1, -> (N, d, Q, points).
+    """
+    height, width = map.shape[-2:]
+    x, y = ((grid[..., axis] + 1) * side / 2 - 0.5 for axis, side in enumerate((width, height)))
+    left, top = x.floor(), y.floor()
+    total = map.new_zeros(())
+    for row, row_weight in ((top, top + 1 - y), (top + 1, y - top)):
+        for column, column_weight in ((left, left + 1 - x), (left + 1, x - left)):
+            inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
+            cell = row.clamp(0, height - 1) * width + column.clamp(0, width - 1)
+            index = cell.long().flatten(1)[:, None].expand(-1, map.shape[1], -1)
+            values = map.flatten(2).gather(2, index).unflatten(2, x.shape[1:])
+            total = total + values * (row_weight * column_weight * inside)[:, None]
+    return total
 
 
 class DeformableAttention(nn.Module):

@@ -1,6 +1,7 @@
-"""Checkpoints: one safetensors file with the trained tensors, the optimizer, the random state and the step.
+"""Checkpoints: one safetensors file with the trained tensors, the optimizer, and facts such as the step.
 
-Written whole or not at all; the one before is kept.
+Written whole or not at all; the one before is kept. There is no random state in it: patches and drop path are functions
+of the seed and the step.
 """
 
 from __future__ import annotations
@@ -22,9 +23,8 @@ from dinounet.run import CHECKPOINT, PREVIOUS_CHECKPOINT
 
 def save_tensors(path: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
     """Write tensors, and facts as JSON in the file's header."""
-    stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with whole_file(path) as temporary:
-        save_file(stored, temporary, metadata={"facts": json.dumps(facts)})
+        _write(temporary, tensors, facts)
 
 
 def save_checkpoint(
@@ -33,19 +33,22 @@ def save_checkpoint(
     optimizer: torch.optim.Optimizer,
     facts: dict[str, Any],
     average: dict[str, Tensor] | None = None,
+    scaler: torch.amp.GradScaler | None = None,
 ) -> None:
-    """Write the run's checkpoint and keep the one before."""
+    """Write the run's checkpoint and keep the one before.
+
+    At every moment there is a whole checkpoint under one of the two names.
+    """
     state = optimizer.state_dict()
     tensors = {f"network.{name}": tensor for name, tensor in network.state_dict().items()}
     for index, moments in state["state"].items():
         tensors |= {f"optimizer.{index}.{name}": torch.as_tensor(value) for name, value in moments.items()}
     tensors |= {f"average.{name}": tensor for name, tensor in (average or {}).items()}
-    tensors["random"] = torch.get_rng_state()
-    if torch.cuda.is_available():
-        tensors["random.cuda"] = torch.cuda.get_rng_state()
-    if (run / CHECKPOINT).exists():
-        (run / CHECKPOINT).replace(run / PREVIOUS_CHECKPOINT)
-    save_tensors(run / CHECKPOINT, tensors, facts)
+    facts = {**facts, "scaler": scaler.state_dict() if scaler else None}
+    with whole_file(run / CHECKPOINT) as temporary:
+        _write(temporary, tensors, facts)
+        if (run / CHECKPOINT).exists():
+            (run / CHECKPOINT).replace(run / PREVIOUS_CHECKPOINT)
 
 
 def load_checkpoint(
@@ -53,10 +56,11 @@ def load_checkpoint(
     network: torch.nn.Module,
     optimizer: torch.optim.Optimizer,
     average: dict[str, Tensor] | None = None,
-) -> dict[str, Any]:
-    """Fill network, optimizer, average and random state from the run's newest readable checkpoint; return its facts.
+    scaler: torch.amp.GradScaler | None = None,
+) -> dict[str, Any] | None:
+    """Fill network, optimizer, average and scaler from the run's newest readable checkpoint; return its facts.
 
-    A run that was stopped before its first checkpoint goes on from step 0.
+    A run that was stopped before its first checkpoint has none.
 
     Raises:
         DataError: there are checkpoints, and none can be read.
@@ -81,15 +85,19 @@ def load_checkpoint(
         for name, tensor in _part(tensors, "average.").items():
             if average is not None:
                 average[name].copy_(tensor)
-        torch.set_rng_state(tensors["random"])
-        if torch.cuda.is_available() and "random.cuda" in tensors:
-            torch.cuda.set_rng_state(tensors["random.cuda"])
+        if scaler and facts["scaler"]:
+            scaler.load_state_dict(facts["scaler"])
         for error in errors:
             say("damaged", f"{error}; going on from {path.name}, the checkpoint before it")
         return facts
     if errors:
         raise DataError(f"{'; '.join(errors)}; train a new run")
-    return {"step": 0, "seconds": 0.0}
+    return None
+
+
+def _write(path: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+    stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    save_file(stored, path, metadata={"facts": json.dumps(facts)})
 
 
 def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

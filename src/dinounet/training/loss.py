@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable, Sequence
 
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, are_deterministic_algorithms_enabled
 
 from dinounet.data.plan import DataPlan
 from dinounet.targets import to_targets
@@ -26,7 +26,8 @@ def make_loss(plan: DataPlan | None = None) -> Loss:
     Args:
         plan: of the data, whose regions and ignore label count; None for neither.
     """
-    if plan is None or (plan.regions is None and plan.ignore is None):
+    # on CUDA PyTorch's cross-entropy of class numbers has no deterministic form, that of shares has
+    if plan is None or (plan.regions is None and plan.ignore is None and not are_deterministic_algorithms_enabled()):
         loss_at_scale = _dice_and_cross_entropy()
     else:
         loss_at_scale = _masked_dice_and_cross_entropy(plan)

@@ -2,35 +2,43 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-
 from dinounet.data.cache import CachedCase, build_cache
 from dinounet.data.dataset import Dataset, hash_dataset, parse_channels, read_dataset
 from dinounet.data.labels import parse_labels
-from dinounet.data.pairs import Case
-from dinounet.data.splits import FOLDS, Fold, by_group, read_test_list
-from dinounet.device import Device, Precision, choose_device, choose_precision, choose_training_device
+from dinounet.data.splits import Fold, read_test_list
+from dinounet.device import Device, Precision, choose_precision, choose_training_device
 from dinounet.errors import ConfigError, DataError, Interrupted, WeightsError
-from dinounet.files import join_some, require_folder, require_new, require_outside, write_json
+from dinounet.files import remove_leftovers, require_folder, require_new, require_outside, write_json
 from dinounet.network.backbone import FrozenBackbone, build_backbone
-from dinounet.network.build import Network, build_network
 from dinounet.network.config import NetworkConfig
-from dinounet.network.dinounet import DinoUNet
-from dinounet.network.initialisation import initialise_he
 from dinounet.network.weights import fill_backbone
-from dinounet.plans import Architecture, Plan, Recipe, RecipeName, choose_recipe, decides_batch, plan_dataset, read_plan
+from dinounet.plans import (
+    CHECKPOINT_MINUTES,
+    Architecture,
+    Recipe,
+    RecipeName,
+    TrackerName,
+    choose_recipe,
+    decides_batch,
+    plan_dataset,
+    read_plan,
+)
+from dinounet.processes import my_place
 from dinounet.progress import progress, say
 from dinounet.run import CACHE, PLAN, RECORD, DataRecord, RunRecord, command, machine, now, read_run, versions
 from dinounet.training.loop import fit
-from dinounet.training.memory import fit_to_memory, measure_step
+from dinounet.training.planning import build_planned, check_plan, choose_fold, fit_plan, split
+from dinounet.training.reproducible import reproducible
+from dinounet.training.team import Team, require_shares
+from dinounet.training.tracking import require_trackers
 
 
 def start_run(
@@ -52,35 +60,75 @@ def start_run(
     precision: Precision = "auto",
     micro_batch: int | None = None,
     cache: Path | None = None,
+    deterministic: bool = False,
+    track: tuple[TrackerName, ...] = (),
     notes: tuple[str, ...] = (),
+    checkpoint_minutes: float = CHECKPOINT_MINUTES,
 ) -> RunRecord:
     """Train a new run in the folder `output`; see `dinounet.train` for the arguments.
+
+    Of several processes the first one looks at the data, plans and makes the folder; the others read what it wrote.
 
     Raises:
         UserError: dataset, plan, weights or output folder are wrong; or Ctrl-C, when the run can be resumed.
     """
+    _check_options(micro_batch, checkpoint_minutes, track, cache)
+    chosen = choose_training_device(device)
+    computed = choose_precision(precision, chosen)
+    team = Team(chosen, computed)
+    with team.ending_together():
+        frozen = None
+        with team.leader_first("planned"):
+            if team.leads:
+                frozen = _make_run(
+                    data, output, recipe=recipe, changes=changes, architecture=architecture, backbone=backbone,
+                    weights=weights, plan_file=plan_file, patch=patch, fold=fold, test=test, labels=labels,
+                    channels=channels, device=chosen, precision=computed, micro_batch=micro_batch,
+                    processes=team.size, deterministic=deterministic, track=track, notes=notes,
+                )  # fmt: skip
+        return _go_on(data, output, read_run(output), team, frozen, checkpoint_minutes, cache, resume=False)
+
+
+def _make_run(
+    data: Path,
+    output: Path,
+    *,
+    recipe: Recipe | RecipeName | None,
+    changes: Mapping[str, Any] | None,
+    architecture: Architecture | None,
+    backbone: str | None,
+    weights: str,
+    plan_file: Path | None,
+    patch: tuple[int, int] | None,
+    fold: Fold | None,
+    test: Path | None,
+    labels: str | None,
+    channels: str | None,
+    device: Literal["cpu", "cuda", "mps"],
+    precision: Literal["fp32", "bf16", "fp16"],
+    micro_batch: int | None,
+    processes: int,
+    deterministic: bool,
+    track: tuple[TrackerName, ...],
+    notes: tuple[str, ...],
+) -> FrozenBackbone | None:
+    """Plan a run and make its folder; returns the backbone, filled."""
     require_new(output, what="the run")
     require_outside(output, data, what="the run")
-    if cache is not None:
-        require_folder(cache, "--cache")
-    if micro_batch is not None and micro_batch < 1:
-        raise ConfigError(f"--micro-batch is {micro_batch}; it must be at least 1")
-    chosen = choose_training_device(device)
     planned = recipe if isinstance(recipe, Recipe) else choose_recipe(recipe or "default", changes or {})
     if plan_file and (recipe or changes or architecture or backbone or patch):
         raise ConfigError(
             f"{plan_file} holds recipe, network, backbone and patch already; change them there, or leave it out"
         )
     edited = read_plan(plan_file) if plan_file else None
-    held_out = read_test_list(test) if test else edited.data.test_cases if edited else ()
     dataset = read_dataset(
         data,
         parse_labels(labels) if labels else None,
         parse_channels(channels) if channels else None,
-        test=held_out,
+        test=read_test_list(test) if test else edited.data.test_cases if edited else (),
     )
-    fold = _choose_fold(dataset, fold)
-    training, validation = _split(dataset, fold)
+    fold = choose_fold(dataset, fold)
+    training, validation = split(dataset, fold)
     seed = (edited.recipe if edited else planned).seed
     architecture = edited.network.architecture if edited else architecture or "dinounet"
     # weights before pixels: what can fail fast, fails first
@@ -100,19 +148,23 @@ def start_run(
         changes=changes,
         architecture=architecture,
     )
-    _check_plan(plan, dataset)
-    exactly = choose_precision(precision, chosen)
+    check_plan(plan, dataset)
+    batch_is_given = bool(edited) or decides_batch(recipe or "default", changes or {})
     fitted, network = fit_plan(
-        plan, frozen, chosen, exactly,
-        patch_is_given=bool(edited or patch),
-        batch_is_given=bool(edited) or decides_batch(recipe or "default", changes or {}),
-    )  # fmt: skip
+        plan, frozen, device, precision, patch_is_given=bool(edited or patch), batch_is_given=batch_is_given
+    )
+    if not batch_is_given and fitted.recipe.batch > plan.recipe.batch:  # what fits is made a number that can be shared
+        batch = max(fitted.recipe.batch // processes, 1) * processes
+        fitted = replace(fitted, recipe=replace(fitted.recipe, batch=batch))
     plan = edited or fitted
+    require_shares(plan.recipe.batch, processes)
     assert fitted.memory is not None
-    at_once = fitted.memory.patches(plan.data.patch)
-    if micro_batch is None and at_once < plan.recipe.batch:
+    # GPUs are a process's own, a machine's memory is not
+    at_once = max(fitted.memory.patches(plan.data.patch) // (my_place().processes_a_node if device == "cpu" else 1), 1)
+    share = plan.recipe.batch // processes
+    if micro_batch is None and at_once < share:
         micro_batch = at_once
-        say("memory", f"{at_once} of {plan.recipe.batch} patches go through the network at a time", part=at_once)
+        say("memory", f"{at_once} of {share} patches go through the network at a time", part=at_once)
     record = RunRecord(
         plan=plan,
         data=DataRecord(
@@ -124,8 +176,8 @@ def start_run(
         ),
         backbone=known,
         fold=fold,
-        device=chosen,
-        precision=exactly,
+        device=device,
+        precision=precision,
         trained_parameters=sum(p.numel() for p in network.parameters() if p.requires_grad),
         frozen_parameters=sum(p.numel() for p in frozen.parameters()) if frozen else 0,
         command=command(),
@@ -133,37 +185,54 @@ def start_run(
         machine=machine(),
         started=now(),
         micro_batch=micro_batch,
+        processes=processes,
+        deterministic=deterministic,
+        track=track,
         notes=notes,
     )
     output.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(output)
     try:
         write_json(output / RECORD, record)  # first: what holds it can be resumed
-        write_json(output / PLAN, plan)
-        cached = _cache(record, data, output, cache, training, validation)
-    except Interrupted:
-        raise
-    except Exception:  # such as a full disk: nothing is there yet that could be gone on with
+    except OSError:  # such as a full disk
         shutil.rmtree(output, ignore_errors=True)
         raise
-    return _fit(network, record, data, output, *cached, cache, resume=False)
+    return frozen
 
 
 def resume_run(
-    data: Path, output: Path, *, device: Device = "auto", cache: Path | None = None, **asked: Any
+    data: Path,
+    output: Path,
+    *,
+    device: Device = "auto",
+    micro_batch: int | None = None,
+    cache: Path | None = None,
+    track: tuple[TrackerName, ...] = (),
+    checkpoint_minutes: float = CHECKPOINT_MINUTES,
+    **asked: Any,
 ) -> RunRecord:
-    """Go on with an interrupted run.
+    """Go on with an interrupted run, perhaps with another number of processes.
 
     Args:
         data: the dataset that it was started with.
         output: the run's folder.
         device: where to compute from here on; by default where it was started.
+        micro_batch: patches at a time from here on; by default as before.
         cache: folder of preprocessed slices; by default in the run's folder.
+        track: who is told from here on; by default as before.
+        checkpoint_minutes: time between two checkpoints.
         asked: options that are given once more; what is None is not asked for. See `dinounet.train`.
 
     Raises:
         UserError: it is finished, its data or weights have changed, it was started with other options, or it has no
             checkpoint that can be read.
     """
+    _check_options(micro_batch, checkpoint_minutes, track, cache)
+    if not (output / RECORD).is_file():
+        raise DataError(
+            f"{output} is not a run: it holds no {RECORD}; if it was stopped before training began, there is nothing "
+            "to go on from, so start it again without --resume"
+        )
     record = read_run(output)
     if record.status == "finished":
         raise ConfigError(f"{output} is finished; there is nothing to resume")
@@ -177,147 +246,69 @@ def resume_run(
         "patch": plan.data.patch,
         "fold": record.fold,
         "test": record.data.test_cases,
-        "labels": plan.data.meaning.given,
+        "labels": plan.data.meaning.as_given,
         "channels": tuple(channel.name for channel in plan.data.channels),
         "precision": record.precision,
         "weights": record.backbone and record.backbone.weights,
+        "deterministic": record.deterministic,
     }
     if asked.get("test") is not None:
         asked["test"] = read_dataset(data, test=asked["test"]).test_cases
     for name, value in asked.items():
         if value is not None and value != started_with[name]:
             raise ConfigError(f"{output} was started with another {name}; resume it without that option, or train anew")
-    record = replace(record, device=choose_device(record.device if device == "auto" else device))
-    dataset = read_dataset(data, test=record.data.test_cases)
-    if _hash(dataset) != record.data.sha256:
-        raise DataError(f"{data} is not, or no longer, the dataset that {output} was started with; train a new run")
-    training, validation = _split(dataset, record.fold)
-    frozen = None
-    if isinstance(plan.network, NetworkConfig):
+    team = Team(choose_training_device(record.device if device == "auto" else device), record.precision)
+    with team.ending_together():
+        require_shares(plan.recipe.batch, team.size)
+        record = replace(
+            record,
+            device=team.device,
+            processes=team.size,
+            micro_batch=micro_batch or record.micro_batch,
+            track=track or record.track,
+        )
+        with team.leader_first("checked"):
+            if team.leads:
+                remove_leftovers(output)
+                if _hash(read_dataset(data, test=record.data.test_cases)) != record.data.sha256:
+                    raise DataError(
+                        f"{data} is not, or no longer, the dataset that {output} was started with; train a new run"
+                    )
+        say("resume", f"going on after step {record.steps_done}", step=record.steps_done)
+        return _go_on(data, output, record, team, None, checkpoint_minutes, cache, resume=True)
+
+
+def _go_on(
+    data: Path,
+    output: Path,
+    record: RunRecord,
+    team: Team,
+    frozen: FrozenBackbone | None,
+    checkpoint_minutes: float,
+    cache: Path | None,
+    *,
+    resume: bool,
+) -> RunRecord:
+    """Train a run whose folder is there, from its start or its checkpoint."""
+    plan = record.plan
+    if isinstance(plan.network, NetworkConfig) and frozen is None:
         assert record.backbone is not None
         frozen = build_backbone(plan.network)
         found = fill_backbone(frozen, record.backbone.name, record.backbone.weights, plan.recipe.seed)
         if found.sha256 != record.backbone.sha256:
             raise WeightsError(f"the weights in {found.weights} have changed since {output} was started; train anew")
-    network = _build(plan, frozen)
-    say("resume", f"going on after step {record.steps_done}", step=record.steps_done)
-    cached = _cache(record, data, output, cache, training, validation)
-    return _fit(network, record, data, output, *cached, cache, resume=True)
-
-
-def how_to_go_on(data: Path, output: Path) -> str:
-    """The command that resumes a run, in words."""
-    return "go on with: " + shlex.join(["dinounet", "train", str(data), "-o", str(output), "--resume"])
-
-
-def _hash(dataset: Dataset) -> str:
-    with progress("hashing the data", len(dataset.cases)) as advance:
-        return hash_dataset(dataset, on_case=advance)
-
-
-def _check_plan(plan: Plan, dataset: Dataset) -> None:
-    """An edited plan must still be one for this dataset."""
-    names = tuple(channel.name for channel in plan.data.channels)
-    if dataset.channels not in (None, names) or dataset.labels not in (None, plan.data.labels):
-        raise ConfigError(
-            f"the plan is for channels {list(names)} and labels {plan.data.labels}, but {dataset.name} has "
-            f"{list(dataset.channels or names)} and {dataset.labels}; plan anew"
-        )
-    if dataset.meaning not in (None, plan.data.meaning):
-        raise ConfigError(f"the plan has other regions, colours or another ignore label than {dataset.name}; plan anew")
-    if plan.data.test_cases != dataset.test_cases:
-        raise ConfigError(
-            f"the plan holds out {join_some(plan.data.test_cases) or 'no case'}, and not what --test names; plan anew "
-            "with that --test, or leave it out"
-        )
-
-
-def _choose_fold(dataset: Dataset, fold: Fold | None) -> Fold:
-    """The fold to train: what was asked for, or else the first; where nothing can be split, all cases."""
-    units = len(by_group(dataset.cases))
-    kind = "groups of cases" if units < len(dataset.cases) else "cases"
-    if fold == "all":
-        return fold
-    if not dataset.splits:
-        if fold is not None:
-            raise ConfigError(
-                f"{dataset.name} has one case, or one group of cases, which can't be split; train on it, without "
-                "validation, by --fold all"
-            )
-        say("folds", f"{dataset.name} has one case, or one group of cases: it is all trained on, and none is watched")
-        return "all"
-    if len(dataset.splits) == units < FOLDS:
-        say("folds", f"{dataset.name} has {units} {kind}, so there are {units} folds and not {FOLDS}", folds=units)
-    if fold is not None and not 0 <= fold < len(dataset.splits):
-        raise ConfigError(
-            f"{dataset.name} has {len(dataset.splits)} folds, numbered from 0, and no fold {fold}; "
-            "choose another, or --fold all to train on all cases"
-        )
-    return fold or 0
-
-
-def _split(dataset: Dataset, fold: Fold) -> tuple[list[Case], list[Case]]:
-    """Training and validation cases."""
-    if fold == "all":
-        return list(dataset.cases), []
-    train_names, validation_names = dataset.splits[fold]
-    by_name = {case.name: case for case in dataset.cases}
-    return [by_name[name] for name in train_names], [by_name[name] for name in validation_names]
-
-
-def fit_plan(
-    plan: Plan,
-    frozen: FrozenBackbone | None,
-    device: Literal["cpu", "cuda", "mps"],
-    precision: Literal["fp32", "bf16", "fp16"],
-    *,
-    patch_is_given: bool,
-    batch_is_given: bool,
-) -> tuple[Plan, Network]:
-    """Build the planned network and take a trial step; the plan comes back with patch and batch that memory allows.
-
-    Raises:
-        UserError: not even one patch fits, and it was given, or it can't be smaller.
-    """
-    network = _build(plan, frozen)
-    memory = measure_step(network, plan, device, precision)
-    fitted = fit_to_memory(plan, memory, patch_is_given=patch_is_given, batch_is_given=batch_is_given)
-    return fitted, network if fitted.network == plan.network else _build(fitted, frozen)
-
-
-def _build(plan: Plan, frozen: FrozenBackbone | None) -> Network:
-    torch.manual_seed(plan.recipe.seed)
-    network = build_network(plan.network, frozen)
-    if plan.recipe.initialisation == "he":
-        initialise_he(network)
-    if plan.data.channel_projection is not None and isinstance(network, DinoUNet):
-        network.channel_projection = torch.tensor(plan.data.channel_projection)
-    return network
-
-
-def _cache(
-    record: RunRecord, data: Path, output: Path, cache: Path | None, training: list[Case], validation: list[Case]
-) -> tuple[list[CachedCase], list[CachedCase]]:
-    """The cases' preprocessed slices, in the run's own folder unless another is named."""
-    cases = [*training, *validation]
-    with _interruptible(data, output, cache), progress("caching", len(cases)) as advance:
-        found = build_cache(cases, record.plan.data, cache or output / CACHE, advance, lambda text: say("cache", text))
-    return found[: len(training)], found[len(training) :]
-
-
-def _fit(
-    network: Network,
-    record: RunRecord,
-    data: Path,
-    output: Path,
-    training: list[CachedCase],
-    validation: list[CachedCase],
-    cache: Path | None,
-    *,
-    resume: bool,
-) -> RunRecord:
-    with _interruptible(data, output, cache):
-        record = fit(network, record, output, training, validation, resume=resume)
+    try:
+        with team.leader_first("cached"):
+            training, validation = _cache(record, data, output, cache, team)
+        with reproducible(record.deterministic):
+            network = build_planned(plan, frozen)
+            record = fit(
+                network, record, output, training, validation,
+                team=team, resume=resume, checkpoint_minutes=checkpoint_minutes,
+            )  # fmt: skip
+    except (KeyboardInterrupt, Interrupted) as stop:
+        where = str(stop) or f"stopped; the last checkpoint is of step {read_run(output).steps_done}"
+        raise Interrupted(f"{where}; {how_to_go_on(data, output, cache)}") from None
     say(
         "trained",
         f"{output}: {record.steps_done} steps in {record.seconds / 60:.1f} minutes",
@@ -328,13 +319,46 @@ def _fit(
     return record
 
 
-@contextmanager
-def _interruptible(data: Path, output: Path, cache: Path | None) -> Iterator[None]:
-    """Answers Ctrl-C in the block with how to go on."""
+def _cache(
+    record: RunRecord, data: Path, output: Path, cache: Path | None, team: Team
+) -> tuple[list[CachedCase], list[CachedCase]]:
+    """The training and validation cases' preprocessed slices, in the run's own folder unless another is named."""
+    training, validation = split(read_dataset(data, test=record.data.test_cases), record.fold)
+    cases = [*training, *validation]
     try:
-        yield
-    except (KeyboardInterrupt, Interrupted) as stop:
-        where = str(stop) or f"stopped; the last checkpoint is of step {read_run(output).steps_done}"
-        again = ["dinounet", "train", str(data), "-o", str(output), "--resume"]
-        again += ["--cache", str(cache)] if cache else []
-        raise Interrupted(f"{where}; go on with: {shlex.join(again)}") from None
+        if team.leads and not (output / PLAN).exists():
+            write_json(output / PLAN, record.plan)
+        with progress("caching", len(cases)) as advance:
+            found = build_cache(
+                cases, record.plan.data, cache or output / CACHE, advance, lambda text: say("cache", text)
+            )
+    except Exception:  # such as a full disk: there is nothing yet that could be gone on with
+        if team.leads and not record.steps_done:
+            shutil.rmtree(output, ignore_errors=True)
+        raise
+    return found[: len(training)], found[len(training) :]
+
+
+def _check_options(
+    micro_batch: int | None, checkpoint_minutes: float, track: tuple[TrackerName, ...], cache: Path | None
+) -> None:
+    """What can be told to be wrong before anything is looked at."""
+    if micro_batch is not None and micro_batch < 1:
+        raise ConfigError(f"--micro-batch is {micro_batch}; it must be at least 1")
+    if not 0 <= checkpoint_minutes < math.inf:
+        raise ConfigError(f"--checkpoint-minutes is {checkpoint_minutes}; it must be a number of at least 0")
+    if cache is not None:
+        require_folder(cache, "--cache")
+    require_trackers(track)
+
+
+def how_to_go_on(data: Path, output: Path, cache: Path | None = None) -> str:
+    """The command that resumes a run, in words."""
+    how = "go on with" if my_place().processes == 1 else "go on, by the same launcher, with"
+    shared = ["--cache", str(cache)] if cache else []
+    return f"{how}: " + shlex.join(["dinounet", "train", str(data), "-o", str(output), "--resume", *shared])
+
+
+def _hash(dataset: Dataset) -> str:
+    with progress("hashing the data", len(dataset.cases)) as advance:
+        return hash_dataset(dataset, on_case=advance)

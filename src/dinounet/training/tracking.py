@@ -1,0 +1,153 @@
+"""A run's numbers and pictures in TensorBoard, Weights & Biases or MLflow, where the user asks for them.
+
+Nothing leaves the machine otherwise. TensorBoard writes files into the run's folder; so does MLflow, unless
+MLFLOW_TRACKING_URI names a server; W&B sends to its server unless WANDB_MODE is offline. A run that is resumed goes on
+under its own name in each.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dinounet.errors import ConfigError
+from dinounet.plans import TrackerName
+from dinounet.run import RunRecord
+
+Track = Callable[..., None]
+"""track(step, numbers, picture=None): tell the numbers of a step by their names, and a PNG file."""
+
+
+def require_trackers(names: Sequence[str]) -> None:
+    """Make sure that trackers are installed, before there is anything to track.
+
+    Raises:
+        ConfigError: one is not.
+    """
+    for name in names:
+        if importlib.util.find_spec(name) is None:
+            raise ConfigError(
+                f"--track {name} needs the package {name}; pip install 'dinounet[track]', or leave it out"
+            )
+
+
+@contextmanager
+def tracking(names: Sequence[TrackerName], run: Path, record: RunRecord, first_step: int) -> Iterator[Track]:
+    """Within the block, what is told goes to the named trackers.
+
+    Args:
+        names: of the trackers; may be none.
+        run: its folder.
+        record: goes to the trackers as the run's configuration.
+        first_step: steps that are done already; what trackers know of later ones is of a session that was broken off.
+
+    Raises:
+        ConfigError: one can't be started.
+    """
+    with ExitStack() as open_trackers:
+        trackers = []
+        for name in names:
+            try:
+                trackers.append(open_trackers.enter_context(TRACKERS[name](run, record, first_step)))
+            except Exception as error:  # each has its own kinds: no account, no server, no space
+                reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+                raise ConfigError(
+                    f"--track {name} can't be started ({reason}); correct that and go on with --resume, or "
+                    "with another --track"
+                ) from error
+
+        def track(step: int, numbers: Mapping[str, float], picture: Path | None = None) -> None:
+            for tell in trackers:
+                tell(step, numbers, picture)
+
+        yield track
+
+
+@contextmanager
+def _tensorboard(run: Path, record: RunRecord, first_step: int) -> Iterator[Track]:
+    from torch.utils.tensorboard import SummaryWriter
+
+    with SummaryWriter(str(run / "tensorboard"), purge_step=first_step + 1 if first_step else None) as writer:
+        if not first_step:
+            writer.add_text("run", f"```\n{json.dumps(asdict(record), indent=2, default=str)}\n```")
+
+        def tell(step: int, numbers: Mapping[str, float], picture: Path | None) -> None:
+            for name, number in numbers.items():
+                writer.add_scalar(name, number, step)
+            if picture:
+                writer.add_image("examples", _pixels(picture), step, dataformats="HWC")
+
+        yield tell
+
+
+@contextmanager
+def _wandb(run: Path, record: RunRecord, first_step: int) -> Iterator[Track]:
+    import wandb
+
+    with wandb.init(
+        project=os.environ.get("WANDB_PROJECT", "dinounet"),
+        name=run.name,
+        id=_name_of(record),
+        resume="allow",
+        dir=run,
+        config=asdict(record),
+    ) as place:
+
+        def tell(step: int, numbers: Mapping[str, float], picture: Path | None) -> None:
+            pictures = {"examples": wandb.Image(_pixels(picture))} if picture else {}
+            place.log({**numbers, **pictures}, step=step)
+
+        yield tell
+
+
+@contextmanager
+def _mlflow(run: Path, record: RunRecord, first_step: int) -> Iterator[Track]:
+    import mlflow
+
+    group = os.environ.get("MLFLOW_EXPERIMENT_NAME", "dinounet")
+    if "MLFLOW_TRACKING_URI" not in os.environ:
+        mlflow.set_tracking_uri(f"sqlite:///{run.absolute()}/mlflow.db")
+        if not mlflow.get_experiment_by_name(group):  # with its files beside, and not in the working folder
+            mlflow.create_experiment(group, (run / "mlflow").absolute().as_uri())
+    experiment = mlflow.set_experiment(group)
+    tag = _name_of(record)
+    known = mlflow.search_runs([experiment.experiment_id], f"tags.dinounet = '{tag}'", output_format="list")
+    with mlflow.start_run(known[0].info.run_id if known else None, run_name=run.name) as place:
+        mlflow.set_tag("dinounet", tag)
+        mlflow.log_dict(json.loads(json.dumps(asdict(record), default=str)), "run.json")
+
+        def tell(step: int, numbers: Mapping[str, float], picture: Path | None) -> None:
+            mlflow.log_metrics(
+                {name: float(number) for name, number in numbers.items()}, step, run_id=place.info.run_id
+            )
+            if picture:
+                mlflow.log_artifact(str(picture), "examples")
+
+        yield tell
+
+
+TRACKERS: dict[TrackerName, Callable[[Path, RunRecord, int], Any]] = {
+    "tensorboard": _tensorboard,
+    "wandb": _wandb,
+    "mlflow": _mlflow,
+}
+
+
+def _name_of(record: RunRecord) -> str:
+    """What a tracker knows a run by, also when it is resumed or its folder has another name."""
+    return hashlib.sha256(json.dumps([record.started, record.data.sha256, *record.command]).encode()).hexdigest()[:12]
+
+
+def _pixels(picture: Path) -> np.ndarray:
+    from PIL import Image
+
+    return np.asarray(Image.open(picture).convert("RGB"))
