@@ -10,6 +10,7 @@ import gzip
 import math
 import os
 import re
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -252,17 +253,21 @@ def _check_nifti(path: Path) -> None:
         raise ValueError(f"it ends after {held} of {wanted} bytes")
 
 
+_redirecting = threading.Lock()
+
+
 @contextmanager
 def _without_standard_error() -> Iterator[None]:
-    """Without what ITK's C++ and nibabel print there beside raising an error that tells the same."""
-    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
-    try:
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
+    """Without what ITK's C and C++ and nibabel print there beside raising an error that tells the same."""
+    with _redirecting:  # two threads would put back each other's
+        kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, 2)
+        try:
+            yield
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+            os.close(nowhere)
 
 
 def _write_volume(path: Path, array: np.ndarray, geometry: Geometry | None) -> None:
