@@ -345,7 +345,7 @@ def test_an_output_that_exists_and_a_dataset_that_does_not_are_answered(png: Pat
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"file/run can't be made: .*file is no folder that you may write to"):
         dinounet.train(png, tmp_path / "file" / "run", weights="random")
-    with pytest.raises(DataError, match=r"nothing is not a folder; give the folder that holds the images"):
+    with pytest.raises(DataError, match=r"nothing does not exist; give the folder that holds the images"):
         dinounet.train(tmp_path / "nothing", tmp_path / "run", weights="random")
 
 

@@ -175,7 +175,13 @@ wrong_table(
 wrong_table("a_table_with_folders_in_it", "image,mask\nimages,masks\n", "which is a folder", "without DICOM files")
 wrong_table("a_table_with_texts_in_it", "image,mask\ntable.csv,masks/a.png\n", "table.csv is not an image in a known")
 wrong_table("a_table_with_slashes_in_names", f"image,mask,case\n{ROW},a/b\n", "'a/b', which can be no file's name")
-wrong_table("a_table_with_an_open_quote", f'image,mask\n"images/a.png,masks/a.png\n{ROW}\n', "table.csv")
+wrong_table(
+    "a_table_with_an_open_quote", f'image,mask,group\n{ROW},"p1\nimages/b.png,masks/b.png,p2\n',
+    "table.csv can't be read as a table (unexpected end of data)", "close every quotation mark",
+)  # fmt: skip
+wrong_table(
+    "a_table_with_an_endless_cell", f"image,mask\n{'x' * 200_000},y\n", "table.csv can't be read as a table (field"
+)
 
 
 @wrong(pairs, "images/b.png holds 88 different values and", "masks/b.png few", "swap them back", data="table.csv")

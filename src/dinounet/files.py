@@ -153,7 +153,7 @@ def read_json(path: Path, *, what: str) -> Any:
     try:
         text = path.read_text(encoding="utf-8-sig")  # some editors begin UTF-8 with a mark
         content = json.loads(text, object_pairs_hook=_once_each)
-        json.dumps(content, ensure_ascii=False).encode()  # halves of characters, as \\ud800, could not be written again
+        json.dumps(content, ensure_ascii=False).encode()  # halves of characters, as \ud800, could not be written again
         return content
     except FileNotFoundError:
         raise DataError(f"{path} does not exist; it should be {what}") from None

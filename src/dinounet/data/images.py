@@ -10,6 +10,7 @@ import gzip
 import math
 import os
 import re
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -190,7 +191,7 @@ def read_stored(path: Path, of: Purpose) -> Volume:
     try:
         if ending in FLAT_ENDINGS:
             return Volume(read_flat(path, of), None, path)
-        with _without_standard_error():
+        with without_standard_error():
             return _read_volume(path)
     except DataError:
         raise
@@ -205,7 +206,7 @@ def _read_volume(path: Path) -> Volume:
     import SimpleITK as sitk
 
     if ending_of(path).startswith(".nii"):
-        _check_nifti(path)
+        check_nifti(path)
     sitk.ProcessObject.SetGlobalWarningDisplay(False)
     image = sitk.ReadImage(str(path))
     array = sitk.GetArrayFromImage(image)
@@ -219,16 +220,22 @@ def _read_volume(path: Path) -> Volume:
     array = np.moveaxis(array, -1, 0) if image.GetNumberOfComponentsPerPixel() > 1 else array[None]
     if image.GetDimension() == 2:
         array = array[:, None]
-    geometry = Geometry(image.GetSpacing(), image.GetOrigin(), image.GetDirection())
-    if not np.isfinite([*geometry.spacing, *geometry.origin, *geometry.direction]).all() or min(geometry.spacing) <= 0:
-        raise DataError(
-            f"{path} has the spacing {_round(geometry.spacing)} and the origin {_round(geometry.origin)}; correct its "
-            "header"
-        )
-    return Volume(array, geometry, path)
+    return Volume(array, geometry_of(image, path), path)
 
 
-def _check_nifti(path: Path) -> None:
+def geometry_of(image: Any, path: Path) -> Geometry:
+    """Where SimpleITK's image, or the reader of one, says that it lies.
+
+    Raises:
+        DataError: that is nowhere.
+    """
+    spacing, origin, direction = image.GetSpacing(), image.GetOrigin(), image.GetDirection()
+    if not np.isfinite([*spacing, *origin, *direction]).all() or min(spacing) <= 0:
+        raise DataError(f"{path} has the spacing {_round(spacing)} and the origin {_round(origin)}; correct its header")
+    return Geometry(spacing, origin, direction)
+
+
+def check_nifti(path: Path) -> None:
     """Raise an error for what ITK silently repairs: a missing end is read as 0, a spacing of 0 or NaN as 1 mm."""
     import nibabel
 
@@ -252,17 +259,21 @@ def _check_nifti(path: Path) -> None:
         raise ValueError(f"it ends after {held} of {wanted} bytes")
 
 
+_redirecting = threading.Lock()
+
+
 @contextmanager
-def _without_standard_error() -> Iterator[None]:
-    """Without what ITK's C++ and nibabel print there beside raising an error that tells the same."""
-    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
-    try:
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
+def without_standard_error() -> Iterator[None]:
+    """Without what ITK's C and C++ and nibabel print there beside raising an error that tells the same."""
+    with _redirecting:  # two threads would put back each other's
+        kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, 2)
+        try:
+            yield
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+            os.close(nowhere)
 
 
 def _write_volume(path: Path, array: np.ndarray, geometry: Geometry | None) -> None:

@@ -16,7 +16,16 @@ from typing import Any, cast
 
 import numpy as np
 
-from dinounet.data.images import VOLUME_ENDINGS, Geometry, Volume, ending_of, read_image, require_same_grid
+from dinounet.data.images import (
+    VOLUME_ENDINGS,
+    Volume,
+    check_nifti,
+    ending_of,
+    geometry_of,
+    read_image,
+    require_same_grid,
+    without_standard_error,
+)
 from dinounet.data.labels import Labels
 from dinounet.data.masks import read_truth, whole_numbers
 from dinounet.data.pairs import Case
@@ -117,19 +126,25 @@ def pixels_of(found: Volume) -> int:
 
 
 def _look_into(path: Path) -> Volume | None:
+    if not path.is_file():
+        return None
     import SimpleITK as sitk
 
     sitk.ProcessObject.SetGlobalWarningDisplay(False)
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
     try:
-        reader.ReadImageInformation()
+        with without_standard_error():
+            if ending_of(path).startswith(".nii"):
+                check_nifti(path)
+            reader.ReadImageInformation()
         size, components = reader.GetSize(), reader.GetNumberOfComponents()
         dtype = sitk.GetArrayViewFromImage(sitk.Image([1] * len(size), reader.GetPixelID(), components)).dtype
-        if path.is_dir() or len(size) not in (2, 3):
+        if len(size) not in (2, 3):
             return None
         depth = size[2] if len(size) == 3 else 1
         read = _reader_of(path, size, components) if len(size) == 3 else None
+        geometry = geometry_of(reader, path) if ending_of(path) in VOLUME_ENDINGS else None
     except Exception:  # the readers raise whatever their C code meets; reading it whole tells what is wrong
         return None
 
@@ -145,8 +160,6 @@ def _look_into(path: Path) -> Volume | None:
         return plane.astype(dtype, copy=False)
 
     planes = Planes((components, depth, size[1], size[0]), dtype, read_finite if read else None)
-    knows_space = ending_of(path) in VOLUME_ENDINGS
-    geometry = Geometry(reader.GetSpacing(), reader.GetOrigin(), reader.GetDirection()) if knows_space else None
     return Volume(cast(np.ndarray, planes), geometry, path)
 
 

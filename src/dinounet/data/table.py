@@ -35,13 +35,16 @@ def read_table(path: Path) -> tuple[Case, ...]:
     if any("\0" in line for line in lines):
         raise DataError(f"{path} is not text, for it holds bytes of 0; save the table as CSV UTF-8")
     header = lines[0] if lines else ""
-    rows = csv.DictReader(lines, delimiter=max(",;\t", key=header.count), skipinitialspace=True)
-    _check_columns(path, [name.strip().lower() for name in rows.fieldnames or ()])
-    rows.fieldnames = [name.strip().lower() for name in rows.fieldnames or ()]
+    rows = csv.DictReader(lines, delimiter=max(",;\t", key=header.count), skipinitialspace=True, strict=True)
+    try:
+        columns = rows.fieldnames = [name.strip().lower() for name in rows.fieldnames or ()]
+        numbered = [(f"{path.name}:{rows.line_num}", row) for row in rows]
+    except csv.Error as error:
+        raise DataError(f"{path} can't be read as a table ({error}); close every quotation mark") from None
+    _check_columns(path, columns)
 
     cases, problems = [], []
-    for row in rows:
-        where = f"{path.name}:{rows.line_num}"
+    for where, row in numbered:
         if None in row or None in row.values():
             problems.append(f"{where} has not as many cells as the first line")
             continue

@@ -7,6 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+"""What batch norm keeps, which already a forward pass changes; how the names of its buffers end."""
+
 
 class BatchNormOnCPU(nn.BatchNorm2d):
     """What `torch.nn.SyncBatchNorm` is for GPUs; that refuses tensors of the CPU.

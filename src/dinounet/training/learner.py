@@ -15,6 +15,7 @@ from torch import Tensor
 
 from dinounet.errors import UserError
 from dinounet.progress import say
+from dinounet.training.batch_norm import STATISTICS
 from dinounet.training.loss import Loss
 from dinounet.training.team import Team
 
@@ -111,8 +112,7 @@ class Learner:
 
     def _statistics(self) -> Iterator[tuple[str, Tensor]]:
         """What batch norm keeps, which already a forward pass changes."""
-        norms = ("running_mean", "running_var", "num_batches_tracked")
-        return ((name, part) for name, part in self.network.named_buffers() if name.endswith(norms))
+        return ((name, part) for name, part in self.network.named_buffers() if name.endswith(STATISTICS))
 
     def _put_back(self, statistics: dict[str, Tensor]) -> None:
         for name, part in self._statistics():

@@ -26,6 +26,7 @@ from dinounet.errors import UserError
 from dinounet.network.config import UNetConfig, plan_unet
 from dinounet.plans import Plan, StepMemory
 from dinounet.progress import say
+from dinounet.training.batch_norm import STATISTICS
 from dinounet.training.loss import make_loss
 
 TRIAL_SIDE = 256
@@ -67,10 +68,6 @@ def measure_step(
     network.load_state_dict(statistics, strict=False)
     moments = {"adamw": 2, "sgd": 1}[plan.recipe.optimizer] + bool(plan.recipe.average)
     return StepMemory(device, free, gradients * (1 + moments), max(peak[0] - gradients, 1) / (rows * columns))
-
-
-STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
-"""What batch norm keeps, which already a forward pass changes."""
 
 
 def fit_to_memory(plan: Plan, memory: StepMemory, *, patch_is_given: bool, batch_is_given: bool) -> Plan:
