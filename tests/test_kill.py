@@ -55,6 +55,7 @@ def train_in_a_child(data: Path, run: Path, plan: Path, dies_at: int | None = No
         os.fsync = die_or_write
         torch.set_num_threads(1)
         options = {"resume": True} if (run / RECORD).exists() else {"plan": plan, "weights": "random"}
+        options["report"] = False
         dinounet.train(data, run, device="cpu", precision="fp32", checkpoint_minutes=0, **options)
     finally:
         os._exit(0)

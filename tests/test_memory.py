@@ -120,7 +120,7 @@ def test_where_memory_is_short_patches_go_through_the_network_in_parts(
     def short(*_: object) -> StepMemory:
         return StepMemory("cpu", free=64 * 64 * 4000, fixed=0, a_pixel=1000)
 
-    monkeypatch.setattr("dinounet.training.session.measure_step", short)
+    monkeypatch.setattr("dinounet.training.planning.measure_step", short)
     run = dinounet.train(data, tmp_path / "run", **options)
     assert read_run(run).micro_batch == 3
     assert "3 of 4 patches go through the network at a time" in capsys.readouterr().out

@@ -92,8 +92,10 @@ def test_a_review_that_was_interrupted_is_made_up_for(
     assert read_run(run).status == "finished"
     assert not (run / "validation").exists()
     steps = (run / "log.jsonl").read_text()
+    (run / ".partial-of-a-killed-review").mkdir()
     dinounet.train(png, run, resume=True)
     assert (run / "report.html").exists()
+    assert not list(run.glob(".partial*"))
     assert (run / "log.jsonl").read_text() == steps  # nothing was trained again
 
     (run / "report.html").unlink()

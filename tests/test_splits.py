@@ -124,14 +124,14 @@ def test_what_is_watched_or_held_out_is_never_learned_from(
     test = ("patient 1",) if kind == "table" else ("case_2",)
     plan = write_plan(data, tmp_path / "plan.json", test, steps=60, validate_every=60, batch=2)
     seen: dict[bool, set[int]] = defaultdict(set)
-    build = session._build
+    build = session.build_planned
 
     def build_watched(*arguments: object) -> torch.nn.Module:
         network = build(*arguments)
         network.register_forward_pre_hook(lambda it, given: seen[it.training].update(given[0].unique().int().tolist()))
         return network
 
-    monkeypatch.setattr(session, "_build", build_watched)
+    monkeypatch.setattr(session, "build_planned", build_watched)
     record = train(data, tmp_path / "run", plan, fold=1)
     cases = {case.name: case.group or case.name for case in read_dataset(data).cases}
     grey = {name: 10 * (index + 1) for index, name in enumerate(sorted(cases))}

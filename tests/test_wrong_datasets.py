@@ -208,7 +208,7 @@ def test_a_plan_that_the_disk_has_no_room_for_leaves_nothing(
     pairs(place / "data")
     plan = tiny_plan(place / "data")
     monkeypatch.setattr("dinounet.plans.plan_dataset", lambda *_, **__: plan)
-    monkeypatch.setattr("dinounet.training.session.fit_plan", lambda plan, *_, **__: (plan, None))
+    monkeypatch.setattr("dinounet.training.planning.fit_plan", lambda plan, *_, **__: (plan, None))
     monkeypatch.setattr("os.fsync", full_disk)
     before = content_of(place)
     assert main(["plan", "data", "-o", "plan.json"]) == 2
@@ -228,23 +228,23 @@ def write_tiny_plan(data: Path, path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     """Write a plan for a network that needs no trial; returns the words that train by it."""
     plan = tiny_plan(data)
     write_json(path, plan)
-    monkeypatch.setattr("dinounet.training.session.measure_step", lambda *_: plan.memory)
+    monkeypatch.setattr("dinounet.training.planning.measure_step", lambda *_: plan.memory)
     return ["--plan", str(path), "--weights", "random", "--precision", "fp32", "--no-report"]
 
 
-@pytest.mark.parametrize("files", [0, 1, 2, 5])
+@pytest.mark.parametrize("fsyncs", [0, 1, 2, 5])
 def test_a_run_that_the_disk_has_no_room_for_leaves_nothing(
-    files: int, place: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    fsyncs: int, place: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     (place / "data").mkdir()
     pairs(place / "data")
     words = write_tiny_plan(place / "data", place / "plan.json", monkeypatch)
-    before, written = content_of(place), iter(range(files))
+    before, written = content_of(place), iter(range(fsyncs))  # two a file: run.json, plan.json, the cache's
     monkeypatch.setattr("os.fsync", lambda _: full_disk() if next(written, None) is None else None)
     assert main(["train", "data", "-o", "run", *words]) == 2
     told = capfd.readouterr().err
     assert "No space left on device" in told
-    assert ("the space that is left" if files < 2 else "make room, or name a folder elsewhere with --cache") in told
+    assert ("the space that is left" if fsyncs < 4 else "make room, or name a folder elsewhere with --cache") in told
     assert told.count("\n") == 1
     assert content_of(place) == before
 

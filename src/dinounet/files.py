@@ -52,14 +52,16 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove what `whole_file` leaves in a folder when its process is killed."""
+    """Remove what `whole_file` and `whole_folder` leave in a folder when their process is killed."""
     for path in folder.iterdir():
-        if _is_leftover(path):
+        if path.name.startswith(PARTIAL):
+            shutil.rmtree(path, ignore_errors=True)
+        elif _is_leftover(path):
             path.unlink(missing_ok=True)
 
 
 def _is_leftover(path: Path) -> bool:
-    return re.fullmatch(r"\.\d+\..+", path.name) is not None
+    return re.fullmatch(r"\.\d+\..+|\.tmp\w{6}", path.name) is not None  # the latter is safetensors' own
 
 
 def _write_through(folder: Path) -> None:

@@ -17,7 +17,7 @@ from dinounet.errors import DataError
 from dinounet.evaluation.evaluate import Metrics, evaluate_cases
 from dinounet.evaluation.pictures import picture_cases
 from dinounet.evaluation.report import write_report
-from dinounet.files import METRICS, PREDICTION, read_record, whole_folder, write_json
+from dinounet.files import METRICS, PREDICTION, read_record, remove_leftovers, whole_folder, write_json
 from dinounet.inference.predictor import load, predict_files
 from dinounet.inference.record import record_prediction
 from dinounet.progress import progress, say
@@ -46,6 +46,7 @@ def review_run(dataset: Dataset, run: Path) -> Path:
     Raises:
         UserError: the run is not finished, or its cases or weights are not there any more.
     """
+    remove_leftovers(run)
     record = read_run(run)
     parts = {"validation": record.data.validation_cases, "test": record.data.test_cases}
     parts = {part: names for part, names in parts.items() if names}
