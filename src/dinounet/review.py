@@ -7,7 +7,6 @@ Leaves in the run's folder `validation/` and, where cases were held out, `test/`
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 from dinounet.data.dataset import Dataset
@@ -21,7 +20,7 @@ from dinounet.files import METRICS, PREDICTION, read_record, remove_leftovers, w
 from dinounet.inference.predictor import load, predict_files
 from dinounet.inference.record import record_prediction
 from dinounet.progress import progress, say
-from dinounet.run import RECORD, REPORT, read_log, read_run
+from dinounet.run import RECORD, REPORT, read_log, read_run, tell
 
 MOST_LEARNED = 10
 """Cases that are looked at where all were learned from: enough to see that training worked."""
@@ -72,10 +71,10 @@ def review_run(dataset: Dataset, run: Path) -> Path:
         )
     write_report(
         run / REPORT,
-        title=f"{record.data.name}: {run.name}, {part} cases",
+        title=f"{record.data.name}, {part} cases",
         metrics=metrics,
         pictures=picture_cases(metrics, cases, _masks_in(run / part)),
-        run=asdict(record),
+        run=tell(record),
         log=read_log(run),
         notes=(NOTHING_KEPT,) if part == "training" else (),
     )

@@ -7,7 +7,7 @@ import json
 import os
 import platform
 import sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Literal
@@ -138,6 +138,11 @@ def read_run(folder: Path) -> RunRecord:
     if not (folder / RECORD).is_file():
         raise DataError(f"{folder} is not a run: it holds no {RECORD}; give the folder that `dinounet train` wrote")
     return read_record(RunRecord, folder / RECORD, what="the record of a run")
+
+
+def tell(record: RunRecord) -> dict[str, Any]:
+    """The record as a report reads it: with its length in words, which may be steps, epochs or minutes."""
+    return {**asdict(record), "duration": record.plan.recipe.duration}
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:

@@ -34,14 +34,12 @@ def report(
         The page's path.
     """
     predictions, truth, output, images = Path(predictions), Path(truth), Path(output), Path(images)
-    from dataclasses import asdict
-
     from dinounet.evaluation.evaluate import Metrics
     from dinounet.evaluation.pictures import make_pictures
     from dinounet.evaluation.report import write_report
     from dinounet.files import METRICS, read_record, require_file
     from dinounet.progress import say
-    from dinounet.run import read_log, read_run
+    from dinounet.run import read_log, read_run, tell
 
     require_file(output)
     path = Path(metrics) if metrics else predictions / METRICS
@@ -51,7 +49,7 @@ def report(
         title=title,
         metrics=found,
         pictures=make_pictures(found, predictions, truth, images),
-        run=asdict(read_run(Path(run))) if run else None,
+        run=tell(read_run(Path(run))) if run else None,
         log=read_log(Path(run)) if run else [],
     )
     say("report", f"open {output}", report=str(output))

@@ -42,7 +42,7 @@ FACTS = {
     "Training": {
         "{}": "status",
         "steps done: {}": "steps_done",
-        "planned: {}": "plan.recipe.steps",
+        "planned: {}": "duration",
         "recipe: {}": "plan.recipe.base",
         "optimizer: {}": "plan.recipe.optimizer",
         "patches a step: {}": "plan.recipe.batch",
