@@ -12,6 +12,7 @@ import argparse
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -56,14 +57,15 @@ class Variant:
     base: RecipeName = "default"
     architecture: Any = "dinounet"
     random_backbone: bool = False
+    enlarged: float = 1.0
     intensities: Intensities | None = None
 
 
-def write_axon(data: Path, root: Path) -> None:
+def write_axon(learn: Any, test: Any, data: Path, root: Path) -> None:
     """One micrograph: a square of 256 pixels to learn from, another part of it to be tested on."""
     image, mask = (np.asarray(Image.open(data / "axon_sem" / f"{name}.png")) for name in ("image", "mask"))
     mask = mask if mask.ndim == 2 else mask[..., 0]
-    for part, window in (("train", np.s_[420:676, 222:478]), ("test", np.s_[:, 800:])):
+    for part, window in (("train", learn), ("test", test)):
         for name, pixels in (("images", image), ("masks", mask)):
             (root / part / name).mkdir(parents=True)
             Image.fromarray(np.ascontiguousarray(pixels[window])).save(root / part / name / "nerve.png")
@@ -80,8 +82,15 @@ def write_lung(data: Path, root: Path) -> None:
 
 SETUPS = {
     "axon": Setup(
-        "electron micrograph of nerve tissue, 256 x 256 pixels to learn from, columns from 800 on to be tested on",
-        write_axon,
+        "electron micrograph of nerve tissue, 256 x 256 pixels to learn from (rows from 420, columns from 222 on), "
+        "columns from 800 on to be tested on",
+        partial(write_axon, np.s_[420:676, 222:478], np.s_[:, 800:]),
+        {"background": 0, "myelin": 128, "axon": 255},
+    ),
+    "axon2": Setup(
+        "the same, 256 x 256 other pixels to learn from (rows from 700, columns from 1200 on), columns up to 700 to be "
+        "tested on",
+        partial(write_axon, np.s_[700:956, 1200:1456], np.s_[:, :700]),
         {"background": 0, "myelin": 128, "axon": 255},
     ),
     "lung": Setup(
@@ -115,9 +124,20 @@ VARIANTS = {
     ),
     "warmup 0": Variant("no warm-up", {"warmup": 0}),
     "paper": Variant("`--recipe paper` with patches of 192 x 192, two a step", {"batch": 2}, base="paper"),
+    "he deep": Variant("He initialisation and deep supervision", {"initialisation": "he", "deep_supervision": True}),
+    "he deep flip": Variant(
+        "these two, and mirroring only", {"initialisation": "he", "deep_supervision": True, "augmentation": "flip"}
+    ),
+    "he deep enlarged": Variant(
+        "these two, and images enlarged to twice their size",
+        {"initialisation": "he", "deep_supervision": True},
+        enlarged=2.0,
+    ),
 }
 CLOSE = ("start", "he", "deep", "flip", "unet", "lr 3e-3")
-"""What gets a third seed, and is looked at on the second set."""
+"""What gets a third seed, and is looked at on the CT."""
+ELSEWHERE = ("start", "he", "deep", "he deep", "he deep enlarged", "paper", "flip", "unet")
+"""What is looked at on the second split."""
 
 
 def jobs() -> Iterator[tuple[str, str, int]]:
@@ -125,8 +145,8 @@ def jobs() -> Iterator[tuple[str, str, int]]:
     for seed in SEEDS[:2]:
         yield from (("axon", variant, seed) for variant in VARIANTS)
     yield from (("lung", variant, SEEDS[0]) for variant in CLOSE)
-    yield from (("axon", variant, SEEDS[2]) for variant in CLOSE)
-    yield from (("lung", variant, SEEDS[1]) for variant in CLOSE)
+    yield from (("axon", variant, SEEDS[2]) for variant in (*CLOSE, "he deep", "he deep enlarged", "paper"))
+    yield from (("axon2", variant, seed) for seed in SEEDS[:2] for variant in ELSEWHERE)
 
 
 def make_plan(setup: Setup, variant: Variant, train: Path, seed: int) -> Plan:
@@ -136,6 +156,9 @@ def make_plan(setup: Setup, variant: Variant, train: Path, seed: int) -> Plan:
     recipe: Recipe = choose_recipe(variant.base, changes)
     dataset = read_dataset(train, setup.labels)
     plan = plan_dataset(dataset, recipe, "dinov2_vits14", setup.patch, architecture=variant.architecture)
+    if variant.enlarged > 1:  # images that don't tell their pixels' size
+        size = 1 / variant.enlarged
+        plan = replace(plan, data=replace(plan.data, spacing=(size, size), unknown_spacing=1.0))
     if variant.intensities:  # clipped to and scaled by given numbers: what "ct" does
         channels = tuple(ChannelPlan(channel.name, "ct", variant.intensities) for channel in plan.data.channels)
         plan = replace(plan, data=replace(plan.data, channels=channels))
