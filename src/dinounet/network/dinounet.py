@@ -68,11 +68,7 @@ class DinoUNet(nn.Module):
         self.register_buffer("channel_projection", projection)
 
     def forward(self, image: Tensor) -> Tensor | list[Tensor]:
-        if image.ndim != 4 or image.shape[1] != self.config.in_channels:
-            raise ConfigError(
-                f"the image has shape {tuple(image.shape)} but the network reads (batch, {self.config.in_channels}, "
-                "height, width)"
-            )
+        require_shape(image, self.config.in_channels)
         height, width = image.shape[-2:]
         skips = self.encode(pad_to_stride(image))
         if self.training and self.config.deep_supervision:
@@ -94,6 +90,14 @@ class DinoUNet(nn.Module):
         if self.channel_projection is None:
             return image
         return torch.einsum("rc,bchw->brhw", self.channel_projection, image)
+
+
+def require_shape(image: Tensor, channels: int) -> None:
+    """Raise a ConfigError unless it is a batch of images with so many channels."""
+    if image.ndim != 4 or image.shape[1] != channels:
+        raise ConfigError(
+            f"the image has shape {tuple(image.shape)} but the network reads (batch, {channels}, height, width)"
+        )
 
 
 def pad_to_stride(image: Tensor, stride: tuple[int, int] = (STRIDE, STRIDE)) -> Tensor:

@@ -11,9 +11,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from dinounet.errors import ConfigError
 from dinounet.network.config import UNetConfig
-from dinounet.network.dinounet import pad_to_stride
+from dinounet.network.dinounet import pad_to_stride, require_shape
 
 
 class UNet(nn.Module):
@@ -53,11 +52,7 @@ class UNet(nn.Module):
             self.core._modules.pop(name, None)
 
     def forward(self, image: Tensor) -> Tensor | list[Tensor]:
-        if image.ndim != 4 or image.shape[1] != self.config.in_channels:
-            raise ConfigError(
-                f"the image has shape {tuple(image.shape)} but the network reads (batch, {self.config.in_channels}, "
-                "height, width)"
-            )
+        require_shape(image, self.config.in_channels)
         height, width = image.shape[-2:]
         padded = pad_to_stride(image, self.config.multiple)
         # DynUNet's own forward enlarges the lower heads to full size; the loss wants them at their own
