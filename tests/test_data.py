@@ -17,7 +17,8 @@ from dinounet.data.cache import build_cache
 from dinounet.data.dataset import find_cases, hash_dataset, read_dataset
 from dinounet.data.images import Geometry, Volume, coarsest_axis, read_image, write_mask
 from dinounet.data.labels import parse_labels
-from dinounet.data.masks import infer_labels, read_mask
+from dinounet.data.masks import read_mask
+from dinounet.data.naming import infer_labels
 from dinounet.data.pairs import image_files, mask_files
 from dinounet.data.plan import ChannelPlan, Intensities, plan_data
 from dinounet.data.preprocessing import image_to_slices, mask_to_slices, slices_to_mask

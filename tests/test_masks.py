@@ -19,7 +19,8 @@ from dinounet.data.cache import build_cache
 from dinounet.data.dataset import read_dataset
 from dinounet.data.images import Volume, write_mask
 from dinounet.data.labels import Labels, name_labels, parse_labels
-from dinounet.data.masks import infer_labels, read_mask, read_truth
+from dinounet.data.masks import read_mask, read_truth
+from dinounet.data.naming import infer_labels
 from dinounet.data.pairs import mask_files
 from dinounet.data.plan import plan_data
 from dinounet.data.relabelling import relabel_folder

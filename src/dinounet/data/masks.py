@@ -1,17 +1,10 @@
-"""The truth of a case, however people keep it: numbers, colours, or one file a class.
-
-What nobody named is inferred only where it is exact. Smoothed masks and JPEGs hold mixtures of what was meant: they are
-refused with the command that gives each pixel the nearest of it.
-"""
+"""The truth of a case, however people keep it: numbers, colours, one file a class, or a DICOM segmentation."""
 
 from __future__ import annotations
 
-import os
-import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -28,23 +21,13 @@ from dinounet.data.images import (
     require_finite,
     require_same_grid,
 )
-from dinounet.data.labels import BLACK, Given, Labels, name_labels, relabel_command, write_labels
+from dinounet.data.labels import Labels, relabel_command, write_labels
+from dinounet.data.naming import COLOUR, MOST_LABELS, advice, common_folder, listed, to_mark, too_many
 from dinounet.data.pairs import Case, ClassFiles
 from dinounet.errors import DataError
 
-COLOUR = 1 << 24
-"""Added to red << 16 | green << 8 | blue where a colour stands in for a number that nobody gave it yet; black is 0.
-Such marks are made by `to_marks`, counted, and named by `infer_labels`; no other part of the house sees them."""
-
-MOST_CLASSES, MOST_LABELS = 64, 12
-"""Masks that nobody named are taken for smoothed ones if they hold more different values than these: without gaps
-between them, and with gaps or in colours."""
-
 MOST_VALUES = 4096
 """A single mask with more different values is refused at once."""
-
-CLEAR_SHARE, CLEAR_DISTANCE = 0.05, 1 / 8
-"""Of what isn't background, and of the range of values: what a value of a smoothed mask needs, to be meant."""
 
 
 def read_truth(case: Case, known: Labels | None = None) -> Volume:
@@ -86,7 +69,7 @@ def read_mask(mask: Path | ClassFiles, known: Labels | None = None) -> Volume:
     if marks.max(initial=0) >= COLOUR:
         labels = "none has a name" if known is None else f"the labels are numbers ({write_labels(known.given)})"
         raise DataError(
-            f"{mask} is a mask in different colours ({_listed(np.unique(marks))}), but {labels}; convert it to one "
+            f"{mask} is a mask in different colours ({listed(np.unique(marks))}), but {labels}; convert it to one "
             "number a pixel, as dinounet relabel does"
         )
     return replace(volume, array=marks)
@@ -149,7 +132,7 @@ def _number(marks: np.ndarray, known: Labels, path: Path) -> np.ndarray:
         named |= here
     if not named.all():
         raise DataError(
-            f"{path} holds {_listed(np.unique(marks[~named]))} in {np.count_nonzero(~named)} pixels, but the labels "
+            f"{path} holds {listed(np.unique(marks[~named]))} in {np.count_nonzero(~named)} pixels, but the labels "
             f"are {write_labels(known.colours)}; name them, or give each pixel the nearest colour: "
             f"{relabel_command(path.parent, known.colours)}"
         )
@@ -165,9 +148,9 @@ def _join(files: ClassFiles, known: Labels) -> Volume:
         one = replace(one, array=to_marks(one))
         values = [value for value in np.unique(one.array).tolist() if value]
         if len(values) > MOST_LABELS:
-            raise _too_many(f"{path} holds", count_values(one.array), path.parent)
+            raise too_many(f"{path} holds", count_values(one.array), path.parent)
         if len(values) > 1:
-            raise DataError(f"{path} holds {_listed(values)} beside 0; the mask of one class must hold one number")
+            raise DataError(f"{path} holds {listed(values)} beside 0; the mask of one class must hold one number")
         if joined is None:
             joined = replace(one, array=np.zeros(one.shape, np.uint8))
         require_same_grid(one, joined)
@@ -230,58 +213,8 @@ def refuse_jpegs(masks: Sequence[Path]) -> None:
     names = ", ".join(map(str, jpegs[:3])) + (f" and {len(jpegs) - 3} more" if len(jpegs) > 3 else "")
     raise DataError(
         f"{names} {'is a JPEG' if len(jpegs) == 1 else 'are JPEGs'}, which changes labels in storing them: "
-        f"{_listed(sorted(pixels))}; export masks as PNG, or {_advice(pixels, common_folder(jpegs))}"
+        f"{listed(sorted(pixels))}; export masks as PNG, or {advice(pixels, common_folder(jpegs))}"
     )
-
-
-def infer_labels(pixels: Mapping[int, int], dataset: str, masks: Path) -> tuple[Labels, Counter[int]]:
-    """Name the classes of masks that nobody named: 0 and one other number, 0, 1, 2 ... without gaps, or colours.
-
-    Args:
-        pixels: how many hold each value, over all masks.
-        dataset: its name.
-        masks: the folder that they lie in.
-
-    Returns:
-        what the masks hold, and the pixels of each number.
-
-    Raises:
-        DataError: the values don't tell; the message says how to name them.
-    """
-    if any(value >= COLOUR and value % 0x010101 != COLOUR % 0x010101 for value in pixels):  # which all greys have
-        return _infer_colours(Counter(pixels), dataset, masks)
-    numbers: Counter[int] = Counter()
-    for value, count in pixels.items():
-        numbers[value % 256 if value >= COLOUR else value] += count
-    found = sorted(set(numbers) | {0})
-    if len(found) == 2:
-        return Labels({"background": 0, "foreground": found[1]}), numbers
-    if found == list(range(len(found))) and len(found) <= MOST_CLASSES:
-        return Labels({"background": 0} | {f"class {label}": label for label in found[1:]}), numbers
-    if len(found) > MOST_LABELS:
-        raise _too_many(f"the masks of {dataset} hold", numbers, masks)
-    raise _ask(f"the masks of {dataset} hold", found)
-
-
-def _infer_colours(found: Counter[int], dataset: str, masks: Path) -> tuple[Labels, Counter[int]]:
-    """Black is background, each other colour a class; mixtures of others are what smoothing makes, so ask."""
-    numbers = sorted(value for value in found if 0 < value < COLOUR)
-    if numbers:
-        raise DataError(
-            f"some masks of {dataset} are in colours and others hold numbers ({_listed(numbers)}); store all of them "
-            "in one way"
-        )
-    if len(found) > MOST_LABELS:
-        raise _too_many(f"the masks of {dataset} hold", found, masks)
-    vectors = to_vectors(list(found), coloured=True)
-    mixed = any(_is_between(c, a, b) for a, b in combinations(vectors, 2) for c in vectors)
-    if mixed or 0 not in found:
-        raise _ask(f"the masks of {dataset} hold", sorted(found), "; some are mixtures of others" if mixed else "")
-    colours: dict[str, str] = {"background": BLACK}
-    for value in sorted(found.keys() - {0}):
-        colours["foreground" if len(found) == 2 else f"class {to_colour(value)}"] = to_colour(value)
-    known = name_labels(colours)
-    return known, Counter({known.labels[name]: found[to_mark(colour)] for name, colour in colours.items()})
 
 
 def check_case(
@@ -299,7 +232,7 @@ def check_case(
         pixels.update(count_values(mask.array[..., z, :, :]))
     found = dict(sorted(pixels.items()))
     if labels is None and len(found) > MOST_VALUES:
-        raise _too_many(f"{mask.source} holds", found, mask.source.parent)
+        raise too_many(f"{mask.source} holds", found, mask.source.parent)
     unknown = [value for value in found if value not in (range(len(found)) if labels is None else labels.values())]
     if len(found) > MOST_LABELS and unknown and _looks_like_a_mask(image):
         raise DataError(
@@ -309,7 +242,7 @@ def check_case(
     if labels is not None and unknown:
         nearest = f", such as by: {relabel_command(mask.source.parent, labels)}" if len(unknown) > MOST_LABELS else ""
         raise DataError(
-            f"{mask.source} holds {_listed(unknown)}, but the labels are {write_labels(labels)}; name them or correct "
+            f"{mask.source} holds {listed(unknown)}, but the labels are {write_labels(labels)}; name them or correct "
             f"the mask{nearest}"
         )
     return found
@@ -332,89 +265,3 @@ def count_values(array: np.ndarray) -> dict[int, int]:
     """How many pixels hold each value."""
     values, counts = np.unique(array, return_counts=True)
     return dict(zip(values.tolist(), counts.tolist(), strict=True))
-
-
-def common_folder(paths: Sequence[Path]) -> Path:
-    """The folder that holds all files, at some depth."""
-    return Path(os.path.commonpath([path.parent for path in paths]))
-
-
-def to_mark(given: int | str) -> int:
-    """The value that stands for a number or a colour ("#ff0000") in `to_marks`."""
-    if isinstance(given, int) or given == BLACK:
-        return given if isinstance(given, int) else 0
-    return COLOUR + int(given[1:], 16)
-
-
-def to_colour(mark: int) -> str:
-    """The colour that `to_mark` made the mark of."""
-    return f"#{mark % COLOUR:06x}"
-
-
-def _listed(marks: Sequence[int] | np.ndarray) -> str:
-    coloured = max(marks, default=0) >= COLOUR
-    shown = [to_colour(mark) if coloured else str(mark) for mark in marks[:10]]
-    return ", ".join(shown) + (", ..." if len(marks) > 10 else "")
-
-
-def to_vectors(marks: np.ndarray | Sequence[int], coloured: bool) -> np.ndarray:
-    """(n, 3): red, green and blue of marks in colours; or (n, 1), the numbers."""
-    if not coloured:
-        return np.asarray(marks, float)[:, None]
-    packed = np.asarray(marks, np.int64)
-    return np.stack([packed >> 16 & 255, packed >> 8 & 255, packed & 255], -1).astype(float)
-
-
-def _is_between(colour: np.ndarray, a: np.ndarray, b: np.ndarray) -> bool:
-    """Whether a colour is a mixture of two others, up to rounding."""
-    along = float((colour - a) @ (b - a) / max((b - a) @ (b - a), 1e-9))
-    return 0 < along < 1 and bool(np.abs(a + along * (b - a) - colour).max() < 1.5)
-
-
-def _suggest(marks: Sequence[int]) -> Given:
-    """Names for what was found, of which the first is background."""
-    coloured = max(marks) >= COLOUR
-    names = ("background", *(f"class{index}" for index in range(1, len(marks))))
-    return {name: to_colour(mark) if coloured else mark for name, mark in zip(names, marks, strict=True)}
-
-
-def _ask(holds: str, marks: Sequence[int], why: str = "") -> DataError:
-    named = shlex.quote(write_labels(_suggest(marks)))
-    return DataError(f"{holds} {_listed(marks)}{why}; say what they stand for, such as --labels {named}")
-
-
-def _too_many(holds: str, pixels: Mapping[int, int], masks: Path) -> DataError:
-    """The error for masks with more values than classes are likely to be."""
-    found = sorted(pixels)
-    if found[-1] < COLOUR and found == list(range(found[0], found[0] + len(found))) and found[-1] != 255:
-        return DataError(
-            f"{holds} {len(found)} different values ({_listed(found)}), as masks do in which each object has a number "
-            "of its own; store a number a class, or name every value with --labels"
-        )
-    return DataError(
-        f"{holds} {len(found)} different values ({_listed(found)}), as smoothed masks do; export them without "
-        f"anti-aliasing, or {_advice(pixels, masks)}"
-    )
-
-
-def _advice(pixels: Mapping[int, int], masks: Path) -> str:
-    """How to repair smoothed masks, with the values that are clearly meant."""
-    labels, unclear = _suggest(sorted(_meant(pixels))), ""
-    if len(labels) < 2:
-        unclear, colour = " (put in what is meant)", max(pixels) >= COLOUR
-        labels = {"background": BLACK if colour else 0, "lesion": "#ff0000" if colour else 255}
-    return f"give each pixel the nearest of what is meant{unclear}: {relabel_command(masks, labels)}"
-
-
-def _meant(pixels: Mapping[int, int]) -> list[int]:
-    """The values of smoothed masks that stand out: many pixels each, and far from each other."""
-    marks, counts = (np.array(numbers) for numbers in zip(*Counter(pixels).most_common(), strict=True))
-    vectors = to_vectors(marks, coloured=int(marks.max()) >= COLOUR)
-    distance = max(CLEAR_DISTANCE * np.ptp(vectors, axis=0).max(), 1)
-    foreground = counts[np.abs(vectors - vectors[0]).max(-1) >= distance].sum()
-    found = [0]
-    for index in range(1, len(marks)):
-        far = np.abs(vectors[found] - vectors[index]).max(-1).min() >= distance
-        if far and counts[index] >= CLEAR_SHARE * foreground:
-            found.append(index)
-    return marks[found].tolist()

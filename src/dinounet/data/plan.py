@@ -18,7 +18,8 @@ from dinounet.data.dataset import Dataset
 from dinounet.data.fingerprint import Fingerprint, Intensities, Seen, look_at, measure_intensities, principal_components
 from dinounet.data.images import Volume, coarsest_axis
 from dinounet.data.labels import Labels, Region
-from dinounet.data.masks import check_case, common_folder, infer_labels
+from dinounet.data.masks import check_case
+from dinounet.data.naming import common_folder, infer_labels
 from dinounet.data.pairs import mask_paths
 from dinounet.data.stored import open_image, open_truth
 from dinounet.errors import ConfigError, DataError, noted

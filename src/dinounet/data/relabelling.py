@@ -12,7 +12,8 @@ import numpy as np
 from dinounet.data.flat import TIFF_ENDINGS
 from dinounet.data.images import VOLUME_ENDINGS, Volume, ending_of, read_stored, stem_of, write_mask
 from dinounet.data.labels import Given, name_labels
-from dinounet.data.masks import COLOUR, to_mark, to_marks, to_vectors
+from dinounet.data.masks import to_marks
+from dinounet.data.naming import COLOUR, to_mark, to_vectors
 from dinounet.errors import DataError
 from dinounet.files import join_some, whole_folder
 

@@ -1,0 +1,167 @@
+"""What the values of masks stand for where nobody named them, and what is said where the values don't tell.
+
+A value, a mark, is a number or stands for a colour. What nobody named is inferred only where it is exact; smoothed
+masks and JPEGs hold mixtures of what was meant: the command is told that gives each pixel the nearest of it.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+
+from dinounet.data.labels import BLACK, Given, Labels, name_labels, relabel_command, write_labels
+from dinounet.errors import DataError
+
+COLOUR = 1 << 24
+"""Added to red << 16 | green << 8 | blue where a colour stands in for a number that nobody gave it yet; black is 0.
+Such marks are made by `to_marks`, counted, and named by `infer_labels`; no other part of the house sees them."""
+
+MOST_CLASSES, MOST_LABELS = 64, 12
+"""Masks that nobody named are taken for smoothed ones if they hold more different values than these: without gaps
+between them, and with gaps or in colours."""
+
+CLEAR_SHARE, CLEAR_DISTANCE = 0.05, 1 / 8
+"""Of what isn't background, and of the range of values: what a value of a smoothed mask needs, to be meant."""
+
+
+def infer_labels(pixels: Mapping[int, int], dataset: str, masks: Path) -> tuple[Labels, Counter[int]]:
+    """Name the classes of masks that nobody named: 0 and one other number, 0, 1, 2 ... without gaps, or colours.
+
+    Args:
+        pixels: how many hold each value, over all masks.
+        dataset: its name.
+        masks: the folder that they lie in.
+
+    Returns:
+        what the masks hold, and the pixels of each number.
+
+    Raises:
+        DataError: the values don't tell; the message says how to name them.
+    """
+    if any(value >= COLOUR and value % 0x010101 != COLOUR % 0x010101 for value in pixels):  # which all greys have
+        return _infer_colours(Counter(pixels), dataset, masks)
+    numbers: Counter[int] = Counter()
+    for value, count in pixels.items():
+        numbers[value % 256 if value >= COLOUR else value] += count
+    found = sorted(set(numbers) | {0})
+    if len(found) == 2:
+        return Labels({"background": 0, "foreground": found[1]}), numbers
+    if found == list(range(len(found))) and len(found) <= MOST_CLASSES:
+        return Labels({"background": 0} | {f"class {label}": label for label in found[1:]}), numbers
+    if len(found) > MOST_LABELS:
+        raise too_many(f"the masks of {dataset} hold", numbers, masks)
+    raise _ask(f"the masks of {dataset} hold", found)
+
+
+def _infer_colours(found: Counter[int], dataset: str, masks: Path) -> tuple[Labels, Counter[int]]:
+    """Black is background, each other colour a class; mixtures of others are what smoothing makes, so ask."""
+    numbers = sorted(value for value in found if 0 < value < COLOUR)
+    if numbers:
+        raise DataError(
+            f"some masks of {dataset} are in colours and others hold numbers ({listed(numbers)}); store all of them "
+            "in one way"
+        )
+    if len(found) > MOST_LABELS:
+        raise too_many(f"the masks of {dataset} hold", found, masks)
+    vectors = to_vectors(list(found), coloured=True)
+    mixed = any(_is_between(c, a, b) for a, b in combinations(vectors, 2) for c in vectors)
+    if mixed or 0 not in found:
+        raise _ask(f"the masks of {dataset} hold", sorted(found), "; some are mixtures of others" if mixed else "")
+    colours: dict[str, str] = {"background": BLACK}
+    for value in sorted(found.keys() - {0}):
+        colours["foreground" if len(found) == 2 else f"class {to_colour(value)}"] = to_colour(value)
+    known = name_labels(colours)
+    return known, Counter({known.labels[name]: found[to_mark(colour)] for name, colour in colours.items()})
+
+
+def common_folder(paths: Sequence[Path]) -> Path:
+    """The folder that holds all files, at some depth."""
+    return Path(os.path.commonpath([path.parent for path in paths]))
+
+
+def to_mark(given: int | str) -> int:
+    """The value that stands for a number or a colour ("#ff0000") in `to_marks`."""
+    if isinstance(given, int) or given == BLACK:
+        return given if isinstance(given, int) else 0
+    return COLOUR + int(given[1:], 16)
+
+
+def to_colour(mark: int) -> str:
+    """The colour that `to_mark` made the mark of."""
+    return f"#{mark % COLOUR:06x}"
+
+
+def listed(marks: Sequence[int] | np.ndarray) -> str:
+    """The first marks, for people."""
+    coloured = max(marks, default=0) >= COLOUR
+    shown = [to_colour(mark) if coloured else str(mark) for mark in marks[:10]]
+    return ", ".join(shown) + (", ..." if len(marks) > 10 else "")
+
+
+def to_vectors(marks: np.ndarray | Sequence[int], coloured: bool) -> np.ndarray:
+    """(n, 3): red, green and blue of marks in colours; or (n, 1), the numbers."""
+    if not coloured:
+        return np.asarray(marks, float)[:, None]
+    packed = np.asarray(marks, np.int64)
+    return np.stack([packed >> 16 & 255, packed >> 8 & 255, packed & 255], -1).astype(float)
+
+
+def _is_between(colour: np.ndarray, a: np.ndarray, b: np.ndarray) -> bool:
+    """Whether a colour is a mixture of two others, up to rounding."""
+    along = float((colour - a) @ (b - a) / max((b - a) @ (b - a), 1e-9))
+    return 0 < along < 1 and bool(np.abs(a + along * (b - a) - colour).max() < 1.5)
+
+
+def _suggest(marks: Sequence[int]) -> Given:
+    """Names for what was found, of which the first is background."""
+    coloured = max(marks) >= COLOUR
+    names = ("background", *(f"class{index}" for index in range(1, len(marks))))
+    return {name: to_colour(mark) if coloured else mark for name, mark in zip(names, marks, strict=True)}
+
+
+def _ask(holds: str, marks: Sequence[int], why: str = "") -> DataError:
+    named = shlex.quote(write_labels(_suggest(marks)))
+    return DataError(f"{holds} {listed(marks)}{why}; say what they stand for, such as --labels {named}")
+
+
+def too_many(holds: str, pixels: Mapping[int, int], masks: Path) -> DataError:
+    """The error for masks with more values than classes are likely to be."""
+    found = sorted(pixels)
+    if found[-1] < COLOUR and found == list(range(found[0], found[0] + len(found))) and found[-1] != 255:
+        return DataError(
+            f"{holds} {len(found)} different values ({listed(found)}), as masks do in which each object has a number "
+            "of its own; store a number a class, or name every value with --labels"
+        )
+    return DataError(
+        f"{holds} {len(found)} different values ({listed(found)}), as smoothed masks do; export them without "
+        f"anti-aliasing, or {advice(pixels, masks)}"
+    )
+
+
+def advice(pixels: Mapping[int, int], masks: Path) -> str:
+    """How to repair smoothed masks, with the values that are clearly meant."""
+    labels, unclear = _suggest(sorted(_meant(pixels))), ""
+    if len(labels) < 2:
+        unclear, colour = " (put in what is meant)", max(pixels) >= COLOUR
+        labels = {"background": BLACK if colour else 0, "lesion": "#ff0000" if colour else 255}
+    return f"give each pixel the nearest of what is meant{unclear}: {relabel_command(masks, labels)}"
+
+
+def _meant(pixels: Mapping[int, int]) -> list[int]:
+    """The values of smoothed masks that stand out: many pixels each, and far from each other."""
+    marks, counts = (np.array(numbers) for numbers in zip(*Counter(pixels).most_common(), strict=True))
+    vectors = to_vectors(marks, coloured=int(marks.max()) >= COLOUR)
+    distance = max(CLEAR_DISTANCE * np.ptp(vectors, axis=0).max(), 1)
+    foreground = counts[np.abs(vectors - vectors[0]).max(-1) >= distance].sum()
+    found = [0]
+    for index in range(1, len(marks)):
+        far = np.abs(vectors[found] - vectors[index]).max(-1).min() >= distance
+        if far and counts[index] >= CLEAR_SHARE * foreground:
+            found.append(index)
+    return marks[found].tolist()
