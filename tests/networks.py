@@ -13,5 +13,10 @@ TINY: dict[str, Any] = {
 }
 
 
+def planned(**changes: Any) -> NetworkConfig:
+    """As a plan by the default recipe has it."""
+    return tiny_config(deep_supervision=True, **changes)
+
+
 def tiny_config(**changes: Any) -> NetworkConfig:
     return NetworkConfig(**{**TINY, **changes})

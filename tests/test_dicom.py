@@ -27,7 +27,7 @@ from dinounet.errors import ConfigError, DataError
 from dinounet.files import write_json
 from dinounet.inference.predictor import choose_endings
 from dinounet.plans import Plan, Recipe
-from networks import tiny_config
+from networks import planned
 
 SLICES, ROWS, COLUMNS = 5, 40, 48
 SPACING = (0.7, 0.8, 2.5)
@@ -204,7 +204,7 @@ def test_series_lie_in_folders_of_their_own(series: Path) -> None:
 def test_a_series_is_trained_on_and_predicted_on_its_own_grid(tmp_path: Path) -> None:
     data = write_dataset(tmp_path / "data", ["CT", "CT"])
     plan = plan_data(read_dataset(data), (32, 32))
-    write_json(tmp_path / "plan.json", Plan(plan, tiny_config(num_classes=3), Recipe(steps=2, augmentation="none")))
+    write_json(tmp_path / "plan.json", Plan(plan, planned(num_classes=3), Recipe(steps=2, augmentation="none")))
     run = dinounet.train(data, tmp_path / "run", plan=tmp_path / "plan.json", weights="random", device="cpu")
     masks = dinounet.predict(run, [data / "images"], tmp_path / "all", format=".nii.gz")
     (mask,) = dinounet.predict(run, [data / "images" / "c1"], tmp_path / "one")

@@ -23,7 +23,7 @@ from dinounet.errors import ConfigError, DataError
 from dinounet.files import write_json
 from dinounet.plans import Plan, Recipe, read_plan
 from dinounet.run import MODEL
-from networks import tiny_config
+from networks import planned
 
 NAMED = ",".join(f"{name}={label}" for name, label in LABELS.items())
 
@@ -71,7 +71,7 @@ def test_every_number_of_channels_is_planned_trained_and_predicted(channels: int
     assert (plan.channel_projection is None) == (channels in (1, 3))
     assert plan.fingerprint.smallest_shape == plan.fingerprint.largest_shape == (1, 64, 64)
     recipe = Recipe(steps=1, augmentation="none", batch=1)
-    write_json(tmp_path / "plan.json", Plan(plan, tiny_config(num_classes=3, in_channels=channels), recipe))
+    write_json(tmp_path / "plan.json", Plan(plan, planned(num_classes=3, in_channels=channels), recipe))
     run = dinounet.train(
         data,
         tmp_path / "run",
@@ -121,7 +121,7 @@ def test_channels_are_named_on_the_command_line(tmp_path: Path) -> None:
 def test_an_edited_projection_must_fit_the_channels(tmp_path: Path) -> None:
     data = write_pairs(tmp_path / "data", 2)
     plan = plan_data(read_dataset(data, LABELS))
-    write_json(tmp_path / "plan.json", Plan(plan, tiny_config(num_classes=3, in_channels=2), Recipe()))
+    write_json(tmp_path / "plan.json", Plan(plan, planned(num_classes=3, in_channels=2), Recipe()))
     content = json.loads((tmp_path / "plan.json").read_text())
     content["data"]["channel_projection"] = [[1, 0, 0]] * 3
     (tmp_path / "plan.json").write_text(json.dumps(content))

@@ -20,7 +20,7 @@ from dinounet.data.plan import plan_data
 from dinounet.errors import DataError
 from dinounet.files import write_json
 from dinounet.plans import Plan, Recipe
-from networks import tiny_config
+from networks import planned
 
 RANDOM = np.random.RandomState(0)
 
@@ -234,7 +234,7 @@ def test_a_stack_of_pages_is_trained_on_and_predicted_as_one(tmp_path: Path) -> 
             tifffile.imwrite(path, stack, photometric="minisblack", metadata={"axes": "ZYX"})
     plan = plan_data(read_dataset(data), (32, 32))
     assert plan.fingerprint.median_shape == (3, 40, 48)
-    write_json(tmp_path / "plan.json", Plan(plan, tiny_config(num_classes=3), Recipe(steps=2, augmentation="none")))
+    write_json(tmp_path / "plan.json", Plan(plan, planned(num_classes=3), Recipe(steps=2, augmentation="none")))
     run = dinounet.train(data, tmp_path / "run", plan=tmp_path / "plan.json", weights="random", device="cpu")
     (mask, _) = dinounet.predict(run, [data / "images"], tmp_path / "out")
     assert mask.name == "c0.ome.tif"

@@ -19,9 +19,9 @@ from dinounet.errors import DataError, UserError, WeightsError
 from dinounet.files import write_json
 from dinounet.inference.tiling import gaussian, predict_tiled, tile_starts
 from dinounet.plans import Plan, Recipe
-from networks import tiny_config
+from networks import planned
 
-NETWORK = tiny_config(num_classes=3)
+NETWORK = planned(num_classes=3)
 
 
 def trained(data: Path, folder: Path) -> Path:
@@ -105,7 +105,7 @@ def test_two_channels_from_files_and_folders_and_every_path_as_a_string(tmp_path
     for path in list((data / "imagesTr").iterdir()):
         (data / "imagesTr" / path.name.replace("_0000", "_0001")).write_bytes(path.read_bytes())
     describe(data, ".nii.gz", channels=("T1", "T2"))
-    network = tiny_config(num_classes=3, in_channels=2)
+    network = planned(num_classes=3, in_channels=2)
     plan = Plan(plan_data(read_dataset(data), (64, 64)), network, Recipe(steps=1, augmentation="none"))
     write_json(tmp_path / "plan.json", plan)
     run = dinounet.train(

@@ -22,7 +22,7 @@ from dinounet.files import write_json
 from dinounet.plans import Plan, Recipe
 from dinounet.run import CHECKPOINT, MODEL, PREVIOUS_CHECKPOINT, RECORD, read_log, read_run
 from dinounet.training.loss import make_loss
-from networks import tiny_config
+from networks import planned
 
 KILLS = 20
 
@@ -72,7 +72,7 @@ def test_a_run_that_is_killed_twenty_times_ends_as_an_unbroken_one(tmp_path: Pat
     make_transform("nnunet", (64, 64))
     data, plan = write_png_dataset(tmp_path / "pictures"), tmp_path / "plan.json"
     recipe = Recipe(steps=48, batch=2, validate_every=16, average=0.9, augmentation="nnunet")
-    network = tiny_config(num_classes=3, drop_path=0.3)
+    network = planned(num_classes=3, drop_path=0.3)
     write_json(plan, Plan(plan_data(read_dataset(data), (64, 64)), network, recipe))
     unbroken = tmp_path / "unbroken"
     began = time.monotonic()

@@ -27,7 +27,7 @@ from dinounet.data.relabelling import relabel_folder
 from dinounet.errors import ConfigError, DataError, UserError
 from dinounet.files import write_json
 from dinounet.plans import Plan, Recipe, read_plan
-from networks import tiny_config
+from networks import planned
 
 COLOURS = np.array([[0, 0, 0], [255, 0, 0], [0, 128, 255]], np.uint8)
 """Of background, disc and square."""
@@ -69,7 +69,7 @@ def test_colours_that_are_named_have_the_order_of_their_names(tmp_path: Path) ->
     assert dataset.labels == {"background": 0, "disc": 1, "square": 2}
     np.testing.assert_array_equal(read_truth(dataset.cases[0], dataset.meaning).array[0], truth(0))
     plan = plan_data(dataset)
-    write_json(tmp_path / "plan.json", Plan(plan, tiny_config(num_classes=3), Recipe()))
+    write_json(tmp_path / "plan.json", Plan(plan, planned(num_classes=3), Recipe()))
     assert read_plan(tmp_path / "plan.json").data.colours == {
         "background": "#000000", "disc": "#ff0000", "square": "#0080ff",
     }  # fmt: skip
@@ -144,7 +144,7 @@ def test_wrong_names_of_colours_are_answered(text: str, message: str) -> None:
 def test_from_colours_to_predicted_palettes_evaluation_and_report(tmp_path: Path) -> None:
     data = write_cases(tmp_path / "data")
     plan = plan_data(read_dataset(data, parse_labels(GIVEN)), (32, 32))
-    write_json(tmp_path / "plan.json", Plan(plan, tiny_config(num_classes=3), Recipe(steps=2, augmentation="none")))
+    write_json(tmp_path / "plan.json", Plan(plan, planned(num_classes=3), Recipe(steps=2, augmentation="none")))
     run = dinounet.train(
         data, tmp_path / "run", plan=tmp_path / "plan.json", labels=GIVEN, weights="random", device="cpu"
     )

@@ -20,7 +20,7 @@ from dinounet.plans import Plan, Recipe, StepMemory, make_plan, read_plan
 from dinounet.run import read_run
 from dinounet.training import memory
 from dinounet.training.memory import fit_to_memory, measure_step, watch_memory
-from networks import tiny_config
+from networks import planned
 
 GB = 10**9
 
@@ -46,7 +46,7 @@ def test_a_block_of_known_size_is_seen_also_where_as_much_was_freed_before() -> 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_the_trial_leaves_no_trace(precision: str, plan: Plan) -> None:
-    plan = replace(plan, network=tiny_config(num_classes=3), data=replace(plan.data, patch=(64, 64)))
+    plan = replace(plan, network=planned(num_classes=3), data=replace(plan.data, patch=(64, 64)))
     network = build_network(plan.network)
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     random = torch.get_rng_state()
@@ -112,9 +112,7 @@ def test_where_memory_is_short_patches_go_through_the_network_in_parts(
 ) -> None:
     data = write_png_dataset(tmp_path / "pictures")
     recipe = Recipe(steps=1, batch=4, augmentation="none")
-    write_json(
-        tmp_path / "plan.json", Plan(plan_data(read_dataset(data), (64, 64)), tiny_config(num_classes=3), recipe)
-    )
+    write_json(tmp_path / "plan.json", Plan(plan_data(read_dataset(data), (64, 64)), planned(num_classes=3), recipe))
     options = {"plan": tmp_path / "plan.json", "weights": "random", "device": "cpu", "report": False}
 
     def short(*_: object) -> StepMemory:

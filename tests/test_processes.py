@@ -83,8 +83,9 @@ WORDS = ["--weights", "random", "--device", "cpu", "--precision", "fp32"]
 
 def write_plan(root: Path, name: str = "plan.json", drop_path: float = 0.0, **changes: Any) -> Path:
     # of a bias before instance norm, whose gradient is noise, AdamW would make steps of full length
-    fixed = {"steps": STEPS, "batch": 4, "validate_every": 4, "optimizer": "sgd", "learning_rate": 0.01}
-    recipe = Recipe(**{**fixed, "momentum": 0.9, "warmup": 2, **changes})
+    fixed = {"steps": STEPS, "batch": 4, "validate_every": 4, "warmup": 2, "deep_supervision": False}
+    sgd = {"optimizer": "sgd", "learning_rate": 0.01, "momentum": 0.9}
+    recipe = Recipe(**{**fixed, **sgd, **changes})
     network = tiny_config(num_classes=3, drop_path=drop_path)
     write_json(root / name, Plan(plan_data(read_dataset(root / "pictures"), (64, 64)), network, recipe))
     return root / name

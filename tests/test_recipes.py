@@ -29,7 +29,7 @@ from dinounet.run import MODEL, read_run
 from dinounet.training import loop
 from dinounet.training.loss import make_loss
 from dinounet.training.optimizer import learning_rate_at, make_optimizer
-from networks import tiny_config
+from networks import planned, tiny_config
 
 TINY_UNET = UNetConfig((4, 8, 16, 16), ((1, 1), (2, 2), (2, 2), (2, 1)), num_classes=3)
 
@@ -81,8 +81,8 @@ def test_flags_change_single_fields_of_a_named_recipe(png: Path, tmp_path: Path)
     assert plan.recipe == replace(RECIPES["paper"], steps=7, batch=2)
     assert main([*words[:4], "--seed", "3"]) == 0
     assert read_plan(tmp_path / "plan.json").recipe == Recipe(seed=3)
-    assert main([*words[:4], "--deep-supervision"]) == 0
-    assert read_plan(tmp_path / "plan.json").network.deep_supervision
+    assert main([*words[:4], "--no-deep-supervision"]) == 0
+    assert not read_plan(tmp_path / "plan.json").network.deep_supervision
     with pytest.raises(ConfigError, match="a recipe has no 'stepz'; did you mean 'steps'"):
         choose_recipe("paper", {"stepz": 1})
     with pytest.raises(ConfigError, match="there is no recipe 'papr'; choose default or paper"):
@@ -224,7 +224,7 @@ def test_one_flag_trains_a_unet(png: Path, tmp_path: Path) -> None:
 def test_a_plan_tells_by_one_key_which_network_it_holds(png: Path, tmp_path: Path) -> None:
     data = plan_data(read_dataset(png), (64, 64))
     path = tmp_path / "plan.json"
-    for network in (TINY_UNET, tiny_config(num_classes=3)):
+    for network in (TINY_UNET, planned(num_classes=3)):
         write_json(path, Plan(data, network, Recipe()))
         assert read_plan(path).network == network
     content = json.loads(path.read_text())

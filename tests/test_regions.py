@@ -27,7 +27,7 @@ from dinounet.targets import to_classes, to_targets
 from dinounet.training.loss import make_loss
 from dinounet.training.team import Team
 from dinounet.training.validation import validate
-from networks import tiny_config
+from networks import planned
 
 REGIONS = {"background": 0, "whole": [1, 2], "square": 2}
 IGNORE = {"background": 0, "disc": 1, "square": 2, "ignore": 3}
@@ -67,14 +67,14 @@ def test_dataset_json_tells_regions_and_ignore_label(both: Path, tmp_path: Path)
     assert dataset.labels == {"background": 0, "label 1": 1, "square": 2}
     assert dataset.regions == (Region("whole", (1, 2), 1), Region("square", (2,), 2))
     assert dataset.ignore == 3
-    plan = Plan(plan_data(dataset), tiny_config(num_classes=2), Recipe())
+    plan = Plan(plan_data(dataset), planned(num_classes=2), Recipe())
     pixels = [np.asarray(Image.open(path)) for path in (both / "labelsTr").iterdir()]
     counts = {name: sum((p == label).sum() for p in pixels) for name, label in dataset.labels.items()}
     assert plan.data.fingerprint.label_pixels == counts | {"ignore": 6 * 72 * 30}
     write_json(tmp_path / "plan.json", plan)
     assert read_plan(tmp_path / "plan.json") == plan
     with pytest.raises(ConfigError, match="num_classes is 3 but data names 2 regions"):
-        Plan(plan.data, tiny_config(num_classes=3), Recipe())
+        Plan(plan.data, planned(num_classes=3), Recipe())
 
 
 @pytest.mark.parametrize(
@@ -165,7 +165,7 @@ def test_a_batch_without_a_known_pixel_teaches_nothing(both: Path, ignoring: Dat
 
 def test_validation_dice_is_scikit_learns_over_known_pixels(both: Path) -> None:
     torch.manual_seed(0)
-    plan = Plan(plan_data(read_dataset(both)), tiny_config(num_classes=2), Recipe())
+    plan = Plan(plan_data(read_dataset(both)), planned(num_classes=2), Recipe())
     network, image = torch.nn.Conv2d(1, 2, 3, padding=1), torch.randn(2, 1, 16, 16)
     mask = torch.randint(0, 3, (2, 16, 16))
     mask[:, :4] = IGNORED
@@ -203,9 +203,7 @@ def test_evaluation_joins_regions_and_leaves_out_what_the_truth_ignores(tmp_path
 
 def test_from_training_to_report(both: Path, tmp_path: Path) -> None:
     recipe = Recipe(steps=4, validate_every=2, warmup=1)
-    write_json(
-        tmp_path / "plan.json", Plan(plan_data(read_dataset(both), (64, 64)), tiny_config(num_classes=2), recipe)
-    )
+    write_json(tmp_path / "plan.json", Plan(plan_data(read_dataset(both), (64, 64)), planned(num_classes=2), recipe))
     run = dinounet.train(
         both, tmp_path / "run", plan=tmp_path / "plan.json", weights="random", device="cpu", report=False
     )

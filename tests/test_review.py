@@ -15,7 +15,7 @@ from dinounet.errors import DataError, Interrupted
 from dinounet.files import write_json
 from dinounet.plans import Plan, Recipe
 from dinounet.run import read_run
-from networks import tiny_config
+from networks import planned
 
 OPTIONS = {"weights": "random", "device": "cpu", "precision": "fp32"}
 
@@ -28,7 +28,7 @@ def png(tmp_path: Path) -> Path:
 @pytest.fixture
 def plan_file(png: Path, tmp_path: Path) -> Path:
     recipe = Recipe(steps=2, validate_every=2, warmup=0, augmentation="none")
-    write_json(tmp_path / "tiny.json", Plan(plan_data(read_dataset(png), (64, 64)), tiny_config(num_classes=3), recipe))
+    write_json(tmp_path / "tiny.json", Plan(plan_data(read_dataset(png), (64, 64)), planned(num_classes=3), recipe))
     return tmp_path / "tiny.json"
 
 
@@ -63,7 +63,7 @@ def test_one_command_reaches_a_report_of_the_cases_kept_from_training(
 def test_held_out_cases_are_what_the_report_shows(png: Path, tmp_path: Path) -> None:
     (tmp_path / "held out.txt").write_text("case_1\ncase_4\n")
     plan = plan_data(read_dataset(png, test=["case_1", "case_4"]), (64, 64))
-    write_json(tmp_path / "plan.json", Plan(plan, tiny_config(num_classes=3), Recipe(steps=1, augmentation="none")))
+    write_json(tmp_path / "plan.json", Plan(plan, planned(num_classes=3), Recipe(steps=1, augmentation="none")))
     run = dinounet.train(png, tmp_path / "run", plan=tmp_path / "plan.json", test=tmp_path / "held out.txt", **OPTIONS)
     assert sorted(path.stem for path in (run / "test").glob("*.png")) == ["case_1", "case_4"]
     assert {path.stem for path in (run / "validation").glob("*.png")} == set(read_run(run).data.validation_cases)

@@ -23,7 +23,7 @@ from dinounet.files import write_json
 from dinounet.plans import Plan, Recipe, read_plan
 from dinounet.run import RunRecord, read_run
 from dinounet.training import session
-from networks import tiny_config
+from networks import planned
 
 
 @pytest.fixture
@@ -67,7 +67,7 @@ def write_plan(data: Path, path: Path, test: tuple[str, ...] = (), **recipe: obj
     """A plan with a tiny network that takes pixels as they are."""
     found = plan_data(read_dataset(data, test=test), (64, 64))
     recipe = Recipe(**{"steps": 2, "augmentation": "none", "warmup": 0, "validate_every": 2, **recipe})
-    write_json(path, Plan(found, tiny_config(num_classes=len(found.labels)), recipe))
+    write_json(path, Plan(found, planned(num_classes=len(found.labels)), recipe))
     content = json.loads(path.read_text())
     for channel in content["data"]["channels"]:
         channel["normalisation"] = "none"

@@ -19,16 +19,14 @@ from dinounet.progress import progress
 from dinounet.run import read_log, read_run
 from dinounet.training.examples import FILES, write_example
 from dinounet.training.tracking import TRACKERS
-from networks import tiny_config
+from networks import planned
 
 
 @pytest.fixture
 def png(tmp_path: Path) -> Path:
     data = write_png_dataset(tmp_path / "pictures")
     recipe = Recipe(steps=4, validate_every=2, warmup=2, augmentation="flip")
-    write_json(
-        tmp_path / "plan.json", Plan(plan_data(read_dataset(data), (64, 64)), tiny_config(num_classes=3), recipe)
-    )
+    write_json(tmp_path / "plan.json", Plan(plan_data(read_dataset(data), (64, 64)), planned(num_classes=3), recipe))
     return data
 
 
@@ -124,7 +122,7 @@ def test_examples_show_image_truth_and_prediction_side_by_side(png: Path) -> Non
 def test_at_most_twelve_examples_are_kept_and_the_last_among_them(png: Path, tmp_path: Path) -> None:
     import torch
 
-    plan = Plan(plan_data(read_dataset(png), (64, 64)), tiny_config(num_classes=3), Recipe())
+    plan = Plan(plan_data(read_dataset(png), (64, 64)), planned(num_classes=3), Recipe())
     seen = torch.zeros(1, 1, 600, 300), torch.zeros(1, 600, 300), torch.ones(1, 600, 300)
     (tmp_path / "out").mkdir()
     for step in range(10, 400, 10):

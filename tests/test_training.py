@@ -29,9 +29,9 @@ from dinounet.training import loop
 from dinounet.training.checkpoint import load_checkpoint, save_checkpoint
 from dinounet.training.loss import make_loss
 from dinounet.training.optimizer import learning_rate_at
-from networks import tiny_config
+from networks import planned
 
-NETWORK = tiny_config(num_classes=3)
+NETWORK = planned(num_classes=3)
 
 
 @pytest.fixture(autouse=True)

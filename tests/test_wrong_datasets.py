@@ -21,7 +21,7 @@ from dinounet.files import write_json
 from dinounet.plans import Plan, Recipe, StepMemory, make_plan
 from dinounet.run import read_run
 from dinounet.training import session  # noqa: F401 -- so that torch leaves its temporary folder before we look
-from networks import tiny_config
+from networks import planned
 from odd_datasets import ODD
 from wrong_datasets import CORPUS, Wrong, cut, nnunet, pairs, volumes
 from wrong_pixels import series
@@ -219,7 +219,7 @@ def test_a_plan_that_the_disk_has_no_room_for_leaves_nothing(
 def tiny_plan(data: Path) -> Plan:
     """A plan for a network that is small enough for tests."""
     found = make_plan(plan_data(read_dataset(data)), Recipe(steps=1, batch=1, warmup=0), "dinov3_vits16")
-    network = tiny_config(in_channels=found.network.in_channels, num_classes=found.network.num_classes)
+    network = planned(in_channels=found.network.in_channels, num_classes=found.network.num_classes)
     memory = StepMemory(device="cpu", free=10**10, fixed=10**6, a_pixel=1000.0)
     return replace(found, network=network, memory=memory)
 

@@ -74,7 +74,7 @@ class Recipe:
     initialisation: Initialisation = "pytorch"
     """Initial values of FAPM, enlargement and decoder: PyTorch's, as published, or he, as nnU-Net's."""
 
-    deep_supervision: bool = False
+    deep_supervision: bool = True
     """Whether the decoder's outputs at 1/2 and 1/4 of the size learn as well; a U-Net's always do, as nnU-Net's."""
 
     clip: float = 12.0
@@ -141,6 +141,7 @@ RECIPES: dict[RecipeName, Recipe] = {
         momentum=0.99,
         schedule="poly",
         warmup=0,
+        deep_supervision=False,
         validate_every=250,
     ),
 }
