@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -33,7 +33,7 @@ def train(
     channels: str | None = None,
     device: Device = "auto",
     precision: Precision = "auto",
-    micro_batch: int | None = None,
+    micro_batch: int | Literal["auto"] = "auto",
     cache: Path | None = None,
     deterministic: bool = False,
     checkpoint_minutes: float = CHECKPOINT_MINUTES,
@@ -65,8 +65,8 @@ def train(
             rgb (0 to 1, then ImageNet's statistics), rescale_to_0_1, rgb_to_0_1, noNorm; others by mean and deviation.
         device: Where to compute.
         precision: How precisely; auto is bf16 where the device computes with it natively.
-        micro_batch: Patches that go through the network together, fewer than --batch where memory is short; gradients
-            add up. By default the whole batch, halved when memory runs out.
+        micro_batch: Patches that go through the network together, whose gradients add up; auto is the whole batch, or
+            as many as a trial step shows that there is memory for.
         cache: Folder for preprocessed slices, which runs may share, also at the same time; by default the run has its
             own. It holds the patients' pixels: remove it when no run needs it.
         deterministic: Only operations that give the same numbers again, to the bit, on the same machine.
@@ -95,6 +95,7 @@ def train(
     asked_recipe = None if recipe == "default" else recipe
     asked_backbone = None if backbone == NetworkConfig.backbone else backbone
     asked_network = None if network == "dinounet" else network
+    at_once = None if micro_batch == "auto" else micro_batch
     changes = dict(changes)
     if resume and report and lacks_review(output):
         pass  # it was the review that was interrupted
@@ -108,14 +109,14 @@ def train(
             channels=parse_channels(channels) if channels else None,
             weights=None if weights == "hub" else source_of(weights),
             precision=None if precision == "auto" else precision, deterministic=deterministic or None,
-            micro_batch=micro_batch, track=track, checkpoint_minutes=checkpoint_minutes,
+            micro_batch=at_once, track=track, checkpoint_minutes=checkpoint_minutes,
         )  # fmt: skip
     else:
         start_run(
             data, output, recipe=asked_recipe, changes=changes, architecture=asked_network, backbone=asked_backbone,
             patch=patch, fold=fold, test=Path(test) if test else None, labels=labels, channels=channels,
             plan_file=Path(plan) if plan else None, weights=weights, device=device, precision=precision,
-            micro_batch=micro_batch, cache=Path(cache) if cache else None, deterministic=deterministic, track=track,
+            micro_batch=at_once, cache=Path(cache) if cache else None, deterministic=deterministic, track=track,
             checkpoint_minutes=checkpoint_minutes,
         )  # fmt: skip
     if report and my_place().rank == 0:  # one of several processes does
