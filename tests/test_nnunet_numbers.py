@@ -34,12 +34,13 @@ from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
 from datasets import describe, normalised, write_png_dataset
 from dinounet.data.cache import CachedCase, build_cache
-from dinounet.data.dataset import make_splits, read_dataset
+from dinounet.data.dataset import read_dataset
 from dinounet.data.images import Geometry, Volume
 from dinounet.data.labels import IGNORED, Region
 from dinounet.data.plan import ChannelPlan, DataPlan, Intensities, plan_data
 from dinounet.data.preprocessing import image_to_slices, mask_to_slices, resampled_size
 from dinounet.data.sampling import Patches
+from dinounet.data.splits import make_splits
 from dinounet.inference.tiling import gaussian, tile_starts
 from dinounet.network.config import plan_unet
 from dinounet.plans import STEPS_AN_EPOCH, Recipe
