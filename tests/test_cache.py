@@ -412,6 +412,19 @@ def test_a_scaled_nifti_has_the_values_that_nibabel_reads(tmp_path: Path) -> Non
     assert found.spacing == (3, 1, 1)
 
 
+def test_what_itk_repairs_in_silence_is_refused_in_volumes_left_in_their_files_too(tmp_path: Path) -> None:
+    path = tmp_path / "a.nii"
+    nibabel.save(nibabel.Nifti1Image(np.ones((8, 9, 5), np.int16), np.diag([-1, -1, 3, 1])), path)
+    content = bytearray(path.read_bytes())
+    path.write_bytes(content[:-100])
+    with pytest.raises(DataError, match=r"a\.nii can't be read as an image \(it ends after \d+ of \d+ bytes\)"):
+        open_image([path], 0)
+    content[80:84] = bytes(4)  # pixdim[1], which is x
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"a\.nii has the spacing \[0\.0, 1\.0, 3\.0\]; correct its header"):
+        open_image([path], 0)
+
+
 def test_what_can_only_be_read_whole_is(tmp_path: Path) -> None:
     array = np.arange(60, dtype=np.int16).reshape(3, 4, 5)
     for name, compress in (("a.mha", True), ("a.nrrd", False)):
