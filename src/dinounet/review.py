@@ -17,7 +17,8 @@ from dinounet.evaluation.evaluate import Metrics, evaluate_cases
 from dinounet.evaluation.pictures import picture_cases
 from dinounet.evaluation.report import write_report
 from dinounet.files import METRICS, PREDICTION, read_record, remove_leftovers, whole_folder, write_json
-from dinounet.inference.predictor import load, predict_files
+from dinounet.inference.folder import predict_files
+from dinounet.inference.loading import load
 from dinounet.inference.record import record_prediction
 from dinounet.progress import progress, say
 from dinounet.run import RECORD, REPORT, read_log, read_run, tell
@@ -85,7 +86,7 @@ def review_run(dataset: Dataset, run: Path) -> Path:
 def _predict_and_evaluate(cases: Sequence[Case], run: Path, folder: Path) -> None:
     record = read_run(run)
     predictor = load(run, device=record.device, precision=record.precision)
-    write_json(folder / PREDICTION, record_prediction(run, predictor))
+    write_json(folder / PREDICTION, record_prediction([run], predictor))
     with progress("predicting", len(cases)) as advance:
         predict_files(predictor, cases, folder, on_case=advance)
     with progress("evaluating", len(cases)) as advance:
