@@ -34,6 +34,7 @@ from dinounet.data.stored import open_image
 from dinounet.device import Device, Precision, choose_device, choose_precision
 from dinounet.errors import ConfigError, DataError, UserError, WeightsError
 from dinounet.files import join_some, whole_file
+from dinounet.inference.postprocessing import Postprocessing, apply
 from dinounet.inference.tiling import predict_tiled
 from dinounet.memory import free_memory
 from dinounet.network.build import Network, build_network
@@ -65,6 +66,7 @@ class Predictor:
         self.backbone = backbone
         self.device = device
         self.precision = precision
+        self.postprocessing: Postprocessing | None = None
 
     @property
     def labels(self) -> dict[str, int]:
@@ -93,7 +95,8 @@ class Predictor:
         """Labels (Z, Y, X) of a volume, on its own grid."""
         # as bytes, which hold all classes: of a large volume these are the most that is held
         labels = [to_classes(logits, self.plan.data).byte().cpu().numpy() for logits in self._logits(volume)]
-        return slices_to_mask(np.concatenate(labels), volume, self.plan.data)
+        mask = slices_to_mask(np.concatenate(labels), volume, self.plan.data)
+        return apply(self.postprocessing, mask, volume.spacing, self.plan.data.meaning) if self.postprocessing else mask
 
     @torch.inference_mode()
     def _logits(self, volume: Volume) -> Iterable[Tensor]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dinounet.data.labels import Region
+from dinounet.inference.postprocessing import Postprocessing
 from dinounet.inference.predictor import Predictor
 from dinounet.network.weights import BackboneRecord
 from dinounet.run import MODEL, command, machine, now, versions
@@ -57,6 +58,9 @@ class PredictionRecord:
     colours: dict[str, str] | None = None
     """Of colour-coded data, the colour of each class in the truth, which predicted masks have as their palette."""
 
+    postprocessing: Postprocessing | None = None
+    """What was done to the masks after the network."""
+
     format: int = FORMAT
     """Version of this file's keys."""
 
@@ -77,4 +81,5 @@ def record_prediction(run: Path, predictor: Predictor) -> PredictionRecord:
         machine=machine(),
         started=now(),
         colours=predictor.plan.data.colours,
+        postprocessing=predictor.postprocessing,
     )
