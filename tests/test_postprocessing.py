@@ -342,7 +342,6 @@ def test_the_report_of_validation_cases_says_that_they_are_not_postprocessed(
     run_of_specks: tuple[Path, Path, dict],
 ) -> None:
     data, run, options = run_of_specks
-    (run.parent / "held out.txt").write_text("")
     plan = plan_data(read_dataset(data), (64, 64))
     write_json(options["plan"], Plan(plan, planned(num_classes=3), Recipe(steps=1, augmentation="none")))
     dinounet.train(data, run, **options | {"test": None})

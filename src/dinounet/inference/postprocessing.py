@@ -136,8 +136,8 @@ def apply(
     """Do to a predicted mask what is to be done.
 
     First components are removed of all classes, then holes are filled, of the last class first, since later regions
-    lie over earlier ones. Axes of length 1 are dropped: in three dimensions no flat mask encloses anything. Each class is worked on within its bounding box; beside `labels` that
-    takes two bytes a pixel of the mask, and four a pixel of the box.
+    lie over earlier ones. Axes of length 1 are dropped: in three dimensions no flat mask encloses anything. Each class
+    is worked on within its bounding box; that takes a byte or two a pixel of the mask, and four a pixel of the box.
 
     Args:
         post: the steps.
