@@ -57,7 +57,9 @@ def test_tiles_cover_everything_evenly_at_half_a_tile_or_less(length: int, tile:
     assert len(starts) == 1 or steps.max() - steps.min() <= 1
 
 
-def joined(slice: torch.Tensor, patch: tuple[int, int], network: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+def joined(
+    slice: torch.Tensor, patch: tuple[int, int], network: Callable[[torch.Tensor], torch.Tensor]
+) -> torch.Tensor:
     """Logits of a slice (C, H, W) from its tiles, in strips."""
     grid = make_grid(tuple(slice.shape[-2:]), patch)
     canvas, strips = Canvas(grid), []

@@ -9,8 +9,11 @@ from typing import Any, Literal
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from dinounet.data.labels import Labels
 from dinounet.device import Device, Precision, choose_device, choose_precision
 from dinounet.errors import ConfigError, DataError, WeightsError
+from dinounet.files import read_record
+from dinounet.inference.postprocessing import Postprocessing, check_names, read_postprocessing
 from dinounet.inference.predictor import Batch, Predictor, Settings
 from dinounet.inference.views import TestTimeAugmentation
 from dinounet.network.build import Network, build_network
@@ -75,10 +78,9 @@ def load(
         networks.append(network)
     chosen = choose_device(device)
     backbone = filled[first.backbone.sha256][1] if first.backbone else None
-    return Predictor(
-        networks, first.plan, backbone, chosen, choose_precision(precision, chosen), settings,
-        _postprocessing(postprocessing, folders, Path(runs) if isinstance(runs, str | Path) else None),
-    )  # fmt: skip
+    together = Path(runs) if isinstance(runs, str | Path) else None
+    post = _postprocessing(postprocessing, folders, together, first.plan.data.meaning)
+    return Predictor(networks, first.plan, backbone, chosen, choose_precision(precision, chosen), settings, post)
 
 
 def find_runs(given: Sequence[str | Path]) -> list[Path]:
@@ -129,5 +131,15 @@ def _fill(network: Any, known: BackboneRecord, weights: str | None, seed: int, r
     return found
 
 
-def _postprocessing(choice: PostprocessingChoice, folders: Sequence[Path], together: Path | None) -> Any:
-    return None
+def _postprocessing(
+    choice: PostprocessingChoice, folders: Sequence[Path], together: Path | None, known: Labels
+) -> Postprocessing | None:
+    """What is done with masks; of several runs what was chosen on all their validation cases, beside them."""
+    if choice == "none":
+        return None
+    if choice == "auto":
+        place = folders[0] if len(folders) == 1 else together
+        return read_postprocessing(place) if place is not None else None
+    post = read_record(Postprocessing, Path(choice), what="a postprocessing, as a run's folder holds it")
+    check_names(post, known)
+    return post

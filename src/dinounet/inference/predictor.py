@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -17,15 +17,13 @@ from dinounet.data.preprocessing import Slice, measure_channels, slice_axis, sli
 from dinounet.errors import UserError
 from dinounet.inference.ahead import ahead
 from dinounet.inference.inputs import Image, as_volume, check_kind, open_input
+from dinounet.inference.postprocessing import Postprocessing
 from dinounet.inference.segmentation import JUST_LABELS, Draft, Segmentation, Wanted
 from dinounet.inference.tiling import STEP, Canvas, Enlarger, make_grid
 from dinounet.inference.views import VIEWS, TestTimeAugmentation, View
 from dinounet.network.build import Network
 from dinounet.network.weights import BackboneRecord
 from dinounet.plans import Plan
-
-if TYPE_CHECKING:
-    from dinounet.inference.postprocessing import Postprocessing
 
 Key = TypeVar("Key")
 

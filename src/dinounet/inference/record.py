@@ -9,6 +9,7 @@ from pathlib import Path
 
 from dinounet.data.labels import Region
 from dinounet.errors import ConfigError
+from dinounet.inference.postprocessing import Postprocessing
 from dinounet.inference.predictor import Predictor
 from dinounet.inference.views import TestTimeAugmentation
 from dinounet.network.weights import BackboneRecord
@@ -59,9 +60,6 @@ class PredictionRecord:
     step: float
     """Distance of neighbouring tiles at the most, as a share of a tile."""
 
-    postprocessing: str | None
-    """sha256 of what was done with the masks in the end, as JSON; None: nothing."""
-
     command: tuple[str, ...]
     """As typed."""
 
@@ -82,6 +80,9 @@ class PredictionRecord:
 
     colours: dict[str, str] | None = None
     """Of colour-coded data, the colour of each class in the truth, which predicted masks have as their palette."""
+
+    postprocessing: Postprocessing | None = None
+    """What was done to the masks after the network."""
 
     format: int = FORMAT
     """Version of this file's keys."""
@@ -107,7 +108,7 @@ def record_prediction(runs: Sequence[Path], predictor: Predictor) -> PredictionR
         precision=predictor.precision,
         tta=settings.tta,
         step=settings.step,
-        postprocessing=None,
+        postprocessing=predictor.postprocessing,
         command=command(),
         versions=versions(),
         machine=machine(),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -14,10 +13,8 @@ from torch import Tensor
 from dinounet.data.images import Volume
 from dinounet.data.plan import DataPlan
 from dinounet.data.preprocessing import in_slice, slice_axis, slice_size
+from dinounet.inference.postprocessing import Postprocessing, apply
 from dinounet.targets import to_classes, to_probabilities
-
-if TYPE_CHECKING:
-    from dinounet.inference.postprocessing import Postprocessing
 
 Allocate = Callable[[tuple[int, ...], type], np.ndarray]
 
@@ -126,8 +123,6 @@ class Draft:
         """What was found."""
         labels = self._labels
         if postprocessing is not None:
-            from dinounet.inference.postprocessing import apply
-
             labels = apply(postprocessing, labels, self.volume.spacing, self.plan.meaning)
         return Segmentation(self.volume, self._axis, labels, self._probabilities, self._entropy, self._disagreement)
 
