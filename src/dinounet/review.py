@@ -20,7 +20,7 @@ from dinounet.evaluation.evaluate import Metrics, evaluate_cases
 from dinounet.evaluation.pictures import picture_cases
 from dinounet.evaluation.report import write_report
 from dinounet.files import METRICS, PREDICTION, read_record, remove_leftovers, whole_folder, write_json
-from dinounet.inference.postprocessing import POSTPROCESSING, Postprocessing, describe, read_postprocessing
+from dinounet.inference.postprocessing import POSTPROCESSING, Postprocessing, check_names, describe, read_postprocessing
 from dinounet.inference.predictor import load, predict_files
 from dinounet.inference.record import PredictionRecord, record_prediction
 from dinounet.progress import progress, say
@@ -95,6 +95,8 @@ def review_run(dataset: Dataset, run: Path) -> Path:
 def _predict_and_evaluate(cases: Sequence[Case], run: Path, folder: Path, post: Postprocessing | None) -> None:
     record = read_run(run)
     predictor = load(run, device=record.device, precision=record.precision)
+    if post is not None:
+        check_names(post, predictor.plan.data.meaning, str(run / POSTPROCESSING))
     predictor.postprocessing = post
     write_json(folder / PREDICTION, record_prediction(run, predictor))
     with progress("predicting", len(cases)) as advance:
