@@ -24,8 +24,8 @@ from dinounet.data.pairs import Case
 from dinounet.data.plan import plan_data
 from dinounet.errors import ConfigError, DataError, Interrupted
 from dinounet.files import read_record, write_json
-from dinounet.inference import predictor
 from dinounet.inference.postprocessing import Postprocessing, Steps, apply, describe, read_postprocessing
+from dinounet.inference.segmentation import Draft, Segmentation
 from dinounet.plans import Plan, Recipe
 from dinounet.run import read_run
 from networks import planned
@@ -307,13 +307,15 @@ def run_of_specks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path
     plan = plan_data(read_dataset(data, test=["case_1", "case_4"]), (64, 64))
     write_json(tmp_path / "plan.json", Plan(plan, planned(num_classes=3), Recipe(steps=1, augmentation="none")))
 
-    def predicted(_: np.ndarray, volume: object, __: object) -> np.ndarray:
-        name = volume.source.name.replace("_0000", "")
-        mask = np.array(Image.open(data / "labelsTr" / name))
-        mask[:2, :2] = mask[-3:, :3] = 1
-        return mask[None]
+    finish = Draft.finish
 
-    monkeypatch.setattr(predictor, "slices_to_mask", predicted)
+    def finish_otherwise(draft: Draft, post: Postprocessing | None) -> Segmentation:
+        mask = np.array(Image.open(data / "labelsTr" / draft.volume.source.name.replace("_0000", "")))
+        mask[:2, :2] = mask[-3:, :3] = 1
+        draft._labels[:] = mask
+        return finish(draft, post)
+
+    monkeypatch.setattr(Draft, "finish", finish_otherwise)
     options = {"plan": tmp_path / "plan.json", "test": tmp_path / "held out.txt", "weights": "random", "device": "cpu"}
     return data, tmp_path / "run", options
 
@@ -354,9 +356,7 @@ def test_a_run_chooses_on_validation_cases_and_does_it_to_test_cases(
     (run / "postprocessing.json").write_text('{"classes": {"disk": {"keep_largest": true}}}')
     (run / "report.html").unlink()
     shutil.rmtree(run / "test")
-    with pytest.raises(
-        ConfigError, match=r"run/postprocessing\.json names disk, but masks hold disc, square; name these"
-    ):
+    with pytest.raises(ConfigError, match=r"the postprocessing\.json of .*run names disk, but masks hold disc, square"):
         dinounet.train(data, run, resume=True)
 
 
