@@ -61,15 +61,15 @@ def load(
         raise ConfigError(f"{folders[0]} is a U-Net, which has no backbone; leave --weights out")
     settings = Settings(tta, step, batch)
     networks: list[Network] = []
-    filled: dict[str, tuple[Any, BackboneRecord]] = {}
-    """Backbones by their hash: folds stand on the same one."""
+    filled: list[tuple[RunRecord, Any, BackboneRecord]] = []
+    """Backbones, which folds share."""
     for folder, record in zip(folders, records, strict=True):
         known = record.backbone
-        shared = known and filled.get(known.sha256)
-        network = build_network(record.plan.network, shared[0] if shared else None)
+        shared = next((one for one in filled if _same_backbone(one[0], record)), None)
+        network = build_network(record.plan.network, shared[1] if shared else None)
         if known and not shared:
             found = _fill(network, known, weights, record.plan.recipe.seed, folder)
-            filled[known.sha256] = network.backbone, found
+            filled.append((record, network.backbone, found))
         try:
             network.load_state_dict(load_file(folder / MODEL))
         except (SafetensorError, RuntimeError) as error:
@@ -77,7 +77,7 @@ def load(
             raise WeightsError(f"{folder / MODEL} is damaged ({reason}); copy the run again") from None
         networks.append(network)
     chosen = choose_device(device)
-    backbone = filled[first.backbone.sha256][1] if first.backbone else None
+    backbone = filled[0][2] if first.backbone else None
     together = Path(runs) if isinstance(runs, str | Path) else None
     post = _postprocessing(postprocessing, folders, together, first.plan.data.meaning)
     return Predictor(networks, first.plan, backbone, chosen, choose_precision(precision, chosen), settings, post)
@@ -118,6 +118,12 @@ def _require_alike(plan: Plan, folder: Path, first: Plan, first_folder: Path) ->
                 f"{folder} and {first_folder} can't predict together: their plans differ in data.{name}; train them by "
                 "one plan (--plan plan.json)"
             )
+
+
+def _same_backbone(one: RunRecord, other: RunRecord) -> bool:
+    """Whether one backbone in memory serves both runs."""
+    hashes = [record.backbone and record.backbone.sha256 for record in (one, other)]
+    return None not in hashes and hashes[0] == hashes[1] and one.plan.network == other.plan.network
 
 
 def _fill(network: Any, known: BackboneRecord, weights: str | None, seed: int, run: Path) -> BackboneRecord:
