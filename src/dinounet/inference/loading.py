@@ -13,7 +13,7 @@ from dinounet.data.labels import Labels
 from dinounet.device import Device, Precision, choose_device, choose_precision
 from dinounet.errors import ConfigError, DataError, WeightsError
 from dinounet.files import read_record
-from dinounet.inference.postprocessing import Postprocessing, check_names, read_postprocessing
+from dinounet.inference.postprocessing import POSTPROCESSING, Postprocessing, check_names, read_postprocessing
 from dinounet.inference.predictor import Batch, Predictor, Settings
 from dinounet.inference.views import TestTimeAugmentation
 from dinounet.network.build import Network, build_network
@@ -145,7 +145,11 @@ def _postprocessing(
         return None
     if choice == "auto":
         place = folders[0] if len(folders) == 1 else together
-        return read_postprocessing(place) if place is not None else None
-    post = read_record(Postprocessing, Path(choice), what="a postprocessing, as a run's folder holds it")
-    check_names(post, known)
+        post = read_postprocessing(place) if place is not None else None
+        where = f"the {POSTPROCESSING} of {place}"
+    else:
+        post = read_record(Postprocessing, Path(choice), what="a postprocessing, as a run's folder holds it")
+        where = str(choice)
+    if post is not None:
+        check_names(post, known, where)
     return post

@@ -109,12 +109,12 @@ def read_postprocessing(run: Path) -> Postprocessing | None:
     return read_record(Postprocessing, path, what="a run's postprocessing") if path.exists() else None
 
 
-def check_names(post: Postprocessing, known: Labels) -> None:
-    """Raise a ConfigError if steps are meant for what masks don't hold."""
+def check_names(post: Postprocessing, known: Labels, where: str = "the postprocessing") -> None:
+    """Raise a ConfigError if steps are meant for what masks don't hold; `where` says in which file."""
     unknown = [name for name in post.classes if name not in known.foreground]
     if unknown:
         raise ConfigError(
-            f"the postprocessing names {', '.join(unknown)}, but masks hold {', '.join(known.foreground)}; name these"
+            f"{where} names {', '.join(unknown)}, but masks hold {', '.join(known.foreground)}; name these"
         )
 
 
