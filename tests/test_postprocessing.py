@@ -24,7 +24,7 @@ from dinounet.data.pairs import Case
 from dinounet.data.plan import plan_data
 from dinounet.errors import ConfigError, DataError, Interrupted
 from dinounet.files import read_record, write_json
-from dinounet.inference.postprocessing import Postprocessing, Steps, apply, describe, read_postprocessing
+from dinounet.inference.postprocessing import Postprocessing, Steps, agree, apply, describe, read_postprocessing
 from dinounet.inference.segmentation import Draft, Segmentation
 from dinounet.plans import Plan, Recipe
 from dinounet.run import read_run
@@ -369,3 +369,12 @@ def test_the_report_of_validation_cases_says_that_they_are_not_postprocessed(
     dinounet.train(data, run, **options | {"test": None})
     told = "These masks are as the network made them; on validation cases it was chosen how later masks are postproc"
     assert told in (run / "report.html").read_text()
+
+
+def test_runs_that_predict_together_do_what_all_of_them_chose() -> None:
+    one = Postprocessing({"a": Steps(True, 5.0, True), "b": Steps(True)}, "px", cases=("x",))
+    other = Postprocessing({"a": Steps(True, 3.0, False)}, "px", cases=("y",))
+    assert agree([one, other]) == Postprocessing({"a": Steps(True, 3.0, False), "b": Steps()}, "px", cases=("x", "y"))
+    assert agree([one, None]) is None
+    scaled = replace(other, unit="mm3", spacing=(1.0, 1.0, 1.0))
+    assert agree([one, scaled]).classes["a"] == Steps(True, None, False)
