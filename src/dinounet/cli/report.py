@@ -18,6 +18,7 @@ def report(
     run: Path | None = None,
     metrics: Path | None = None,
     title: str = "Dino U-Net",
+    pictures: int = 12,
 ) -> Path:
     """Put results into one self-contained HTML page: what was trained, curves, tables, and pictures, worst case first.
 
@@ -29,6 +30,7 @@ def report(
         run: Folder that `dinounet train` wrote, for the curves and for what was trained on what.
         metrics: What `dinounet evaluate` wrote; by default metrics.json among the predictions.
         title: Of the page.
+        pictures: Cases to picture, worst first; the tables hold all.
 
     Returns:
         The page's path.
@@ -48,7 +50,7 @@ def report(
         output,
         title=title,
         metrics=found,
-        pictures=make_pictures(found, predictions, truth, images),
+        pictures=make_pictures(found, predictions, truth, images, pictures),
         run=tell(read_run(Path(run))) if run else None,
         log=read_log(Path(run)) if run else [],
     )

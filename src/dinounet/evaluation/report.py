@@ -6,19 +6,26 @@ It stands alone: pictures and curves are inside, and opening it asks nothing of 
 from __future__ import annotations
 
 import base64
+import hashlib
 import importlib.resources
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dinounet.drawing import colours_of
 from dinounet.evaluation.curves import make_charts
-from dinounet.evaluation.evaluate import WORDS, Metrics, describe_empties
+from dinounet.evaluation.distributions import make_distributions
+from dinounet.evaluation.evaluate import WORDS, ClassMetrics, MeanMetrics, Metrics, describe_empties
+from dinounet.evaluation.failures import find_failures
 from dinounet.evaluation.pictures import ERRORS, CasePicture
 from dinounet.files import whole_file
 
-TEMPLATE = "report.html.jinja"
+TEMPLATE, STYLE, SCRIPT = "report.html.jinja", "report.css", "report.js"
+
+MOST_LISTED, MOST_OPEN = 20, 30
+"""Failures of a kind that are listed at once, and cases up to which their table is; of more, the rest is folded away."""
 
 FACTS = {
     "Data": {
@@ -54,6 +61,31 @@ FACTS = {
 """What a reader asks of a run first: the words, and the key under which its record holds the answer."""
 
 
+@dataclass(frozen=True)
+class Column:
+    """A number that the tables show of each class."""
+
+    key: str
+    """The field that holds it."""
+
+    title: str
+    """What a reader knows it as."""
+
+    unit: str = ""
+    """What it is measured in or at."""
+
+    digits: int = 3
+    """After the point."""
+
+    def write(self, found: ClassMetrics | MeanMetrics) -> str:
+        """The number."""
+        return f"{getattr(found, self.key):.{self.digits}f}"
+
+    def interval(self, mean: MeanMetrics) -> str:
+        """The interval that holds the mean; empty if there is none."""
+        return ""
+
+
 def write_report(
     path: Path,
     *,
@@ -79,16 +111,27 @@ def write_report(
 
     run = run or {}
     colours = colours_of(metrics.classes)
-    source = importlib.resources.files(__package__).joinpath(TEMPLATE).read_text(encoding="utf-8")
+    files = importlib.resources.files(__package__)
+    style, script = (files.joinpath(name).read_text(encoding="utf-8") for name in (STYLE, SCRIPT))
     environment = jinja2.Environment(
-        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
-    )
+        loader=jinja2.FunctionLoader(lambda name: files.joinpath(name).read_text(encoding="utf-8")),
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined,
+    )  # fmt: skip
     environment.filters["data_uri"] = lambda png: "data:image/png;base64," + base64.b64encode(png).decode()
-    html = environment.from_string(source).render(
+    html = environment.get_template(TEMPLATE).render(
         title=title,
+        style=style,
+        script=script,
+        script_hash="sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         notes=list(dict.fromkeys((*notes, *run.get("notes", ())))),
         metrics=metrics,
         anchors={picture.case: f"case-{index}" for index, picture in enumerate(pictures, start=1)},
+        rows={case.case: f"row-{index}" for index, case in enumerate(metrics.worst_first, start=1)},
+        columns=_columns(metrics),
+        distributions=make_distributions(metrics),
+        failures=find_failures(metrics),
+        most_listed=MOST_LISTED,
+        most_open=MOST_OPEN,
         pictures=pictures,
         charts=make_charts(log, colours),
         colours=colours,
@@ -106,6 +149,10 @@ def write_report(
     path.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(path) as temporary:
         temporary.write_text(html, encoding="utf-8")
+
+
+def _columns(metrics: Metrics) -> list[Column]:
+    return [Column("dice", "Dice"), Column("hd95", "HD95", metrics.unit, 2)]
 
 
 def _tell(run: Mapping[str, Any], parts: Mapping[str, str]) -> str:
