@@ -16,6 +16,9 @@ from dinounet.evaluation.evaluate import WORDS, Metrics
 MOST_DOTS = 200
 """Of a class; with more cases the worst ones are dots, and the box still stands for all."""
 
+FEWEST = 5
+"""Cases from which on a median and quartiles say something that the dots don't."""
+
 DOT = 1.8
 """Share of the strip's width that a dot takes where it is narrowest, in percent; nearer ones go above or below."""
 
@@ -56,8 +59,8 @@ class Strip:
     dots: tuple[Dot, ...]
     """The cases, worst first."""
 
-    box: tuple[float, float, float]
-    """First quartile, median and third quartile, in percent across."""
+    box: tuple[float, float, float] | None
+    """First quartile, median and third quartile, in percent across; None with few cases."""
 
 
 @dataclass(frozen=True)
@@ -99,26 +102,27 @@ def _spread(metrics: Metrics, key: str, title: str, unit: str) -> Distribution:
     worst_first = -1 if unit else 1
     strips = []
     for name, found in cases.items():
-        quartiles = [float(part) for part in np.percentile([value for _, value, _ in found], (25, 50, 75))]
         shown = sorted(found, key=lambda one: (worst_first * one[1], one[0]))[:MOST_DOTS]
         across = [100.0 - BAND / 3 if band and empty in ("truth", "prediction") else place(v) for _, v, empty in shown]
         dots = [
-            Dot(x, y, f"{case}: {_tell(key, v, unit)}{f', {WORDS[empty]}' if empty else ''}", empty not in (None, "both"))
+            Dot(x, y, f"{case}: {_tell(v, unit)}{f', {WORDS[empty]}' if empty else ''}", empty not in (None, "both"))
             for x, y, (case, v, empty) in zip(across, _lanes(across), shown, strict=True)
         ]
-        first, last = shown[0], max(found, key=lambda one: worst_first * one[1])
-        low, middle, high = (_tell(key, part, unit) for part in quartiles)
-        words = (
-            f"median {middle}, middle half {low} to {high}; worst {_tell(key, first[1], unit)} in {first[0]}, "
-            f"best {_tell(key, last[1], unit)} in {last[0]}"
-        )
-        box = (place(quartiles[0]), place(quartiles[1]), place(quartiles[2]))
-        strips.append(Strip(name, words, tuple(dots), box))
+        best = max(found, key=lambda one: worst_first * one[1])
+        words = [f"{how} {_tell(v, unit)} in {case}" for how, (case, v, _) in (("worst", shown[0]), ("best", best))]
+        box = None
+        if len(found) >= FEWEST:
+            low, middle, high = (float(part) for part in np.percentile([value for _, value, _ in found], (25, 50, 75)))
+            box = place(low), place(middle), place(high)
+            words = [f"median {_tell(middle, unit)}", f"middle half {_tell(low, unit)} to {_tell(high, unit)}", *words]
+        if len(found) == 1:
+            words = [words[0].removeprefix("worst ")]
+        strips.append(Strip(name, ", ".join(words), tuple(dots), box))
     ticks = tuple((step * scale, f"{step:g}") for step in steps)
     return Distribution(f"{title} ({unit})" if unit else title, ticks, band, tuple(strips))
 
 
-def _tell(key: str, value: float, unit: str) -> str:
+def _tell(value: float, unit: str) -> str:
     return f"{value:.2f} {unit}" if unit else f"{value:.3f}"
 
 

@@ -22,7 +22,10 @@ from dinounet.errors import ConfigError, DataError
 from dinounet.evaluation.evaluate import CaseMetrics, Metrics, find_masks
 from dinounet.files import join_some
 
-ERRORS = {"predicted, not there": "#d55e00", "there, missed": "#56b4e9", "taken for another class": "#f0e442"}
+CONFUSED = "taken for another class"
+"""What can't happen where there is one class."""
+
+ERRORS = {"predicted, not there": "#d55e00", "there, missed": "#56b4e9", CONFUSED: "#f0e442"}
 """Colours of the error panel."""
 
 MOST = 12

@@ -16,10 +16,10 @@ from typing import Any
 
 from dinounet.drawing import colours_of
 from dinounet.evaluation.curves import make_charts
-from dinounet.evaluation.distributions import make_distributions
+from dinounet.evaluation.distributions import MOST_DOTS, make_distributions
 from dinounet.evaluation.evaluate import WORDS, ClassMetrics, MeanMetrics, Metrics, describe_empties
 from dinounet.evaluation.failures import find_failures
-from dinounet.evaluation.pictures import ERRORS, CasePicture
+from dinounet.evaluation.pictures import CONFUSED, ERRORS, CasePicture
 from dinounet.files import whole_file
 
 TEMPLATE, STYLE, SCRIPT = "report.html.jinja", "report.css", "report.js"
@@ -110,6 +110,11 @@ def write_report(
     import jinja2
 
     run = run or {}
+    made = {
+        "Command": shlex.join(run.get("command", ())),
+        "Versions": _join(run.get("versions", {})),
+        "Machine": _join(run.get("machine", {})),
+    }
     colours = colours_of(metrics.classes)
     files = importlib.resources.files(__package__)
     style, script = (files.joinpath(name).read_text(encoding="utf-8") for name in (STYLE, SCRIPT))
@@ -130,21 +135,18 @@ def write_report(
         columns=_columns(metrics),
         distributions=make_distributions(metrics),
         failures=find_failures(metrics),
+        most_dots=MOST_DOTS,
         most_listed=MOST_LISTED,
         most_open=MOST_OPEN,
         pictures=pictures,
         charts=make_charts(log, colours),
         colours=colours,
-        errors=ERRORS,
+        errors={name: colour for name, colour in ERRORS.items() if len(colours) > 1 or name != CONFUSED},
         words=WORDS,
         empties=describe_empties(metrics),
         facts={name: text for name, parts in FACTS.items() if (text := _tell(run, parts))},
         record=list(_flatten(run)),
-        made={
-            "Command": shlex.join(run.get("command", ())),
-            "Versions": _join(run.get("versions", {})),
-            "Machine": _join(run.get("machine", {})),
-        },
+        made={name: text for name, text in made.items() if text},
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(path) as temporary:
