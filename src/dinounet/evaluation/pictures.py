@@ -15,7 +15,8 @@ from dinounet.data.masks import read_mask, read_truth
 from dinounet.data.pairs import Case, ClassFiles, image_files, name_of
 from dinounet.drawing import colours_of, paint, to_grey_levels
 from dinounet.errors import DataError
-from dinounet.evaluation.evaluate import CaseMetrics, Metrics, find_masks
+from dinounet.evaluation.evaluate import find_masks
+from dinounet.evaluation.records import CaseMetrics, Metrics
 
 ERRORS = {"predicted, not there": "#d55e00", "there, missed": "#56b4e9", "taken for another class": "#f0e442"}
 """Colours of the error panel."""

@@ -14,8 +14,8 @@ from typing import Any
 
 from dinounet.drawing import colours_of
 from dinounet.evaluation.curves import make_charts
-from dinounet.evaluation.evaluate import WORDS, Metrics, describe_empties
 from dinounet.evaluation.pictures import ERRORS, CasePicture
+from dinounet.evaluation.records import WORDS, Metrics, describe_empties
 from dinounet.files import whole_file
 
 TEMPLATE = "report.html.jinja"
