@@ -3,6 +3,7 @@
 import io
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +15,10 @@ from scipy import ndimage
 
 from datasets import volume
 from dinounet.errors import ConfigError, DataError
-from dinounet.evaluation.evaluate import Metrics, evaluate_folders, print_table
-from dinounet.evaluation.metrics import POLICY, dice, hd95
-from dinounet.files import read_record
+from dinounet.evaluation.evaluate import evaluate_folders
+from dinounet.evaluation.metrics import POLICY, measure
+from dinounet.evaluation.records import read_metrics
+from dinounet.evaluation.tables import print_table
 
 LABELS = {"background": 0, "grey": 1, "white": 2}
 
@@ -29,6 +31,14 @@ def disc(center: tuple[int, int], radius: int, size: tuple[int, int] = (64, 80))
 def blob(seed: int, shape: tuple[int, ...], share: float = 0.2) -> np.ndarray:
     noise = ndimage.gaussian_filter(np.random.RandomState(seed).normal(size=shape), 2)
     return noise > np.quantile(noise, 1 - share)
+
+
+def measure_hd95(truth: np.ndarray, prediction: np.ndarray, spacing: Sequence[float]) -> float:
+    return measure(truth, prediction, spacing).hd95
+
+
+def measure_dice(truth: np.ndarray, prediction: np.ndarray) -> float:
+    return measure(truth, prediction, (1.0,) * truth.ndim).dice
 
 
 def monai_hd95(truth: np.ndarray, prediction: np.ndarray, spacing: tuple[float, ...]) -> float:
@@ -48,7 +58,7 @@ def scipy_hd95(truth: np.ndarray, prediction: np.ndarray, spacing: tuple[float, 
 @pytest.mark.parametrize("step", [1.0, 2.5])
 def test_hd95_of_two_discs_is_their_distance(step):
     a, b = disc((32, 30), 10), disc((32, 38), 10)
-    found = hd95(a, b, (step, step))
+    found = measure_hd95(a, b, (step, step))
     assert found == pytest.approx(8.0 * step, abs=0.1)
     assert found == pytest.approx(monai_hd95(a, b, (step, step)))
 
@@ -58,8 +68,8 @@ def test_hd95_of_two_bars_by_hand():
     # percentile has rank 0.95 * 19 = 18.05, just after the 2
     a, b = np.zeros((2, 5, 30), bool)
     a[2, 4:24] = b[2, 7:27] = True
-    assert hd95(a, b, (1.0, 1.0)) == pytest.approx(2.05)
-    assert hd95(a, b, (7.0, 0.1)) == pytest.approx(0.205)
+    assert measure_hd95(a, b, (1.0, 1.0)) == pytest.approx(2.05)
+    assert measure_hd95(a, b, (7.0, 0.1)) == pytest.approx(0.205)
 
 
 @pytest.mark.parametrize(
@@ -69,19 +79,19 @@ def test_hd95_of_two_bars_by_hand():
 def test_hd95_equals_the_distance_transform(shape, spacing, seed):
     truth, prediction = blob(seed, shape), blob(seed + 100, shape, share=0.1)
     assert truth[0].any() or truth[-1].any()  # the border is touched
-    found = hd95(truth, prediction, spacing)
+    found = measure_hd95(truth, prediction, spacing)
     assert found == pytest.approx(scipy_hd95(truth, prediction, spacing), rel=1e-5)
     assert found == pytest.approx(monai_hd95(truth, prediction, spacing), rel=1e-5)
-    assert found == pytest.approx(hd95(prediction, truth, spacing))
+    assert found == pytest.approx(measure_hd95(prediction, truth, spacing))
 
 
 def test_beyond_the_border_is_outside():
     a, b = np.zeros((2, 20, 20), bool)
     a[:6, :6] = b[:6, 3:9] = True
     inside = [np.pad(mask, 5) for mask in (a, b)]
-    assert hd95(a, b, (1.0, 1.0)) == pytest.approx(hd95(*inside, (1.0, 1.0))) == pytest.approx(3.0)
+    assert measure_hd95(a, b, (1.0, 1.0)) == pytest.approx(measure_hd95(*inside, (1.0, 1.0))) == pytest.approx(3.0)
     full = np.ones((20, 20), bool)  # its surface is the image's border, from which the small one's is far
-    assert hd95(full, disc((10, 10), 2, (20, 20)), (1.0, 1.0)) == pytest.approx(
+    assert measure_hd95(full, disc((10, 10), 2, (20, 20)), (1.0, 1.0)) == pytest.approx(
         scipy_hd95(full, disc((10, 10), 2, (20, 20)), (1.0, 1.0)), rel=1e-5
     )
 
@@ -90,9 +100,9 @@ def test_beyond_the_border_is_outside():
 def test_one_slice_is_flat(axis):
     # as a volume every pixel of a slice would be surface, and the discs' distance nearly 0
     a, b = disc((32, 30), 25), disc((32, 31), 22)
-    flat = hd95(a, b, (0.5, 2.0))
+    flat = measure_hd95(a, b, (0.5, 2.0))
     spacing = np.insert([0.5, 2.0], axis, 9.0)
-    assert hd95(np.expand_dims(a, axis), np.expand_dims(b, axis), spacing) == pytest.approx(flat)
+    assert measure_hd95(np.expand_dims(a, axis), np.expand_dims(b, axis), spacing) == pytest.approx(flat)
     assert flat == pytest.approx(scipy_hd95(a, b, (0.5, 2.0)), rel=1e-5)
     assert flat != pytest.approx(monai_hd95(a[None], b[None], (9.0, 0.5, 2.0)))
 
@@ -103,21 +113,23 @@ def test_dice_by_hand_and_by_monai():
 
     a, b = np.zeros((2, 4, 10), bool)
     a[0, :6] = b[0, 2:10] = True
-    assert dice(a, b) == pytest.approx(2 * 4 / (6 + 8))
+    assert measure_dice(a, b) == pytest.approx(2 * 4 / (6 + 8))
     for seed in range(3):
         pair = blob(seed, (9, 20, 20)), blob(seed + 50, (9, 20, 20), 0.3)
         expected = compute_dice(*(torch.tensor(mask[None, None]).float() for mask in pair), include_background=True)
-        assert dice(*pair) == pytest.approx(expected.item())
+        assert measure_dice(*pair) == pytest.approx(expected.item())
 
 
 def test_policy_of_empty_masks():
     full, empty = disc((5, 5), 2, (30, 40)), np.zeros((30, 40), bool)
-    assert (dice(empty, empty), hd95(empty, empty, (1.0, 1.0))) == (1.0, 0.0)
+    assert (measure_dice(empty, empty), measure_hd95(empty, empty, (1.0, 1.0))) == (1.0, 0.0)
     for pair in ((full, empty), (empty, full)):
-        assert dice(*pair) == 0.0
-        assert hd95(*pair, (2.0, 0.5)) == pytest.approx(math.hypot(60, 20))
-        assert hd95(*(mask[None] for mask in pair), (8.0, 2.0, 0.5)) == pytest.approx(math.hypot(60, 20))
-        assert hd95(*(np.stack([mask] * 3) for mask in pair), (8.0, 2.0, 0.5)) == pytest.approx(math.hypot(24, 60, 20))
+        assert measure_dice(*pair) == 0.0
+        assert measure_hd95(*pair, (2.0, 0.5)) == pytest.approx(math.hypot(60, 20))
+        assert measure_hd95(*(mask[None] for mask in pair), (8.0, 2.0, 0.5)) == pytest.approx(math.hypot(60, 20))
+        assert measure_hd95(*(np.stack([mask] * 3) for mask in pair), (8.0, 2.0, 0.5)) == pytest.approx(
+            math.hypot(24, 60, 20)
+        )
 
 
 # folders
@@ -162,7 +174,7 @@ def test_folders_and_the_file_they_give(tmp_path):
     assert metrics.mean_over_cases_and_classes.hd95 == pytest.approx((a.hd95 + b.hd95 + c.hd95) / 3)
     assert (metrics.empties["white"].prediction, metrics.empties["grey"].prediction) == (1, 0)
     assert [case.case for case in metrics.worst_first] == ["c", "b", "a"]
-    assert read_record(Metrics, tmp_path / "metrics.json", what="metrics") == metrics
+    assert read_metrics(tmp_path / "metrics.json") == metrics
     content = json.loads((tmp_path / "metrics.json").read_text())
     assert content["policy"] == POLICY and content["cases"][2]["classes"]["white"]["empty"] == "prediction"
 
@@ -171,7 +183,7 @@ def test_a_changed_metrics_file_is_refused(tmp_path):
     evaluate_folders(*three_cases(tmp_path), LABELS, tmp_path / "metrics.json")
     content = json.loads((tmp_path / "metrics.json").read_text())
     for change, words in (
-        (lambda new: new.update(format=2), "format is 2"),
+        (lambda new: new.update(format=1), "format 1 .* evaluate again"),
         (lambda new: new["cases"][0].update(unit="mm"), "all mm or all px"),
         (lambda new: new["cases"][0]["classes"]["grey"].update(dize=1), "did you mean 'dice'"),
         (lambda new: new["cases"][0]["classes"]["grey"].update(empty="all"), "empty"),
@@ -180,7 +192,7 @@ def test_a_changed_metrics_file_is_refused(tmp_path):
         change(new)
         (tmp_path / "new.json").write_text(json.dumps(new))
         with pytest.raises(ConfigError, match=words):
-            read_record(Metrics, tmp_path / "new.json", what="metrics")
+            read_metrics(tmp_path / "new.json")
 
 
 def test_volumes_are_measured_in_mm_in_all_three_directions(tmp_path):
@@ -242,7 +254,7 @@ def test_millimetres_and_pixels_have_no_mean(tmp_path):
     predictions, truth = three_cases(tmp_path)
     for folder in (predictions, truth):
         write(folder / "m.nrrd", np.ones((64, 80), np.uint8))
-    with pytest.raises(DataError, match=r"mixes masks with a spacing in mm \(m\) and without one \(a; b; c\)"):
+    with pytest.raises(DataError, match=r"mixes masks without a spacing \(a; b; c\) and volumes in mm \(m\)"):
         evaluate_folders(predictions, truth, LABELS)
 
 

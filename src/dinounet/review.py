@@ -13,10 +13,11 @@ from dinounet.data.dataset import Dataset
 from dinounet.data.images import stem_of
 from dinounet.data.pairs import Case, known_files
 from dinounet.errors import DataError
-from dinounet.evaluation.evaluate import Metrics, evaluate_cases
+from dinounet.evaluation.evaluate import evaluate_cases
 from dinounet.evaluation.pictures import picture_cases
+from dinounet.evaluation.records import read_metrics
 from dinounet.evaluation.report import write_report
-from dinounet.files import METRICS, PREDICTION, read_record, remove_leftovers, whole_folder, write_json
+from dinounet.files import METRICS, PREDICTION, remove_leftovers, whole_folder, write_json
 from dinounet.inference.predictor import load, predict_files
 from dinounet.inference.record import record_prediction
 from dinounet.progress import progress, say
@@ -59,7 +60,7 @@ def review_run(dataset: Dataset, run: Path) -> Path:
         if not (run / part).exists():  # else a review that was interrupted goes on from there
             with whole_folder(run / part) as folder:
                 _predict_and_evaluate(cases, run, folder)
-        metrics = read_record(Metrics, run / part / METRICS, what="the metrics of a run")
+        metrics = read_metrics(run / part / METRICS)
         mean = metrics.mean_over_cases_and_classes
         say(
             "reviewed",

@@ -36,16 +36,16 @@ def report(
         The page's path.
     """
     predictions, truth, output, images = Path(predictions), Path(truth), Path(output), Path(images)
-    from dinounet.evaluation.evaluate import Metrics
     from dinounet.evaluation.pictures import make_pictures
+    from dinounet.evaluation.records import read_metrics
     from dinounet.evaluation.report import write_report
-    from dinounet.files import METRICS, read_record, require_file
+    from dinounet.files import METRICS, require_file
     from dinounet.progress import say
     from dinounet.run import read_log, read_run, tell
 
     require_file(output)
     path = Path(metrics) if metrics else predictions / METRICS
-    found = read_record(Metrics, path, what="what `dinounet evaluate` wrote")
+    found = read_metrics(path)
     write_report(
         output,
         title=title,

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dinounet.evaluation.evaluate import WORDS, Metrics
+from dinounet.evaluation.records import WORDS, Metrics
 
 MOST_DOTS = 200
 """Of a class; with more cases the worst ones are dots, and the box still stands for all."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dinounet.evaluation.evaluate import Metrics
+from dinounet.evaluation.records import Metrics
 
 LOW_DICE = 0.5
 """Dice under which a class counts as badly found."""

@@ -1,7 +1,7 @@
 """One slice of a case in four panels, for the report: image, truth, prediction, and where they differ.
 
-The page holds the image once and lays over it what the other panels add, of a few flat colours and small therefore: four
-whole pictures of a noisy image would be seven times as large.
+The page holds the image once and lays over it what the other panels add, which is of a few flat colours and small: four
+whole pictures of a noisy image would be five times as large.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from dinounet.data.masks import read_mask, read_truth
 from dinounet.data.pairs import Case, ClassFiles, image_files, name_of
 from dinounet.drawing import colours_of, outline_of, rgb_of, to_grey_levels
 from dinounet.errors import ConfigError, DataError
-from dinounet.evaluation.evaluate import CaseMetrics, Metrics, find_masks
+from dinounet.evaluation.evaluate import find_masks
+from dinounet.evaluation.records import CaseMetrics, Metrics
 from dinounet.files import join_some
 
 CONFUSED = "taken for another class"

@@ -10,22 +10,24 @@ import hashlib
 import importlib.resources
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dinounet.drawing import colours_of
 from dinounet.evaluation.curves import make_charts
 from dinounet.evaluation.distributions import MOST_DOTS, make_distributions
-from dinounet.evaluation.evaluate import WORDS, ClassMetrics, MeanMetrics, Metrics, describe_empties
 from dinounet.evaluation.failures import find_failures
+from dinounet.evaluation.metrics import NAMES
 from dinounet.evaluation.pictures import CONFUSED, ERRORS, CasePicture
+from dinounet.evaluation.records import WORDS, Metrics, describe_empties
+from dinounet.evaluation.reliability import draw_reliability
+from dinounet.evaluation.tables import TITLES, describe_tolerance, unit_of, write_interval, write_number
 from dinounet.files import whole_file
 
 TEMPLATE, STYLE, SCRIPT = "report.html.jinja", "report.css", "report.js"
 
 MOST_LISTED, MOST_OPEN = 20, 30
-"""Failures of a kind that are listed at once, and cases up to which their table is; of more, the rest is folded away."""
+"""Failures of a kind that are listed at once, and cases up to which their table stands open; more are folded away."""
 
 FACTS = {
     "Data": {
@@ -59,31 +61,6 @@ FACTS = {
     "Computed": {"on {}": "device", "in {}": "precision", "seconds: {}": "seconds", "started: {}": "started"},
 }
 """What a reader asks of a run first: the words, and the key under which its record holds the answer."""
-
-
-@dataclass(frozen=True)
-class Column:
-    """A number that the tables show of each class."""
-
-    key: str
-    """The field that holds it."""
-
-    title: str
-    """What a reader knows it as."""
-
-    unit: str = ""
-    """What it is measured in or at."""
-
-    digits: int = 3
-    """After the point."""
-
-    def write(self, found: ClassMetrics | MeanMetrics) -> str:
-        """The number."""
-        return f"{getattr(found, self.key):.{self.digits}f}"
-
-    def interval(self, mean: MeanMetrics) -> str:
-        """The interval that holds the mean; empty if there is none."""
-        return ""
 
 
 def write_report(
@@ -132,7 +109,11 @@ def write_report(
         metrics=metrics,
         anchors={picture.case: f"case-{index}" for index, picture in enumerate(pictures, start=1)},
         rows={case.case: f"row-{index}" for index, case in enumerate(metrics.worst_first, start=1)},
-        columns=_columns(metrics),
+        columns={name: (TITLES[name], unit_of(name, metrics)) for name in NAMES},
+        write_number=write_number,
+        write_interval=write_interval,
+        tolerance=describe_tolerance(metrics),
+        reliability=draw_reliability(metrics.calibration) if metrics.calibration else None,
         distributions=make_distributions(metrics),
         failures=find_failures(metrics),
         most_dots=MOST_DOTS,
@@ -151,10 +132,6 @@ def write_report(
     path.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(path) as temporary:
         temporary.write_text(html, encoding="utf-8")
-
-
-def _columns(metrics: Metrics) -> list[Column]:
-    return [Column("dice", "Dice"), Column("hd95", "HD95", metrics.unit, 2)]
 
 
 def _tell(run: Mapping[str, Any], parts: Mapping[str, str]) -> str:
