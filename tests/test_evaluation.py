@@ -127,7 +127,9 @@ def test_policy_of_empty_masks():
         assert measure_dice(*pair) == 0.0
         assert measure_hd95(*pair, (2.0, 0.5)) == pytest.approx(math.hypot(60, 20))
         assert measure_hd95(*(mask[None] for mask in pair), (8.0, 2.0, 0.5)) == pytest.approx(math.hypot(60, 20))
-        assert measure_hd95(*(np.stack([mask] * 3) for mask in pair), (8.0, 2.0, 0.5)) == pytest.approx(math.hypot(24, 60, 20))
+        assert measure_hd95(*(np.stack([mask] * 3) for mask in pair), (8.0, 2.0, 0.5)) == pytest.approx(
+            math.hypot(24, 60, 20)
+        )
 
 
 # folders
