@@ -81,7 +81,7 @@ def _name_folders(given: Sequence[str]) -> dict[str, Path]:
     from dinounet.errors import ConfigError
 
     if len(given) < 2:
-        raise ConfigError(f"there is nothing to compare {' '.join(given) or 'with'}; give two folders of predictions")
+        raise ConfigError(f"there is nothing to compare {' '.join(given)}; give two folders of predictions")
     folders: dict[str, Path] = {}
     for text in given:
         name, sign, folder = text.partition("=")

@@ -99,6 +99,7 @@ def evaluate_folders(
     """
     known = Labels(dict(labels), regions, ignore, colours)
     cases, predicted, problems = pair_folders(predictions, truth)
+    probabilities: dict[str, Path] = {}
     with noted(problems):
         probabilities = find_probabilities(predictions, [case.name for case in cases])
     return evaluate_cases(

@@ -21,8 +21,8 @@ TITLES = {
     "recall": "recall",
     "hd95": "HD95",
     "assd": "ASSD",
-    "volume_difference": "volume diff.",
-    "absolute_volume_difference": "|volume diff.|",
+    "volume_difference": "Δ volume",
+    "absolute_volume_difference": "|Δ volume|",
 }
 """What people call the measures."""
 
@@ -52,7 +52,7 @@ def print_table(metrics: Metrics, console: Console) -> None:
     for title in ("mean", "95 % interval"):
         table.add_column(title, justify="right", no_wrap=True)
     groups = {f"{name}, mean over {_count(metrics)}": mean for name, mean in metrics.mean_over_cases.items()}
-    groups["all, mean over cases and classes"] = metrics.mean_over_cases_and_classes
+    groups["mean over cases and classes"] = metrics.mean_over_cases_and_classes
     for group, mean in groups.items():
         for index, name in enumerate(NAMES):
             number, interval = write_number(name, getattr(mean, name)), write_interval(name, mean.intervals[name])
@@ -67,7 +67,6 @@ def print_table(metrics: Metrics, console: Console) -> None:
 
 def print_comparison(comparison: Comparison, console: Console) -> None:
     """Print the models, the means of all measures, and the differences to the first model, class by class."""
-    from rich.markup import escape
     from rich.text import Text
 
     first, *others = comparison.models
@@ -99,23 +98,25 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
                 title = "" if index else title_of(name, comparison)
                 table.add_row(title, Text(model.name), write_number(name, getattr(mean, name)), interval)
         console.print(table)
-        table = _table("measure", escape(f"against {first.name}"))
+        console.print(f"difference to {first.name}", style="bold", highlight=False, markup=False)
+        table = _table("measure", "model")
+        table.columns[0].no_wrap = True
         for title in ("difference", "95 % interval", "p"):
             table.add_column(title, justify="right", no_wrap=True)
-        table.add_column("wins / ties / losses", justify="right")
+        table.add_column("wins/\nties/\nlosses", justify="right", no_wrap=True)
         for name in COMPARED:
             for index, model in enumerate(others):
                 found = model.differences[scope] if scope and model.differences else model.differences_over_classes
                 assert found is not None
                 one, title = found[name], "" if index else title_of(name, comparison)
-                p = "all the same" if one.ties == len(comparison.cases) else f"{one.p:.3g}"
-                counts = f"{one.wins} / {one.ties} / {one.losses}"
+                p = "1, same" if one.ties == len(comparison.cases) else f"{one.p:.3g}"
+                counts = f"{one.wins}/{one.ties}/{one.losses}"
                 difference, interval = write_number(name, one.mean, "+"), write_interval(name, one.interval)
                 table.add_row(title, Text(model.name), difference, interval, p, counts)
         console.print(table)
     text = (
         f"{describe_tolerance(comparison)} {comparison.bootstrap} p: Wilcoxon's signed-rank test, two-sided, not "
-        f"corrected for the number of comparisons; 1 where no case differs. {comparison.policy}"
+        f"corrected for the number of comparisons; same: no case differs. {comparison.policy}"
     )
     console.print(text, style="dim", highlight=False, markup=False)
 
