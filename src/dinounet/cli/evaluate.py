@@ -74,6 +74,7 @@ def evaluate(
         tolerance=metrics.tolerance,
         cases=len(metrics.cases),
         ignored_pixels=metrics.ignored_pixels,
+        calibration_error=metrics.calibration.ece if metrics.calibration else None,
         metrics=str(path),
     )
     return metrics

@@ -18,19 +18,22 @@ AT_ONCE = 100
 """Resamples; with thousands of cases more would fill the memory."""
 
 
-def intervals_of_means(numbers: np.ndarray) -> list[tuple[float, float] | None]:
-    """Where the mean of each column lies with a confidence of 95 %; None where there is one case only.
+def intervals_of_means(numbers: np.ndarray) -> list[list[tuple[float, float] | None]]:
+    """Where the mean over the cases lies with a confidence of 95 %; None where there is one case only.
 
     Args:
-        numbers: (cases, anything).
+        numbers: (cases, classes, measures).
+
+    Returns:
+        A list of measures for each class.
     """
-    cases = len(numbers)
+    cases, classes, measures = numbers.shape
     if cases < 2:
-        return [None] * numbers.shape[1]
+        return [[None] * measures for _ in range(classes)]
     generator = np.random.default_rng(SEED)
-    shares = [1 / cases] * cases
+    flat, shares = numbers.reshape(cases, -1), np.full(cases, 1 / cases)
     means = np.concatenate(
-        [generator.multinomial(cases, shares, AT_ONCE) @ numbers / cases for _ in range(RESAMPLES // AT_ONCE)]
+        [generator.multinomial(cases, shares, AT_ONCE) @ flat / cases for _ in range(RESAMPLES // AT_ONCE)]
     )
-    low, high = np.percentile(means, [2.5, 97.5], axis=0)
-    return list(zip(low.tolist(), high.tolist(), strict=True))
+    low, high = np.percentile(means, [2.5, 97.5], axis=0).reshape(2, classes, measures).tolist()
+    return [list(zip(*ends, strict=True)) for ends in zip(low, high, strict=True)]

@@ -132,7 +132,7 @@ def draw_svg(draw: Callable[[Axes], None], name: str, label: str, size: tuple[fl
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    with rc_context({"svg.fonttype": "none", "svg.hashsalt": name, "font.size": 9}):
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": name, "font.size": 10}):
         figure = Figure(figsize=size, layout="constrained")
         axes = figure.subplots()
         draw(axes)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import asdict
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 
@@ -14,11 +15,13 @@ from dinounet.data.images import Volume, require_same_grid
 from dinounet.data.labels import Labels, Region
 from dinounet.data.masks import read_mask, read_truth, with_empty_slices
 from dinounet.data.pairs import Case, ClassFiles, class_files, mask_files, name_of
-from dinounet.errors import ConfigError, DataError
+from dinounet.errors import ConfigError, DataError, noted
 from dinounet.evaluation.bootstrap import BOOTSTRAP, intervals_of_means
+from dinounet.evaluation.calibration import BINS, count_decisions, find_probabilities, summarise_decisions
 from dinounet.evaluation.metrics import NAMES, POLICY, measure
 from dinounet.evaluation.records import (
     EMPTY,
+    Calibration,
     CaseMetrics,
     ClassMetrics,
     EmptyCounts,
@@ -96,7 +99,13 @@ def evaluate_folders(
     """
     known = Labels(dict(labels), regions, ignore, colours)
     cases, predicted, problems = pair_folders(predictions, truth)
-    return evaluate_cases(cases, predicted, known, output, on_case, problems=problems, tolerance=tolerance)
+    probabilities: dict[str, Path] = {}
+    with noted(problems):
+        probabilities = find_probabilities(predictions, [case.name for case in cases])
+    return evaluate_cases(
+        cases, predicted, known, output, on_case,
+        problems=problems, tolerance=tolerance, probabilities=probabilities,
+    )  # fmt: skip
 
 
 def pair_folders(predictions: Path, truth: Path) -> tuple[list[Case], dict[str, Path | ClassFiles], list[str]]:
@@ -120,6 +129,7 @@ def evaluate_cases(
     *,
     problems: Sequence[str] = (),
     tolerance: float = TOLERANCE,
+    probabilities: Mapping[str, Path] = MappingProxyType({}),
 ) -> Metrics:
     """Compare the masks of cases, wherever they are, with their truth; see `evaluate_folders`.
 
@@ -131,6 +141,7 @@ def evaluate_cases(
         on_case: is called with the name of each case that is done.
         problems: what is known to be wrong already; told together with all else.
         tolerance: of NSD.
+        probabilities: the file of each case's, to find out how well they are calibrated; none to leave that out.
     """
     if not known.foreground:
         raise DataError(f"the labels {known.labels} name no class but background; name at least one, such as lesion=1")
@@ -139,6 +150,7 @@ def evaluate_cases(
     wrong: list[str] = []
     units: dict[tuple[Unit, VolumeUnit], list[str]] = {}
     evaluated = []
+    decisions = np.zeros((3, BINS))
     for case in cases:
         try:
             prediction = read_mask(predicted[case.name], known)
@@ -152,6 +164,9 @@ def evaluate_cases(
         units.setdefault(_units(pair[0]), []).append(case.name)
         if not problems and not wrong:  # measuring takes long; once something is wrong, only look for more of it
             evaluated.append(_evaluate_case(case.name, *pair, known, tolerance))
+            if probabilities:
+                with noted(wrong):
+                    decisions += count_decisions(probabilities[case.name], pair[0].array, known)
         if on_case is not None:
             on_case(case.name)
     found = [*problems, *([join_some(wrong)] if wrong else [])]
@@ -159,26 +174,23 @@ def evaluate_cases(
         found.append(_mixture(units))
     if found:
         raise DataError("; ".join(found))
-    metrics = summarise(evaluated, known, tolerance)
+    metrics = summarise(evaluated, known, tolerance, summarise_decisions(decisions) if probabilities else None)
     if output is not None:
         write_metrics(output, metrics)
     return metrics
 
 
-def summarise(cases: Sequence[CaseMetrics], known: Labels, tolerance: float) -> Metrics:
+def summarise(
+    cases: Sequence[CaseMetrics], known: Labels, tolerance: float, calibration: Calibration | None = None
+) -> Metrics:
     """Means with intervals, and counts, over cases, which must all have the same classes and units."""
     names = list(known.foreground)
-    numbers = np.array(
-        [[[getattr(case.classes[name], measure) for measure in NAMES] for name in names] for case in cases]
-    )
-    with_overall = np.concatenate([numbers, numbers.mean(axis=1, keepdims=True)], axis=1)  # (cases, classes + 1, NAMES)
-    intervals = intervals_of_means(with_overall.reshape(len(cases), -1))
+    numbers = numbers_of(cases)
+    with_overall = np.concatenate([numbers, numbers.mean(axis=1, keepdims=True)], axis=1)
+    intervals = intervals_of_means(with_overall)
     *means, overall = [
-        MeanMetrics(
-            **dict(zip(NAMES, mean.tolist(), strict=True)),
-            intervals=dict(zip(NAMES, intervals[index * len(NAMES) :], strict=False)),
-        )
-        for index, mean in enumerate(with_overall.mean(axis=0))
+        MeanMetrics(**dict(zip(NAMES, mean, strict=True)), intervals=dict(zip(NAMES, around, strict=True)))
+        for mean, around in zip(with_overall.mean(axis=0).tolist(), intervals, strict=True)
     ]
     empties = {
         name: EmptyCounts(
@@ -189,8 +201,15 @@ def summarise(cases: Sequence[CaseMetrics], known: Labels, tolerance: float) -> 
     by_class = dict(zip(names, means, strict=True))
     return Metrics(
         known.labels, POLICY, BOOTSTRAP, tolerance, tuple(cases), by_class, overall, empties,
-        regions=known.regions, ignore=known.ignore, colours=known.colours,
+        calibration=calibration, regions=known.regions, ignore=known.ignore, colours=known.colours,
     )  # fmt: skip
+
+
+def numbers_of(cases: Sequence[CaseMetrics]) -> np.ndarray:
+    """All measures as an array: (cases, classes, NAMES)."""
+    return np.array(
+        [[[getattr(found, name) for name in NAMES] for found in case.classes.values()] for case in cases], np.float64
+    )
 
 
 def _name_problems(predictions: Path, truth: Path, predicted: AbstractSet[str], truths: AbstractSet[str]) -> list[str]:

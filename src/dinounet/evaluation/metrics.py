@@ -101,17 +101,27 @@ def measure(
 def surface_distances(a: np.ndarray, b: np.ndarray, spacing: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
     """From every voxel of each mask's surface the distance to the other's, in the unit of `spacing`.
 
+    By trees of the surfaces' voxels, as MONAI: distance transforms of the whole box, which give the same numbers, take
+    several times as long, and tens of bytes a pixel. Voxels of both surfaces, mostly the most, need no search.
+
     Args:
         a: a boolean mask with a voxel at least.
         b: another of the same shape.
         spacing: distance of neighbours along each axis.
     """
-    from scipy.ndimage import distance_transform_edt
+    from scipy.spatial import KDTree
 
     box = _bounding_box(a | b)  # the distances depend on nothing beyond it but that this is background
     surfaces = [_surface(mask[box]) for mask in (a, b)]
-    to_a, to_b = (distance_transform_edt(~surface, sampling=spacing) for surface in surfaces)
-    return to_b[surfaces[0]], to_a[surfaces[1]]
+    ways = []
+    for own, other in (surfaces, reversed(surfaces)):
+        apart = ~other[own]
+        way = np.zeros(len(apart))
+        if apart.any():
+            tree = KDTree(np.argwhere(other) * spacing, balanced_tree=False, compact_nodes=False)
+            way[apart] = tree.query(np.argwhere(own & ~other) * spacing, workers=-1)[0]
+        ways.append(way)
+    return ways[0], ways[1]
 
 
 def _surface(mask: np.ndarray) -> np.ndarray:

@@ -21,7 +21,7 @@ from dinounet.evaluation.metrics import NAMES
 from dinounet.evaluation.pictures import CONFUSED, ERRORS, CasePicture
 from dinounet.evaluation.records import WORDS, Metrics, describe_empties
 from dinounet.evaluation.reliability import draw_reliability
-from dinounet.evaluation.tables import TITLES, describe_tolerance, unit_of, write_interval, write_number
+from dinounet.evaluation.tables import describe_tolerance, title_of, write_interval, write_number
 from dinounet.files import whole_file
 
 TEMPLATE, STYLE, SCRIPT = "report.html.jinja", "report.css", "report.js"
@@ -109,7 +109,7 @@ def write_report(
         metrics=metrics,
         anchors={picture.case: f"case-{index}" for index, picture in enumerate(pictures, start=1)},
         rows={case.case: f"row-{index}" for index, case in enumerate(metrics.worst_first, start=1)},
-        columns={name: (TITLES[name], unit_of(name, metrics)) for name in NAMES},
+        columns={name: title_of(name, metrics) for name in NAMES},
         write_number=write_number,
         write_interval=write_interval,
         tolerance=describe_tolerance(metrics),

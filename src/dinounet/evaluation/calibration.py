@@ -1,0 +1,138 @@
+"""Whether probabilities are what they say: reliability and the expected calibration error (ECE).
+
+As Guo et al. (arXiv 1706.04599): decisions are put into 15 equally wide bins by their confidence, which is the
+probability of the most probable class; in each the mean confidence is compared with the share that is right. Regions
+are decisions of their own, yes or no at each pixel, and all of them are pooled.
+
+The file of a case is NumPy's .npz with one float16 array `probabilities`, (K, Z, Y, X), whose K are the outputs of the
+network in order. It is read as a stream, a class after the other: memory grows by three bytes a pixel, whatever K.
+"""
+
+from __future__ import annotations
+
+import math
+import zipfile
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+
+from dinounet.data.labels import Labels
+from dinounet.errors import DataError
+from dinounet.evaluation.records import Bin, Calibration
+
+PROBABILITIES = "probabilities"
+"""Folder among predicted masks, and the array's name in each of its files."""
+
+BINS = 15
+
+AT_ONCE = 1 << 22
+"""Pixels that are read at a time."""
+
+
+def find_probabilities(predictions: Path, cases: Iterable[str]) -> dict[str, Path]:
+    """The file of each case; none at all where the folder doesn't exist.
+
+    Raises:
+        DataError: the folder exists but lacks some.
+    """
+    folder = predictions / PROBABILITIES
+    if not folder.is_dir():
+        return {}
+    found = {case: folder / f"{case}.npz" for case in cases}
+    lacking = [case for case, path in found.items() if not path.is_file()]
+    if lacking:
+        raise DataError(f"{folder} lacks the probabilities of {', '.join(lacking[:10])}; predict them, or remove it")
+    return found
+
+
+def count_decisions(path: Path, truth: np.ndarray, known: Labels) -> np.ndarray:
+    """How many decisions of a case lie in each bin, the sum of their confidences, and how many are right: (3, BINS).
+
+    Args:
+        path: the case's probabilities.
+        truth: its mask, (Z, Y, X).
+        known: what the numbers in it stand for; pixels of the ignore label are left out.
+
+    Raises:
+        DataError: the file is broken, of another shape, or holds no probabilities.
+    """
+    outputs = list(known.outputs.values())
+    flat = truth.ravel()
+    sums = np.zeros((3, BINS))
+    best = np.zeros(0 if known.regions else flat.size, np.float16)
+    right = np.zeros(best.size, bool)
+    for output, start, probability in _read(path, (len(outputs), *truth.shape)):
+        here = slice(start, start + probability.size)
+        is_it = np.isin(flat[here], outputs[output])
+        if known.regions is None:
+            better = probability > best[here]
+            best[here][better] = probability[better]
+            right[here][better] = is_it[better]
+        else:
+            yes = probability > 0.5
+            sums += _binned(np.where(yes, probability, 1 - probability), yes == is_it, flat[here] != known.ignore)
+    for start in range(0, best.size, AT_ONCE):
+        here = slice(start, start + AT_ONCE)
+        sums += _binned(best[here], right[here], flat[here] != known.ignore)
+    return sums
+
+
+def summarise_decisions(sums: np.ndarray) -> Calibration:
+    """Bins and ECE of what `count_decisions` counted, added up over cases."""
+    edges = np.linspace(0, 1, BINS + 1)
+    counts, confidences, rights = sums
+    bins = [
+        Bin(
+            float(low), float(high), int(count), confidence / count if count else None, right / count if count else None
+        )
+        for low, high, count, confidence, right in zip(
+            edges[:-1], edges[1:], counts, confidences.tolist(), rights.tolist(), strict=True
+        )
+    ]
+    total = int(counts.sum())
+    ece = float(np.abs(confidences - rights).sum() / total) if total else 0.0
+    return Calibration(tuple(bins), ece, total)
+
+
+def _binned(confidence: np.ndarray, right: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    confidence, right = confidence[counts].astype(np.float64), right[counts]
+    bins = np.searchsorted(np.linspace(0, 1, BINS + 1)[1:-1], confidence)
+    return np.stack([np.bincount(bins, weights, BINS) for weights in (None, confidence, right)])
+
+
+def _read(path: Path, shape: Sequence[int]) -> Iterator[tuple[int, int, np.ndarray]]:
+    """Pieces of the array: the output, the place among its pixels, and the probabilities from there on."""
+    try:
+        with zipfile.ZipFile(path) as archive, archive.open(f"{PROBABILITIES}.npy") as stream:
+            _require_header(stream, shape, path)
+            pixels = math.prod(shape[1:])
+            for output in range(shape[0]):
+                for start in range(0, pixels, AT_ONCE):
+                    wanted = min(AT_ONCE, pixels - start) * 2
+                    piece = np.frombuffer(stream.read(wanted), np.float16)
+                    if piece.nbytes < wanted:
+                        raise EOFError("it ends too early")
+                    if not ((piece >= 0) & (piece <= 1)).all():
+                        raise DataError(f"{path} holds numbers that are no probabilities (0 to 1); predict it again")
+                    yield output, start, piece
+            if stream.read(1):  # at the end, and not before, its checksum is looked at
+                raise EOFError("it ends too late")
+    except (OSError, EOFError, KeyError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+        reason = str(error).strip("'\"")
+        raise DataError(f"{path} can't be read as probabilities ({reason}); predict it again") from None
+
+
+def _require_header(stream: IO[bytes], shape: Sequence[int], path: Path) -> None:
+    version = np.lib.format.read_magic(stream)
+    read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    if version not in read_header:
+        raise ValueError(f"its format is {version}")
+    found, fortran_order, dtype = read_header[version](stream)
+    if dtype != np.float16 or fortran_order or found != tuple(shape):
+        raise DataError(
+            f"{path} holds {dtype} of the shape {found}, but float16 of {tuple(shape)} is wanted (classes or regions, "
+            "then the mask's slices, rows and columns); predict it again"
+        )
