@@ -12,11 +12,16 @@ import pytest
 import SimpleITK as sitk
 from PIL import Image
 
+from dinounet.cli.main import main
+from dinounet.data.labels import Labels
 from dinounet.drawing import COLOURS, colours_of
 from dinounet.errors import DataError
-from dinounet.evaluation.evaluate import Metrics, evaluate_folders
+from dinounet.evaluation.distributions import MOST_DOTS, make_distributions
+from dinounet.evaluation.evaluate import evaluate_folders, summarise
+from dinounet.evaluation.failures import find_failures
 from dinounet.evaluation.pictures import ERRORS, make_pictures
-from dinounet.evaluation.report import write_report
+from dinounet.evaluation.records import Bin, Calibration, CaseMetrics, ClassMetrics, Metrics, write_metrics
+from dinounet.evaluation.report import MOST_LISTED, MOST_OPEN, write_report
 
 LABELS = {"background": 0, "grey": 1, "<i>white</i>": 2}
 RUN = {
@@ -86,6 +91,20 @@ def example(root: Path) -> tuple[Metrics, dict[str, Path]]:
         Image.fromarray(prediction).save(folders["predictions"] / f"{case}.png")
         Image.fromarray(truth * 100).save(folders["images"] / f"{case}_0000.png")
     return evaluate_folders(folders["predictions"], folders["truth"], LABELS), folders
+
+
+def scored(*cases: tuple[float, float, str | None], calibration: Calibration | None = None) -> Metrics:
+    """Metrics of cases c0, c1, ... in mm whose one class has this Dice, HD95, and is empty there."""
+    found = [
+        CaseMetrics(f"c{index}", "mm", "ml", {"lesion": ClassMetrics(dice, 0.5, 0.5, 0.5, 0.5, hd95, 1.0, -2.0, empty)})
+        for index, (dice, hd95, empty) in enumerate(cases)
+    ]
+    return summarise(found, Labels({"background": 0, "lesion": 1}, None, None, None), 1.0, calibration)
+
+
+def written(path: Path, metrics: Metrics) -> str:
+    write_report(path / "report.html", title="Numbers", metrics=metrics)
+    return (path / "report.html").read_text(encoding="utf-8")
 
 
 def pixels(png: bytes) -> np.ndarray:
@@ -253,3 +272,132 @@ def test_every_class_has_a_colour_of_its_own():
     colours = colours_of([f"class {i}" for i in range(1, 21)])
     assert len(set(colours.values())) == 20
     assert colours["class 1"] == COLOURS[0]
+
+
+def test_distributions_place_every_case_and_tell_quartiles():
+    metrics = scored((0.5, 10, None), (0.6, 8, None), (0.7, 6, None), (0.8, 4, None), (0.9, 2, None))
+    dice, hd95 = make_distributions(metrics)
+    assert (dice.title, hd95.title) == ("Dice", "HD95 (mm)")
+    (strip,) = dice.strips
+    assert [dot.x for dot in strip.dots] == pytest.approx([50, 60, 70, 80, 90])  # worst first
+    assert strip.dots[0].text == "c0: 0.500"
+    assert strip.box == pytest.approx((60, 70, 80))
+    assert strip.words == "median 0.700, middle half 0.600 to 0.800, worst 0.500 in c0, best 0.900 in c4"
+    assert [text for _, text in hd95.ticks] == ["0", "2", "4", "6", "8", "10"]
+    assert [dot.x for dot in hd95.strips[0].dots] == pytest.approx([100, 80, 60, 40, 20])
+    assert hd95.strips[0].words.endswith("worst 10.00 mm in c0, best 2.00 mm in c4")
+    assert not hd95.band
+
+
+def test_distances_that_the_policy_sets_do_not_squeeze_the_others():
+    dice, hd95 = make_distributions(scored((0.5, 9, None), (0, 900, "prediction"), (0, 900, "truth"), (1, 0, "both")))
+    assert float(hd95.ticks[-1][1]) == 10 and hd95.band
+    dots = {dot.text: dot for dot in hd95.strips[0].dots}
+    beyond = [dots["c1: 900.00 mm, missed"], dots["c2: 900.00 mm, not in the truth"]]
+    assert all(dot.empty and hd95.ticks[-1][0] < dot.x < 100 for dot in beyond)
+    assert not dots["c0: 9.00 mm"].empty and dots["c0: 9.00 mm"].x == pytest.approx(0.9 * hd95.ticks[-1][0])
+    assert dots["c3: 0.00 mm, empty in both"].x == 0
+    assert dice.strips[0].box is None  # of four cases
+    assert [dot.x for dot in dice.strips[0].dots] == pytest.approx([0, 0, 50, 100])
+
+
+def test_dots_of_one_value_lie_side_by_side_and_of_many_cases_the_worst_are_shown(tmp_path):
+    (strip, *_) = make_distributions(scored(*[(0.5, 1, None)] * 5))[0].strips
+    assert len({dot.y for dot in strip.dots}) == 5
+    many = scored(*[(index / 300, 1, None) for index in range(300)])
+    (strip,) = make_distributions(many)[0].strips
+    assert len(strip.dots) == MOST_DOTS and strip.dots[-1].text == f"c{MOST_DOTS - 1}: {(MOST_DOTS - 1) / 300:.3f}"
+    assert "best 0.997 in c299" in strip.words
+    assert f"one of the {MOST_DOTS} worst cases" in written(tmp_path, many)
+
+
+def test_failures_are_listed_by_kind_and_lead_to_what_is_shown_of_the_case(tmp_path):
+    metrics = scored((0.49, 1, None), (0.5, 1, None), (0, 9, "prediction"), (0, 9, "truth"), (1, 0, "both"))
+    found = find_failures(metrics)
+    assert {kind: [one.case for one in failures] for kind, failures in found.items()} == {
+        "Missed entirely": ["c2"], "Found where there is nothing": ["c3"], "Found, with a Dice under 0.5": ["c0"],
+    }  # fmt: skip
+    page = written(tmp_path, metrics)
+    row = re.search(r'<li><a href="#(row-\d+)">c0</a>: .*lesion, Dice 0.490</li>', page)
+    assert re.search(rf'<tbody id="{row[1]}">\s*<tr>\s*<th [^>]*>c0</th>', page)
+
+    metrics, folders = example(tmp_path)
+    Image.fromarray(np.zeros((60, 80), np.uint8)).save(folders["predictions"] / "right.png")
+    metrics = evaluate_folders(folders["predictions"], folders["truth"], LABELS)
+    write_report(tmp_path / "r.html", title="x", metrics=metrics, pictures=make_pictures(metrics, **folders, most=1))
+    page = (tmp_path / "r.html").read_text(encoding="utf-8")
+    assert page.count('<li><a href="#case-1">right</a>') == 2
+    assert "Missed entirely: 2" in page
+    assert page.count("<p>None.</p>") == 2
+
+
+def test_long_lists_are_folded_away_and_whole(tmp_path):
+    few, many = scored(*[(0.1, 1, None)] * MOST_LISTED), scored(*[(0.1, 1, None)] * (MOST_OPEN + 1))
+    assert "<details>" not in written(tmp_path, few)
+    page = written(tmp_path, many)
+    assert f"<summary>{MOST_OPEN + 1 - MOST_LISTED} more</summary>" in page
+    assert f"<summary>All {MOST_OPEN + 1} cases</summary>" in page
+    assert page.count("<li><a") == page.count("<tbody id=") == MOST_OPEN + 1
+
+
+def test_means_stand_with_their_intervals_and_units(tmp_path):
+    metrics = scored((0.5, 10, None), (0.7, 20, None), (0.9, 60, None))
+    page = written(tmp_path, metrics)
+    low, high = metrics.mean_over_cases["lesion"].intervals["hd95"]
+    assert f">30.00<small>{low:.2f} to {high:.2f}</small>" in page
+    for title in ("Dice", "IoU", "NSD", "Precision", "Recall", "HD95 (mm)", "ASSD (mm)", "Δ volume (ml)"):
+        assert page.count(f'<th scope="col" class="number">{title}</th>') == 2  # of classes and of cases
+    for words in (metrics.bootstrap, metrics.policy, "within 1 mm of the other"):
+        assert words in Page(page).text
+    assert "One case gives no intervals." in written(tmp_path, scored((0.5, 10, None)))
+
+
+def test_calibration_is_drawn_or_how_to_get_it_is_said(tmp_path):
+    assert "Predict with <code>--probabilities</code> and evaluate again." in written(tmp_path, scored((0.5, 1, None)))
+    bins = (Bin(0, 0.5, 0, None, None), Bin(0.5, 1, 1000, 0.9, 0.8))
+    page = written(tmp_path, scored((0.5, 1, None), calibration=Calibration(bins, 0.1, 1000)))
+    assert "Share of decisions that is right, by confidence: 0.80 at 0.90" in Page(page).labels
+    assert "Expected calibration error: <strong>0.100</strong>" in page
+    assert '<th scope="row">0.50 to 1.00</th>' in page and "0.00 to 0.50</th>" not in page
+    assert "--probabilities" not in page
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--pictures", "-1"], "pictures is -1; give 0 or more cases to picture"),
+        (["--images", "nowhere"], "nowhere is not a folder; give the one with the images of the cases"),
+        (
+            ["--images", "empty"],
+            "empty holds no image of <b>wrong<_b>; right (<b>wrong<_b>_0000 or <b>wrong<_b>, and so on); add them",
+        ),
+        (["--metrics", "nothing.json"], "nothing.json does not exist; it should be what `dinounet evaluate` wrote"),
+        (["--metrics", "broken.json"], "broken.json is not JSON"),
+        (["--metrics", "old.json"], "old.json has the format 1 but this version of dinounet reads 2; evaluate again"),
+        (["--output", "empty"], "empty is a folder; name a file with -o"),
+        (["--output", "old.json/page.html"], "old.json is no folder that you may write to; choose another with -o"),
+        (["--run", "empty"], "empty is not a run: it holds no run.json"),
+    ],
+)
+def test_wrong_input_is_told_in_a_sentence_and_leaves_nothing(tmp_path, monkeypatch, capsys, words, message):
+    metrics, folders = example(tmp_path)
+    write_metrics(folders["predictions"] / "metrics.json", metrics)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "broken.json").write_text('{"format": 2')
+    (tmp_path / "old.json").write_text('{"format": 1, "cases": []}')
+    before = sorted(tmp_path.rglob("*"))
+    monkeypatch.chdir(tmp_path)
+    given = {"--images": "images", "--output": "page.html", **dict([words])}
+    assert main(["report", "predictions", "truth", *(word for pair in given.items() for word in pair)]) == 2
+    assert message in " ".join(capsys.readouterr().err.split())
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_the_command_pictures_as_many_cases_as_it_is_told(tmp_path, monkeypatch):
+    metrics, folders = example(tmp_path)
+    write_metrics(folders["predictions"] / "metrics.json", metrics)
+    monkeypatch.chdir(tmp_path)
+    for most, expected in ((0, 0), (1, 1), (5, 2)):
+        words = ["--images", "images", "-o", "page.html", "--pictures", str(most)]
+        assert main(["report", "predictions", "truth", *words]) == 0
+        assert (tmp_path / "page.html").read_text().count("<article") == expected

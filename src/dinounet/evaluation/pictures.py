@@ -114,9 +114,9 @@ def make_pictures(
     files = {name_of(path, images): path for path in image_files(images)}
     shown = {name: files.get(f"{name}_0000", files.get(name)) for name in names}
     if absent := [name for name, path in shown.items() if path is None]:
-        names = f"{absent[0]}_0000 or {absent[0]}" + (", and so on" if len(absent) > 1 else "")
+        wanted = f"{absent[0]}_0000 or {absent[0]}" + (", and so on" if len(absent) > 1 else "")
         raise DataError(
-            f"{images} holds no image of {join_some(absent)} ({names}); add {'them' if len(absent) > 1 else 'it'}"
+            f"{images} holds no image of {join_some(absent)} ({wanted}); add {'them' if len(absent) > 1 else 'it'}"
         )
     cases = [Case(name, (path,), truths[name]) for name, path in shown.items() if path is not None]
     return picture_cases(metrics, cases, predicted, most)
