@@ -61,6 +61,7 @@ def count_decisions(path: Path, truth: np.ndarray, known: Labels) -> np.ndarray:
     """
     outputs = list(known.outputs.values())
     flat = truth.ravel()
+    ignore = -1 if known.ignore is None else known.ignore  # no mask holds numbers below 0
     sums = np.zeros((3, BINS))
     best = np.zeros(0 if known.regions else flat.size, np.float16)
     right = np.zeros(best.size, bool)
@@ -73,10 +74,10 @@ def count_decisions(path: Path, truth: np.ndarray, known: Labels) -> np.ndarray:
             right[here][better] = is_it[better]
         else:
             yes = probability > 0.5
-            sums += _binned(np.where(yes, probability, 1 - probability), yes == is_it, flat[here] != known.ignore)
+            sums += _binned(np.where(yes, probability, 1 - probability), yes == is_it, flat[here] != ignore)
     for start in range(0, best.size, AT_ONCE):
         here = slice(start, start + AT_ONCE)
-        sums += _binned(best[here], right[here], flat[here] != known.ignore)
+        sums += _binned(best[here], right[here], flat[here] != ignore)
     return sums
 
 

@@ -223,9 +223,10 @@ def _name_problems(predictions: Path, truth: Path, predicted: AbstractSet[str], 
 
 
 def _unknown(mask: Volume, labels: Mapping[str, int]) -> str:
-    unknown = np.unique(mask.array[~_where(mask.array, labels.values())])
-    if not unknown.size:
+    known = _where(mask.array, labels.values())
+    if known.all():
         return ""
+    unknown = np.unique(mask.array[~known])
     values = join_some([str(value) for value in unknown]).replace(";", ",")
     named = ", ".join(f"{name}={label}" for name, label in labels.items())
     return f"{mask.source} holds the values {values} but the labels are {named}; name them or correct the mask"
@@ -246,16 +247,22 @@ def _mixture(units: Mapping[tuple[Unit, VolumeUnit], Sequence[str]]) -> str:
 def _evaluate_case(case: str, truth: Volume, prediction: Volume, known: Labels, tolerance: float) -> CaseMetrics:
     ignored = None if known.ignore is None else truth.array == known.ignore
     unit, volume_unit = _units(truth)
-    spacing = truth.spacing or (1.0, 1.0, 1.0)
-    voxel = math.prod(spacing) / (1000 if volume_unit == "ml" else 1)  # of a flat image the slice is 1 thick
-    found = {}
-    for name, numbers in known.foreground.items():
-        a, b = (_where(mask.array, numbers) for mask in (truth, prediction))
-        if ignored is not None:
-            a, b = a & ~ignored, b & ~ignored
-        measures = measure(a, b, spacing, tolerance, voxel)
-        found[name] = ClassMetrics(**asdict(measures), empty=EMPTY[bool(a.any()), bool(b.any())])
+    found = {
+        name: _evaluate_class(truth, prediction, numbers, ignored, tolerance)
+        for name, numbers in known.foreground.items()
+    }
     return CaseMetrics(case, unit, volume_unit, found, 0 if ignored is None else int(np.count_nonzero(ignored)))
+
+
+def _evaluate_class(
+    truth: Volume, prediction: Volume, numbers: Iterable[int], ignored: np.ndarray | None, tolerance: float
+) -> ClassMetrics:
+    a, b = (_where(mask.array, numbers) for mask in (truth, prediction))
+    if ignored is not None:
+        a[ignored] = b[ignored] = False
+    spacing = truth.spacing or (1.0, 1.0, 1.0)
+    voxel = math.prod(spacing) / (1000 if _units(truth)[1] == "ml" else 1)  # of a flat image the slice is 1 thick
+    return ClassMetrics(**asdict(measure(a, b, spacing, tolerance, voxel)), empty=EMPTY[bool(a.any()), bool(b.any())])
 
 
 def _where(mask: np.ndarray, numbers: Iterable[int]) -> np.ndarray:

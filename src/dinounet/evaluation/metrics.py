@@ -112,27 +112,30 @@ def surface_distances(a: np.ndarray, b: np.ndarray, spacing: Sequence[float]) ->
     from scipy.spatial import KDTree
 
     box = _bounding_box(a | b)  # the distances depend on nothing beyond it but that this is background
-    surfaces = [_surface(mask[box]) for mask in (a, b)]
+    shape = a[box].shape
+    surfaces = [np.flatnonzero(_surface(mask[box])) for mask in (a, b)]
+    points = [np.stack(np.unravel_index(surface, shape), axis=1) * spacing for surface in surfaces]
     ways = []
-    for own, other in (surfaces, reversed(surfaces)):
-        apart = ~other[own]
+    for own, other in ((0, 1), (1, 0)):
+        apart = np.isin(surfaces[own], surfaces[other], assume_unique=True, invert=True)
         way = np.zeros(len(apart))
         if apart.any():
-            tree = KDTree(np.argwhere(other) * spacing, balanced_tree=False, compact_nodes=False)
-            way[apart] = tree.query(np.argwhere(own & ~other) * spacing, workers=-1)[0]
+            tree = KDTree(points[other], balanced_tree=False, compact_nodes=False)
+            way[apart] = tree.query(points[own][apart], workers=-1)[0]
         ways.append(way)
     return ways[0], ways[1]
 
 
 def _surface(mask: np.ndarray) -> np.ndarray:
-    """The voxels with a face neighbour outside; beyond the array is outside. Ten times as fast as SciPy's erosion."""
-    inside = mask.copy()
+    """The voxels with a face neighbour outside; beyond the array is outside. Several times as fast as SciPy's erosion."""
+    surface = mask.copy()
     for axis in range(mask.ndim):
-        inner, whole = np.moveaxis(inside, axis, 0), np.moveaxis(mask, axis, 0)
+        inner, whole = np.moveaxis(surface, axis, 0), np.moveaxis(mask, axis, 0)
         inner[1:] &= whole[:-1]
         inner[:-1] &= whole[1:]
         inner[[0, -1]] = False
-    return mask & ~inside
+    surface ^= mask  # so far it was the inside
+    return surface
 
 
 def _bounding_box(mask: np.ndarray) -> tuple[slice, ...]:
