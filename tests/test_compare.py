@@ -147,6 +147,7 @@ def test_other_cases_are_refused_with_who_lacks_which(tmp_path):
         (["first"], "there is nothing to compare first; give two folders of predictions"),
         (["first", "./first"], "first and ./first are both named first; give them names"),
         (["first", "first=second"], "first and second are both named first; give them names"),
+        (["first", "second="], "'second=' names no model and its folder; write NAME=FOLDER"),
         (["first", "nowhere"], "nowhere is not a folder"),
         (["first", "second", "--truth", "first/case_0.png"], "first/case_0.png is not a folder"),
         (["first", "second", "--tolerance", "0"], "the tolerance is 0.0; it must be above 0"),

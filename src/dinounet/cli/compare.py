@@ -87,6 +87,8 @@ def _name_folders(given: Sequence[str]) -> dict[str, Path]:
         name, sign, folder = text.partition("=")
         if not sign or Path(text).is_dir():
             name, folder = Path(text).resolve().name, text
+        if not name or not folder:
+            raise ConfigError(f"{text!r} names no model and its folder; write NAME=FOLDER, or the folder alone")
         if name in folders:
             raise ConfigError(
                 f"{folders[name]} and {folder} are both named {name}; give them names: first={folders[name]} "

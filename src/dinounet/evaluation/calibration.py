@@ -22,6 +22,7 @@ import numpy as np
 from dinounet.data.labels import Labels
 from dinounet.errors import DataError
 from dinounet.evaluation.records import Bin, Calibration
+from dinounet.files import join_some
 
 PROBABILITIES = "probabilities"
 """Folder among predicted masks, and the array's name in each of its files."""
@@ -44,7 +45,7 @@ def find_probabilities(predictions: Path, cases: Iterable[str]) -> dict[str, Pat
     found = {case: folder / f"{case}.npz" for case in cases}
     lacking = [case for case, path in found.items() if not path.is_file()]
     if lacking:
-        raise DataError(f"{folder} lacks the probabilities of {', '.join(lacking[:10])}; predict them, or remove it")
+        raise DataError(f"{folder} lacks the probabilities of {join_some(lacking)}; predict them, or remove it")
     return found
 
 

@@ -127,7 +127,10 @@ def surface_distances(a: np.ndarray, b: np.ndarray, spacing: Sequence[float]) ->
 
 
 def _surface(mask: np.ndarray) -> np.ndarray:
-    """The voxels with a face neighbour outside; beyond the array is outside. Several times as fast as SciPy's erosion."""
+    """The voxels with a face neighbour outside; beyond the array is outside.
+
+    What SciPy's binary erosion takes away, several times as fast.
+    """
     surface = mask.copy()
     for axis in range(mask.ndim):
         inner, whole = np.moveaxis(surface, axis, 0), np.moveaxis(mask, axis, 0)
