@@ -6,12 +6,12 @@ Places are in percent of the strip's width, so that the page can draw it at any 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from dinounet.evaluation.records import WORDS, Metrics
+from dinounet.evaluation.records import WORDS, Empty, Metrics
 
 MOST_DOTS = 200
 """Of a class; with more cases the worst ones are dots, and the box still stands for all."""
@@ -27,6 +27,8 @@ LANES = (0, -8, 8, -16, 16)
 
 BAND = 9.0
 """Share of the width, in percent, that is kept for cases without a distance to measure."""
+
+ONE_EMPTY = ("truth", "prediction")
 
 
 @dataclass(frozen=True)
@@ -87,39 +89,44 @@ def make_distributions(metrics: Metrics) -> list[Distribution]:
 
 def _spread(metrics: Metrics, key: str, title: str, unit: str) -> Distribution:
     cases = {
-        name: [(case.case, getattr(case.classes[name], key), case.classes[name].empty) for case in metrics.cases]
+        name: [(case.case, float(getattr(case.classes[name], key)), case.classes[name].empty) for case in metrics.cases]
         for name in metrics.classes
     }
     # a distance that the policy sets to the image's diagonal would squeeze all others into a corner
-    measured = [value for found in cases.values() for _, value, empty in found if empty in (None, "both")]
+    measured = [value for found in cases.values() for _, value, empty in found if empty not in ONE_EMPTY]
     band = bool(unit) and len(measured) < len(metrics.cases) * len(cases)
     steps = _steps(max(measured, default=0.0)) if unit else [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
-    scale = (100.0 - BAND * band) / steps[-1]
+    width = 100.0 - BAND if band else 100.0
 
-    def place(value: float) -> float:
-        return min(value, steps[-1]) * scale if not band or value <= steps[-1] else 100.0 - BAND / 3
+    def place(value: float, empty: Empty | None = None) -> float:
+        if band and (empty in ONE_EMPTY or value > steps[-1]):
+            return 100.0 - BAND / 3
+        return min(value / steps[-1], 1.0) * width
 
-    worst_first = -1 if unit else 1
-    strips = []
-    for name, found in cases.items():
-        shown = sorted(found, key=lambda one: (worst_first * one[1], one[0]))[:MOST_DOTS]
-        across = [100.0 - BAND / 3 if band and empty in ("truth", "prediction") else place(v) for _, v, empty in shown]
-        dots = [
-            Dot(x, y, f"{case}: {_tell(v, unit)}{f', {WORDS[empty]}' if empty else ''}", empty not in (None, "both"))
-            for x, y, (case, v, empty) in zip(across, _lanes(across), shown, strict=True)
-        ]
-        best = max(found, key=lambda one: worst_first * one[1])
-        words = [f"{how} {_tell(v, unit)} in {case}" for how, (case, v, _) in (("worst", shown[0]), ("best", best))]
-        box = None
-        if len(found) >= FEWEST:
-            low, middle, high = (float(part) for part in np.percentile([value for _, value, _ in found], (25, 50, 75)))
-            box = place(low), place(middle), place(high)
-            words = [f"median {_tell(middle, unit)}", f"middle half {_tell(low, unit)} to {_tell(high, unit)}", *words]
-        if len(found) == 1:
-            words = [words[0].removeprefix("worst ")]
-        strips.append(Strip(name, ", ".join(words), tuple(dots), box))
-    ticks = tuple((step * scale, f"{step:g}") for step in steps)
+    strips = [_make_strip(name, found, place, unit) for name, found in cases.items()]
+    ticks = tuple((place(step), f"{step:g}") for step in steps)
     return Distribution(f"{title} ({unit})" if unit else title, ticks, band, tuple(strips))
+
+
+def _make_strip(
+    name: str, cases: Sequence[tuple[str, float, Empty | None]], place: Callable[..., float], unit: str
+) -> Strip:
+    """The strip of cases, of which each has a name, a value, and where the class is empty. Only distances have a unit,
+    and of them the largest is the worst."""
+    ordered = sorted(cases, key=lambda case: (-case[1] if unit else case[1], case[0]))
+    shown = ordered[:MOST_DOTS]
+    across = [place(value, empty) for _, value, empty in shown]
+    dots = [
+        Dot(x, y, f"{case}: {_tell(value, unit)}" + (f", {WORDS[empty]}" if empty else ""), empty in ONE_EMPTY)
+        for x, y, (case, value, empty) in zip(across, _lanes(across), shown, strict=True)
+    ]
+    worst, best = (f"{_tell(value, unit)} in {case}" for case, value, _ in (ordered[0], ordered[-1]))
+    words = f"worst {worst}, best {best}" if len(cases) > 1 else worst
+    if len(cases) < FEWEST:
+        return Strip(name, words, tuple(dots), None)
+    low, middle, high = np.percentile([value for _, value, _ in cases], (25, 50, 75)).tolist()
+    words = f"median {_tell(middle, unit)}, middle half {_tell(low, unit)} to {_tell(high, unit)}, {words}"
+    return Strip(name, words, tuple(dots), (place(low), place(middle), place(high)))
 
 
 def _tell(value: float, unit: str) -> str:
