@@ -316,6 +316,7 @@ def test_the_command_tells_means_and_leaves_two_files(tmp_path, capsys):
     assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["m.csv", "m.json"]
     assert told["nsd"] == metrics.mean_over_cases_and_classes.nsd
     assert (told["tolerance"], told["unit"], told["cases"]) == (metrics.tolerance, "px", 3) == (2.5, "px", 3)
+    assert told["empties"] == {"both": 0, "truth": 0, "prediction": 1}
     assert metrics.cases[1].classes["grey"].nsd == 1  # off by two columns
 
 

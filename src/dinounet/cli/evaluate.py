@@ -39,11 +39,13 @@ def evaluate(
     """
     predictions, truth = Path(predictions), Path(truth)  # Python users may give strings
     import sys
+    from dataclasses import asdict
 
     from dinounet.errors import ConfigError
     from dinounet.evaluation.evaluate import evaluate_folders, find_masks
     from dinounet.evaluation.labels import find_labels
     from dinounet.evaluation.metrics import NAMES
+    from dinounet.evaluation.records import count_empties
     from dinounet.evaluation.tables import print_table
     from dinounet.files import METRICS, require_file
     from dinounet.progress import progress, say
@@ -73,6 +75,7 @@ def evaluate(
         volume_unit=metrics.volume_unit,
         tolerance=metrics.tolerance,
         cases=len(metrics.cases),
+        empties=asdict(count_empties(metrics.empties)),
         ignored_pixels=metrics.ignored_pixels,
         calibration_error=metrics.calibration.ece if metrics.calibration else None,
         metrics=str(path),

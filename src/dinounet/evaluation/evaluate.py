@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import asdict
 from pathlib import Path
-from types import MappingProxyType
 
 import numpy as np
 
@@ -129,7 +128,7 @@ def evaluate_cases(
     *,
     problems: Sequence[str] = (),
     tolerance: float = TOLERANCE,
-    probabilities: Mapping[str, Path] = MappingProxyType({}),
+    probabilities: Mapping[str, Path] | None = None,
 ) -> Metrics:
     """Compare the masks of cases, wherever they are, with their truth; see `evaluate_folders`.
 

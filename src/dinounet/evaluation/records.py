@@ -219,13 +219,18 @@ class Metrics:
         return tuple(sorted(self.cases, key=lambda case: (case.dice, -case.hd95, case.case)))
 
 
+def count_empties(empties: Mapping[str, EmptyCounts]) -> EmptyCounts:
+    """How many pairs of case and class are empty where."""
+    return EmptyCounts(*(sum(getattr(count, where) for count in empties.values()) for where in WORDS))
+
+
 def describe_empties(metrics: Metrics) -> str:
     """The empty masks in a sentence."""
-    counts = {where: sum(getattr(count, where) for count in metrics.empties.values()) for where in WORDS}
+    counts = count_empties(metrics.empties)
     pairs = len(metrics.cases) * len(metrics.empties)
     return (
-        f"Of {pairs} pairs of case and class, missed entirely (only the prediction is empty): {counts['prediction']}; "
-        f"found where there is nothing (only the truth is empty): {counts['truth']}; empty in both: {counts['both']}."
+        f"Of {pairs} pairs of case and class, missed entirely (only the prediction is empty): {counts.prediction}; "
+        f"found where there is nothing (only the truth is empty): {counts.truth}; empty in both: {counts.both}."
     )
 
 

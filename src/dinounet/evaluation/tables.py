@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from dinounet.evaluation.comparison import COMPARED, Comparison
 from dinounet.evaluation.metrics import NAMES
-from dinounet.evaluation.records import WORDS, Interval, Metrics, describe_empties
+from dinounet.evaluation.records import WORDS, Interval, Metrics, count_empties, describe_empties
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -67,11 +67,28 @@ def print_table(metrics: Metrics, console: Console) -> None:
 
 def print_comparison(comparison: Comparison, console: Console) -> None:
     """Print the models, the means of all measures, and the differences to the first model, class by class."""
+    first = comparison.models[0]
+    console.print(_models(comparison))
+    # of a single class the mean over classes is the same again
+    scopes = list(first.mean_over_cases) if len(first.mean_over_cases) > 1 else []
+    for scope in (*scopes, None):
+        heading = f"{scope}, mean over {_count(comparison)}" if scope else "mean over cases and classes"
+        console.print(heading, style="bold", highlight=False, markup=False)
+        console.print(_means(comparison, scope))
+        console.print(f"difference to {first.name}", style="bold", highlight=False, markup=False)
+        console.print(_differences(comparison, scope))
+    text = (
+        f"{describe_tolerance(comparison)} {comparison.bootstrap} p: Wilcoxon's signed-rank test, two-sided, not "
+        f"corrected for the number of comparisons; same: no case differs. {comparison.policy}"
+    )
+    console.print(text, style="dim", highlight=False, markup=False)
+
+
+def _models(comparison: Comparison) -> Table:
     from rich.text import Text
 
-    first, *others = comparison.models
     table = _table("model")
-    for title in ("parameters trained", "training time", "seconds an image"):
+    for title in ("parameters trained", "training time", "seconds an image", "missed"):
         table.add_column(title, justify="right")
     for model in comparison.models:
         origin = model.origin
@@ -80,45 +97,43 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
             "unknown" if origin.trained_parameters is None else f"{origin.trained_parameters:,}",
             "unknown" if origin.training_seconds is None else str(timedelta(seconds=round(origin.training_seconds))),
             "unknown" if origin.seconds_per_image is None else f"{origin.seconds_per_image:.2f}",
+            str(count_empties(model.empties).prediction),
         )
-    console.print(table)
+    return table
 
-    # of a single class the mean over classes is the same again
-    scopes = list(first.mean_over_cases) if len(first.mean_over_cases) > 1 else []
-    for scope in (*scopes, None):
-        heading = f"{scope}, mean over {_count(comparison)}" if scope else "mean over cases and classes"
-        console.print(heading, style="bold", highlight=False, markup=False)
-        table = _table("measure", "model")
-        for title in ("mean", "95 % interval"):
-            table.add_column(title, justify="right", no_wrap=True)
-        for name in NAMES:
-            for index, model in enumerate(comparison.models):
-                mean = model.mean_over_cases[scope] if scope else model.mean_over_cases_and_classes
-                interval = write_interval(name, mean.intervals[name])
-                title = "" if index else title_of(name, comparison)
-                table.add_row(title, Text(model.name), write_number(name, getattr(mean, name)), interval)
-        console.print(table)
-        console.print(f"difference to {first.name}", style="bold", highlight=False, markup=False)
-        table = _table("measure", "model")
-        table.columns[0].no_wrap = True
-        for title in ("difference", "95 % interval", "p"):
-            table.add_column(title, justify="right", no_wrap=True)
-        table.add_column("wins/\nties/\nlosses", justify="right", no_wrap=True)
-        for name in COMPARED:
-            for index, model in enumerate(others):
-                found = model.differences[scope] if scope and model.differences else model.differences_over_classes
-                assert found is not None
-                one, title = found[name], "" if index else title_of(name, comparison)
-                p = "1, same" if one.ties == len(comparison.cases) else f"{one.p:.3g}"
-                counts = f"{one.wins}/{one.ties}/{one.losses}"
-                difference, interval = write_number(name, one.mean, "+"), write_interval(name, one.interval)
-                table.add_row(title, Text(model.name), difference, interval, p, counts)
-        console.print(table)
-    text = (
-        f"{describe_tolerance(comparison)} {comparison.bootstrap} p: Wilcoxon's signed-rank test, two-sided, not "
-        f"corrected for the number of comparisons; same: no case differs. {comparison.policy}"
-    )
-    console.print(text, style="dim", highlight=False, markup=False)
+
+def _means(comparison: Comparison, scope: str | None) -> Table:
+    """Of a class, or without one over all."""
+    from rich.text import Text
+
+    table = _table("measure", "model")
+    for title in ("mean", "95 % interval"):
+        table.add_column(title, justify="right", no_wrap=True)
+    for name in NAMES:
+        for index, model in enumerate(comparison.models):
+            mean = model.mean_over_cases[scope] if scope else model.mean_over_cases_and_classes
+            number, interval = write_number(name, getattr(mean, name)), write_interval(name, mean.intervals[name])
+            table.add_row("" if index else title_of(name, comparison), Text(model.name), number, interval)
+    return table
+
+
+def _differences(comparison: Comparison, scope: str | None) -> Table:
+    """Of a class, or without one over all."""
+    from rich.text import Text
+
+    table = _table("measure", "model")
+    table.columns[0].no_wrap = True
+    for title in ("difference", "95 % interval", "p", "wins/\nties/\nlosses"):
+        table.add_column(title, justify="right", no_wrap=True)
+    for name in COMPARED:
+        for index, model in enumerate(comparison.models[1:]):
+            found = model.differences[scope] if scope and model.differences else model.differences_over_classes
+            assert found is not None
+            one, title = found[name], "" if index else title_of(name, comparison)
+            number, interval = write_number(name, one.mean, "+"), write_interval(name, one.interval)
+            p = "1, same" if one.ties == len(comparison.cases) else f"{one.p:.3g}"
+            table.add_row(title, Text(model.name), number, interval, p, f"{one.wins}/{one.ties}/{one.losses}")
+    return table
 
 
 def describe_tolerance(metrics: Metrics | Comparison) -> str:
