@@ -304,6 +304,7 @@ def test_distances_that_the_policy_sets_do_not_squeeze_the_others():
 def test_dots_of_one_value_lie_side_by_side_and_of_many_cases_the_worst_are_shown(tmp_path):
     (strip, *_) = make_distributions(scored(*[(0.5, 1, None)] * 5))[0].strips
     assert len({dot.y for dot in strip.dots}) == 5
+    assert strip.words == "median 0.500, middle half 0.500 to 0.500, all 0.500"
     many = scored(*[(index / 300, 1, None) for index in range(300)])
     (strip,) = make_distributions(many)[0].strips
     assert len(strip.dots) == MOST_DOTS and strip.dots[-1].text == f"c{MOST_DOTS - 1}: {(MOST_DOTS - 1) / 300:.3f}"

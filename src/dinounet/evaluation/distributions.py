@@ -121,7 +121,9 @@ def _make_strip(
         for x, y, (case, value, empty) in zip(across, _lanes(across), shown, strict=True)
     ]
     worst, best = (f"{_tell(value, unit)} in {case}" for case, value, _ in (ordered[0], ordered[-1]))
-    words = f"worst {worst}, best {best}" if len(cases) > 1 else worst
+    words = f"worst {worst}, best {best}"
+    if ordered[0][1] == ordered[-1][1]:
+        words = worst if len(cases) == 1 else f"all {_tell(ordered[0][1], unit)}"
     if len(cases) < FEWEST:
         return Strip(name, words, tuple(dots), None)
     low, middle, high = np.percentile([value for _, value, _ in cases], (25, 50, 75)).tolist()
