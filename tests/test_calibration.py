@@ -71,7 +71,8 @@ def test_regions_are_decisions_of_their_own_and_ignored_pixels_none(tmp_path):
     metrics = evaluate_folders(*folders(tmp_path, truth % 3, {"a": array}), LABELS, regions=regions)
     is_it = np.stack([truth % 3 > 0, truth % 3 == 2])
     yes = array[:, 0] > 0.5
-    accuracy, _, ece = expected(np.where(yes, array[:, 0], 1 - array[:, 0]), yes == is_it)
+    probability = array[:, 0].astype(np.float64)
+    accuracy, _, ece = expected(np.where(yes, probability, 1 - probability), yes == is_it)
     assert metrics.calibration.count == 2 * 50 * 40
     assert metrics.calibration.ece == pytest.approx(ece)
     assert [one.accuracy for one in metrics.calibration.bins if one.count] == pytest.approx(accuracy)

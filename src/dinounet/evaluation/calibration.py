@@ -21,6 +21,7 @@ import numpy as np
 
 from dinounet.data.labels import Labels
 from dinounet.errors import DataError
+from dinounet.evaluation.metrics import where
 from dinounet.evaluation.records import Bin, Calibration
 from dinounet.files import join_some
 
@@ -28,6 +29,12 @@ PROBABILITIES = "probabilities"
 """Folder among predicted masks, and the array's name in each of its files."""
 
 BINS = 15
+
+HALF, ONE = (int(np.float16(number).view(np.uint16)) for number in (0.5, 1))
+"""Their bits as whole numbers."""
+
+NUMBERS = ONE + 1
+"""Of float16 from 0 to 1."""
 
 AT_ONCE = 1 << 22
 """Pixels that are read at a time."""
@@ -50,7 +57,9 @@ def find_probabilities(predictions: Path, cases: Iterable[str]) -> dict[str, Pat
 
 
 def count_decisions(path: Path, truth: np.ndarray, known: Labels) -> np.ndarray:
-    """How many decisions of a case lie in each bin, the sum of their confidences, and how many are right: (3, BINS).
+    """How many decisions of a case have each probability there is, and how many of these are right: (2, NUMBERS).
+
+    Float16 has few numbers from 0 to 1, and as whole numbers of the same bits they keep their order.
 
     Args:
         path: the case's probabilities.
@@ -63,50 +72,53 @@ def count_decisions(path: Path, truth: np.ndarray, known: Labels) -> np.ndarray:
     outputs = list(known.outputs.values())
     flat = truth.ravel()
     ignore = -1 if known.ignore is None else known.ignore  # no mask holds numbers below 0
-    sums = np.zeros((3, BINS))
-    best = np.zeros(0 if known.regions else flat.size, np.float16)
+    counts = np.zeros((2, NUMBERS), np.int64)
+    best = np.zeros(0 if known.regions else flat.size, np.uint16)
     right = np.zeros(best.size, bool)
     for output, start, probability in _read(path, (len(outputs), *truth.shape)):
         here = slice(start, start + probability.size)
-        is_it = np.isin(flat[here], outputs[output])
+        is_it = where(flat[here], outputs[output])
         if known.regions is None:
             better = probability > best[here]
-            best[here][better] = probability[better]
-            right[here][better] = is_it[better]
+            np.copyto(best[here], probability, where=better)
+            np.copyto(right[here], is_it, where=better)
         else:
-            yes = probability > 0.5
-            sums += _binned(np.where(yes, probability, 1 - probability), yes == is_it, flat[here] != ignore)
+            counts += _count(probability, (probability > HALF) == is_it, flat[here] != ignore)
     for start in range(0, best.size, AT_ONCE):
         here = slice(start, start + AT_ONCE)
-        sums += _binned(best[here], right[here], flat[here] != ignore)
-    return sums
+        counts += _count(best[here], right[here], flat[here] != ignore)
+    return counts
 
 
-def summarise_decisions(sums: np.ndarray) -> Calibration:
+def summarise_decisions(counts: np.ndarray, known: Labels) -> Calibration:
     """Bins and ECE of what `count_decisions` counted, added up over cases."""
+    confidence = np.arange(NUMBERS, dtype=np.uint16).view(np.float16).astype(np.float64)
+    if known.regions is not None:
+        confidence = np.maximum(confidence, 1 - confidence)  # of a no, how sure it is
     edges = np.linspace(0, 1, BINS + 1)
-    counts, confidences, rights = sums
-    bins = [
-        Bin(
-            float(low), float(high), int(count), confidence / count if count else None, right / count if count else None
-        )
-        for low, high, count, confidence, right in zip(
-            edges[:-1], edges[1:], counts, confidences.tolist(), rights.tolist(), strict=True
-        )
-    ]
-    total = int(counts.sum())
-    ece = float(np.abs(confidences - rights).sum() / total) if total else 0.0
-    return Calibration(tuple(bins), ece, total)
+    bins = np.searchsorted(edges[1:-1], confidence)
+    decisions, rights = counts
+    count, sure, right = (
+        np.bincount(bins, each, BINS).tolist() for each in (decisions, decisions * confidence, rights)
+    )
+    total = int(decisions.sum())
+    gaps = sum(abs(a - b) for a, b in zip(sure, right, strict=True))
+    return Calibration(
+        bins=tuple(
+            Bin(low, high, int(n), a / n if n else None, b / n if n else None)
+            for low, high, n, a, b in zip(edges[:-1].tolist(), edges[1:].tolist(), count, sure, right, strict=True)
+        ),
+        ece=gaps / total if total else 0.0,
+        count=total,
+    )
 
 
-def _binned(confidence: np.ndarray, right: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    confidence, right = confidence[counts].astype(np.float64), right[counts]
-    bins = np.searchsorted(np.linspace(0, 1, BINS + 1)[1:-1], confidence)
-    return np.stack([np.bincount(bins, weights, BINS) for weights in (None, confidence, right)])
+def _count(probability: np.ndarray, right: np.ndarray, judged: np.ndarray) -> np.ndarray:
+    return np.stack([np.bincount(probability[pixels], minlength=NUMBERS) for pixels in (judged, judged & right)])
 
 
 def _read(path: Path, shape: Sequence[int]) -> Iterator[tuple[int, int, np.ndarray]]:
-    """Pieces of the array: the output, the place among its pixels, and the probabilities from there on."""
+    """Pieces of the array: the output, the place among its pixels, and the bits of the probabilities from there on."""
     try:
         with zipfile.ZipFile(path) as archive, archive.open(f"{PROBABILITIES}.npy") as stream:
             _require_header(stream, shape, path)
@@ -114,10 +126,10 @@ def _read(path: Path, shape: Sequence[int]) -> Iterator[tuple[int, int, np.ndarr
             for output in range(shape[0]):
                 for start in range(0, pixels, AT_ONCE):
                     wanted = min(AT_ONCE, pixels - start) * 2
-                    piece = np.frombuffer(stream.read(wanted), np.float16)
+                    piece = np.frombuffer(stream.read(wanted), np.uint16)
                     if piece.nbytes < wanted:
                         raise EOFError("it ends too early")
-                    if not ((piece >= 0) & (piece <= 1)).all():
+                    if piece.max() > ONE:  # as are the bits of what is below 0, above 1, infinite or NaN
                         raise DataError(f"{path} holds numbers that are no probabilities (0 to 1); predict it again")
                     yield output, start, piece
             if stream.read(1):  # at the end, and not before, its checksum is looked at

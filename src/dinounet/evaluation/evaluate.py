@@ -16,8 +16,8 @@ from dinounet.data.masks import read_mask, read_truth, with_empty_slices
 from dinounet.data.pairs import Case, ClassFiles, class_files, mask_files, name_of
 from dinounet.errors import ConfigError, DataError, noted
 from dinounet.evaluation.bootstrap import BOOTSTRAP, intervals_of_means
-from dinounet.evaluation.calibration import BINS, count_decisions, find_probabilities, summarise_decisions
-from dinounet.evaluation.metrics import NAMES, POLICY, measure
+from dinounet.evaluation.calibration import NUMBERS, count_decisions, find_probabilities, summarise_decisions
+from dinounet.evaluation.metrics import NAMES, POLICY, measure, where
 from dinounet.evaluation.records import (
     EMPTY,
     Calibration,
@@ -149,7 +149,7 @@ def evaluate_cases(
     wrong: list[str] = []
     units: dict[tuple[Unit, VolumeUnit], list[str]] = {}
     evaluated = []
-    decisions = np.zeros((3, BINS))
+    decisions = np.zeros((2, NUMBERS), np.int64)
     for case in cases:
         try:
             prediction = read_mask(predicted[case.name], known)
@@ -173,7 +173,8 @@ def evaluate_cases(
         found.append(_mixture(units))
     if found:
         raise DataError("; ".join(found))
-    metrics = summarise(evaluated, known, tolerance, summarise_decisions(decisions) if probabilities else None)
+    calibration = summarise_decisions(decisions, known) if probabilities else None
+    metrics = summarise(evaluated, known, tolerance, calibration)
     if output is not None:
         write_metrics(output, metrics)
     return metrics
@@ -222,7 +223,7 @@ def _name_problems(predictions: Path, truth: Path, predicted: AbstractSet[str], 
 
 
 def _unknown(mask: Volume, labels: Mapping[str, int]) -> str:
-    known = _where(mask.array, labels.values())
+    known = where(mask.array, labels.values())
     if known.all():
         return ""
     unknown = np.unique(mask.array[~known])
@@ -256,17 +257,9 @@ def _evaluate_case(case: str, truth: Volume, prediction: Volume, known: Labels, 
 def _evaluate_class(
     truth: Volume, prediction: Volume, numbers: Iterable[int], ignored: np.ndarray | None, tolerance: float
 ) -> ClassMetrics:
-    a, b = (_where(mask.array, numbers) for mask in (truth, prediction))
+    a, b = (where(mask.array, numbers) for mask in (truth, prediction))
     if ignored is not None:
         a[ignored] = b[ignored] = False
     spacing = truth.spacing or (1.0, 1.0, 1.0)
     voxel = math.prod(spacing) / (1000 if _units(truth)[1] == "ml" else 1)  # of a flat image the slice is 1 thick
     return ClassMetrics(**asdict(measure(a, b, spacing, tolerance, voxel)), empty=EMPTY[bool(a.any()), bool(b.any())])
-
-
-def _where(mask: np.ndarray, numbers: Iterable[int]) -> np.ndarray:
-    """Where a mask holds one of these numbers; as `np.isin`, which takes eight bytes a pixel."""
-    found = np.zeros(mask.shape, bool)
-    for number in numbers:
-        found |= mask == number
-    return found

@@ -13,7 +13,7 @@ surface.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -59,6 +59,14 @@ class Measures:
 
     volume_difference: float
     """Prediction minus truth, in `volume_unit`."""
+
+
+def where(mask: np.ndarray, numbers: Iterable[int]) -> np.ndarray:
+    """Where a mask holds one of these numbers; as `np.isin`, which takes eight bytes a pixel."""
+    found = np.zeros(mask.shape, bool)
+    for number in numbers:
+        found |= mask == number
+    return found
 
 
 def measure(
