@@ -160,7 +160,7 @@ def pair_models(folders: Mapping[str, Path], truth: Path) -> dict[str, Pairs]:
             pairs[name] = cases, predicted
             problems += wrong
     if problems:
-        raise DataError("; ".join(dict.fromkeys(problems)))  # a wrong truth is wrong for all
+        raise DataError(_once_each(problems))
     return pairs
 
 
@@ -200,8 +200,12 @@ def evaluate_models(
         with noted(problems):
             metrics[name] = evaluate_cases(cases, predicted, known, on_case=on_case, tolerance=tolerance)
     if problems:
-        raise DataError("; ".join(problems))
+        raise DataError(_once_each(problems))
     return metrics
+
+
+def _once_each(problems: list[str]) -> str:
+    return "; ".join(dict.fromkeys(problems))  # what is wrong with the truth is so for every model
 
 
 def compare_models(
