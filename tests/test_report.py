@@ -374,7 +374,7 @@ def test_calibration_is_drawn_or_how_to_get_it_is_said(tmp_path):
         ),
         (["--metrics", "nothing.json"], "nothing.json does not exist; it should be what `dinounet evaluate` wrote"),
         (["--metrics", "broken.json"], "broken.json is not JSON"),
-        (["--metrics", "nan.json"], "nan.json is not JSON (NaN is no number of JSON's)"),
+        (["--metrics", "nan.json"], "nan.json: has dice = nan, which is no finite number; evaluate again"),
         (["--metrics", "old.json"], "old.json has the format 1 but this version of dinounet reads 2; evaluate again"),
         (["--output", "empty"], "empty is a folder; name a file with -o"),
         (["--output", "old.json/page.html"], "old.json is no folder that you may write to; choose another with -o"),
@@ -386,7 +386,9 @@ def test_wrong_input_is_told_in_a_sentence_and_leaves_nothing(tmp_path, monkeypa
     write_metrics(folders["predictions"] / "metrics.json", metrics)
     (tmp_path / "empty").mkdir()
     (tmp_path / "broken.json").write_text('{"format": 2')
-    (tmp_path / "nan.json").write_text((folders["predictions"] / "metrics.json").read_text().replace("1.0", "NaN"))
+    (tmp_path / "nan.json").write_text(
+        (folders["predictions"] / "metrics.json").read_text().replace('"dice": 1.0', '"dice": NaN')
+    )
     (tmp_path / "old.json").write_text('{"format": 1, "cases": []}')
     before = sorted(tmp_path.rglob("*"))
     monkeypatch.chdir(tmp_path)

@@ -154,7 +154,7 @@ def read_json(path: Path, *, what: str) -> Any:
     """
     try:
         text = path.read_text(encoding="utf-8-sig")  # some editors begin UTF-8 with a mark
-        content = json.loads(text, object_pairs_hook=_once_each, parse_constant=_refuse_constant)
+        content = json.loads(text, object_pairs_hook=_once_each)
         json.dumps(content, ensure_ascii=False).encode()  # halves of characters, as \ud800, could not be written again
         return content
     except FileNotFoundError:
@@ -172,11 +172,6 @@ def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         twice = next(name for index, (name, _) in enumerate(pairs) if name in dict(pairs[:index]))
         raise ValueError(f"the name {twice!r} stands there twice")
     return content
-
-
-def _refuse_constant(name: str) -> float:
-    """NaN and infinity, which Python reads and JSON doesn't know."""
-    raise ValueError(f"{name} is no number of JSON's")
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -18,6 +18,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from dinounet.errors import ConfigError
+
 POLICY = (
     "A class that is empty in both truth and prediction scores 1 in Dice, IoU, NSD, precision and recall, and 0 in "
     "HD95, ASSD and volume difference. A class that is empty in only one of them scores 0 in Dice, IoU, NSD, precision "
@@ -59,6 +61,11 @@ class Measures:
 
     volume_difference: float
     """Prediction minus truth, in `volume_unit`."""
+
+    def __post_init__(self) -> None:
+        wrong = [f"{name} = {getattr(self, name)}" for name in NAMES if not math.isfinite(getattr(self, name))]
+        if wrong:  # as no measurement gives, but Python reads from JSON
+            raise ConfigError(f"has {', '.join(wrong)}, which is no finite number; evaluate again")
 
 
 def where(mask: np.ndarray, numbers: Iterable[int]) -> np.ndarray:
