@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from dinounet.errors import UserError
 
 if TYPE_CHECKING:
+    from dinounet.cli.compare import compare
     from dinounet.cli.demo import demo
     from dinounet.cli.evaluate import evaluate
     from dinounet.cli.info import info
@@ -35,7 +36,7 @@ __version__ = "0.1.0"
 _HOMES = {
     **{
         verb: f"dinounet.cli.{verb}"
-        for verb in ("demo", "evaluate", "info", "plan", "predict", "relabel", "report", "train")
+        for verb in ("compare", "demo", "evaluate", "info", "plan", "predict", "relabel", "report", "train")
     },
     "Predictor": "dinounet.inference.predictor",
     "load": "dinounet.inference.loading",
@@ -46,7 +47,7 @@ _HOMES = {
 }
 
 __all__ = [
-    "DinoUNet", "NetworkConfig", "Predictor", "Recipe", "UserError", "demo", "evaluate", "info", "load",
+    "DinoUNet", "NetworkConfig", "Predictor", "Recipe", "UserError", "compare", "demo", "evaluate", "info", "load",
     "load_published_state_dict", "plan", "predict", "relabel", "report", "train",
 ]  # fmt: skip
 

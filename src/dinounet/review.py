@@ -7,6 +7,8 @@ made them, and `postprocessing.json` is chosen on them; it is done to the masks 
 
 from __future__ import annotations
 
+import math
+import shutil
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -16,19 +18,26 @@ from dinounet.data.dataset import Dataset
 from dinounet.data.images import stem_of
 from dinounet.data.pairs import Case, known_files
 from dinounet.errors import DataError
-from dinounet.evaluation.evaluate import Metrics, evaluate_cases
+from dinounet.evaluation.calibration import find_probabilities
+from dinounet.evaluation.evaluate import evaluate_cases
 from dinounet.evaluation.pictures import picture_cases
+from dinounet.evaluation.records import read_metrics
 from dinounet.evaluation.report import write_report
 from dinounet.files import METRICS, PREDICTION, read_record, remove_leftovers, whole_folder, write_json
 from dinounet.inference.folder import predict_files
 from dinounet.inference.loading import load
+from dinounet.inference.outputs import PROBABILITIES
 from dinounet.inference.postprocessing import POSTPROCESSING, describe, read_postprocessing
+from dinounet.inference.predictor import Predictor
 from dinounet.inference.record import PredictionRecord, record_prediction
 from dinounet.progress import progress, say
 from dinounet.run import RECORD, REPORT, read_log, read_run, tell
 
 MOST_LEARNED = 10
 """Cases that are looked at where all were learned from: enough to see that training worked."""
+
+MOST_FOR_CALIBRATION = 2 << 30
+"""Bytes of probabilities that are written for a while, to tell their calibration; if they were more, it is left out."""
 
 NOTHING_KEPT = (
     "No case was kept from training: these masks are of cases that the network learned from. They show that it "
@@ -65,7 +74,7 @@ def review_run(dataset: Dataset, run: Path) -> Path:
         if not (run / part).exists():  # else a review that was interrupted goes on from there
             with whole_folder(run / part) as folder:
                 _predict_and_evaluate(cases, run, folder, "auto" if part == "test" else "none")
-        metrics = read_record(Metrics, run / part / METRICS, what="the metrics of a run")
+        metrics = read_metrics(run / part / METRICS)
         mean = metrics.mean_over_cases_and_classes
         say(
             "reviewed",
@@ -96,10 +105,20 @@ def _predict_and_evaluate(cases: Sequence[Case], run: Path, folder: Path, postpr
     record = read_run(run)
     predictor = load(run, device=record.device, precision=record.precision, postprocessing=postprocessing)
     write_json(folder / PREDICTION, record_prediction([run], predictor))
+    calibrates = _bytes_of_probabilities(predictor, len(cases)) <= MOST_FOR_CALIBRATION
     with progress("predicting", len(cases)) as advance:
-        predict_files(predictor, cases, folder, on_case=advance)
+        predict_files(predictor, cases, folder, on_case=advance, probabilities=calibrates)
     with progress("evaluating", len(cases)) as advance:
-        evaluate_cases(cases, _masks_in(folder), predictor.plan.data.meaning, folder / METRICS, lambda _: advance())
+        evaluate_cases(
+            cases, _masks_in(folder), predictor.plan.data.meaning, folder / METRICS, lambda _: advance(),
+            probabilities=find_probabilities(folder, [case.name for case in cases]),
+        )  # fmt: skip
+    shutil.rmtree(folder / PROBABILITIES, ignore_errors=True)
+
+
+def _bytes_of_probabilities(predictor: Predictor, cases: int) -> int:
+    data = predictor.plan.data
+    return 2 * cases * len(data.meaning.outputs) * math.prod(data.fingerprint.median_shape)
 
 
 def _choose_postprocessing(cases: Sequence[Case], run: Path) -> None:

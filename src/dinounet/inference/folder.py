@@ -38,7 +38,12 @@ Problems = dict[str, str]
 
 
 def predict_files(
-    predictor: Predictor, cases: Sequence[Case], folder: Path, on_case: Callable[[], None] = lambda: None
+    predictor: Predictor,
+    cases: Sequence[Case],
+    folder: Path,
+    on_case: Callable[[], None] = lambda: None,
+    *,
+    probabilities: bool = False,
 ) -> list[Path]:
     """Predict cases into a folder that exists: `<case><ending>`, in the input's format and geometry.
 
@@ -47,7 +52,7 @@ def predict_files(
     Raises:
         UserError: after the others are done, names those that failed.
     """
-    outputs = Outputs(folder, choose_endings(cases, None))
+    outputs = Outputs(folder, choose_endings(cases, None), probabilities)
     problems = _predict(predictor, cases, outputs, on_case)
     _tell(problems, len(cases))
     return [outputs.mask_of(case) for case in cases]
