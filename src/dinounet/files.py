@@ -27,6 +27,9 @@ from dinounet.errors import ConfigError, DataError, UserError
 PREDICTION = "prediction.json"
 """Among predicted masks: what made them. Written by `dinounet predict`, read by `dinounet evaluate`."""
 
+PROBABILITIES = "probabilities"
+"""Folder among predicted masks, on demand: `<case>.npz`. Written by `dinounet predict`, read by `dinounet evaluate`."""
+
 METRICS = "metrics.json"
 """Among predicted masks: how good they are. Written by `dinounet evaluate`, read by `dinounet report`."""
 
@@ -116,14 +119,15 @@ def require_folder(path: Path, flag: str) -> None:
     _require_place(path, path, flag)
 
 
-def require_outside(path: Path, folder: Path, *, what: str) -> None:
-    """Make sure that an output doesn't go into the dataset, which would then hold its pictures too.
+def require_outside(path: Path, folder: Path, *, what: str, inside: str = "the dataset") -> None:
+    """Make sure that an output doesn't go into the folder it is made from, which would then hold its pictures too.
 
     Raises:
         UserError: it does.
     """
-    if folder.is_dir() and folder.resolve() in path.resolve().parents:
-        raise UserError(f"{path} lies in the dataset {folder}; give {what} a place outside of it with -o")
+    if folder.is_dir() and folder.resolve() in (path.resolve(), *path.resolve().parents):
+        place = f"is the folder of {inside}" if path.resolve() == folder.resolve() else f"lies in {inside} {folder}"
+        raise UserError(f"{path} {place}; give {what} a place outside of it with -o")
 
 
 def require_file(path: Path) -> None:
