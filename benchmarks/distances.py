@@ -54,9 +54,8 @@ def main() -> None:
             side()
             seconds[name].append(time.perf_counter() - started)
     assert np.allclose(ours(), all_three(), rtol=1e-5)
-    print(
-        f"MONAI {monai.__version__}, SciPy {scipy.__version__}, Python {platform.python_version()}, {truth.shape} voxels"
-    )
+    versions = f"MONAI {monai.__version__}, SciPy {scipy.__version__}, Python {platform.python_version()}"
+    print(f"{versions}, {truth.shape} voxels")
     for name, taken in seconds.items():
         ratio = statistics.median(other / own for own, other in zip(seconds["ours"], taken, strict=True))
         print(

@@ -89,20 +89,24 @@ def test_what_is_known_of_training_and_prediction(tmp_path):
     (tmp_path / "run" / "run.json").write_text(json.dumps({"trained_parameters": 6_194_948, "seconds": 5400.5}))
     labels = {"background": 0, "grey": 1, "white": 2}
     records = {
-        "first": {"labels": labels, "run": str(tmp_path / "run"), "seconds": 4.0, "images": 8},
-        "second": {"labels": labels, "run": str(tmp_path / "gone")},
+        "first": {"labels": labels, "models": [{"run": str(tmp_path / "run")}] * 2, "seconds": 4.0, "images": 8},
+        "second": {"labels": labels, "models": [{"run": str(tmp_path / name)} for name in ("run", "gone")]},
     }
     for name, record in records.items():
         (folders[name] / "prediction.json").write_text(json.dumps(record))
     found = dinounet.compare([folders["first"], folders["second"]], folders["truth"])
     known, unknown = (model.origin for model in found.models)
-    assert (known.trained_parameters, known.training_seconds, known.seconds_per_image) == (6_194_948, 5400.5, 0.5)
+    assert (known.trained_parameters, known.training_seconds, known.seconds_per_image) == (
+        2 * 6_194_948,
+        2 * 5400.5,
+        0.5,
+    )  # of both folds
     assert (unknown.trained_parameters, unknown.training_seconds, unknown.seconds_per_image) == (None, None, None)
     text = io.StringIO()
     print_comparison(found, Console(file=text, width=80))
     lines = text.getvalue().splitlines()
     assert max(map(len, lines)) <= 80 and "…" not in text.getvalue()
-    assert any("first" in line and "6,194,948" in line and "1:30:00" in line and "0.50" in line for line in lines)
+    assert any("first" in line and "12,389,896" in line and "3:00:01" in line and "0.50" in line for line in lines)
     assert any("second" in line and line.count("unknown") == 3 for line in lines)
     flowing = " ".join(text.getvalue().split())
     assert (

@@ -15,11 +15,11 @@ from scipy import ndimage
 
 from dinounet.data.images import require_same_grid
 from dinounet.data.labels import Labels
-from dinounet.data.masks import read_mask, read_truth, with_empty_slices
+from dinounet.data.masks import read_mask, read_truth, where, with_empty_slices
 from dinounet.data.pairs import Case
 from dinounet.errors import DataError
 from dinounet.evaluation.metrics import dice
-from dinounet.inference.postprocessing import Postprocessing, Steps, apply, component_sizes, where
+from dinounet.inference.postprocessing import Postprocessing, Steps, apply, component_sizes
 from dinounet.progress import progress
 
 FEWEST_CASES = 3

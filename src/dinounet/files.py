@@ -27,6 +27,9 @@ from dinounet.errors import ConfigError, DataError, UserError
 PREDICTION = "prediction.json"
 """Among predicted masks: what made them. Written by `dinounet predict`, read by `dinounet evaluate`."""
 
+PROBABILITIES = "probabilities"
+"""Folder among predicted masks, on demand: `<case>.npz`. Written by `dinounet predict`, read by `dinounet evaluate`."""
+
 METRICS = "metrics.json"
 """Among predicted masks: how good they are. Written by `dinounet evaluate`, read by `dinounet report`."""
 

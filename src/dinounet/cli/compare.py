@@ -99,19 +99,20 @@ def _name_folders(given: Sequence[str]) -> dict[str, Path]:
 
 
 def _origin(folder: Path) -> Origin:
-    """What the folder's own record and the run's tell of what it cost; either may be gone, or know less."""
+    """What the folder's own record and its runs' tell of what it cost, folds added up; any may be gone."""
     from dinounet.files import PREDICTION
     from dinounet.run import RECORD
 
     prediction = _content(folder / PREDICTION)
-    run = prediction.get("run")
-    training = _content(Path(run) / RECORD) if isinstance(run, str) else {}
-    parameters, seconds = _number(training, "trained_parameters"), _number(prediction, "seconds")
-    images = _number(prediction, "images")
+    models = prediction.get("models")
+    known = [model for model in models if isinstance(model, Mapping)] if isinstance(models, list) else []
+    records = [_content(Path(str(model.get("run"))) / RECORD) for model in known]
+    parameters = _sum(records, "trained_parameters")
+    seconds, images = (_sum([prediction], key) for key in ("seconds", "images"))
     return Origin(
         trained_parameters=None if parameters is None else int(parameters),
-        training_seconds=_number(training, "seconds"),
-        seconds_per_image=seconds / images if seconds is not None and images else None,
+        training_seconds=_sum(records, "seconds"),
+        seconds_per_image=seconds / images if seconds and images else None,
     )
 
 
@@ -126,6 +127,7 @@ def _content(path: Path) -> Mapping[str, Any]:
     return content if isinstance(content, Mapping) else {}
 
 
-def _number(content: Mapping[str, Any], key: str) -> float | None:
-    value = content.get(key)
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+def _sum(records: Sequence[Mapping[str, Any]], key: str) -> float | None:
+    """Over all of them; None where there is none, or one doesn't tell."""
+    numbers = [number for record in records if isinstance(number := record.get(key), int | float)]
+    return float(sum(numbers)) if numbers and len(numbers) == len(records) else None

@@ -20,13 +20,10 @@ from typing import IO
 import numpy as np
 
 from dinounet.data.labels import Labels
+from dinounet.data.masks import where
 from dinounet.errors import DataError
-from dinounet.evaluation.metrics import where
 from dinounet.evaluation.records import Bin, Calibration
-from dinounet.files import join_some
-
-PROBABILITIES = "probabilities"
-"""Folder among predicted masks, and the array's name in each of its files."""
+from dinounet.files import PROBABILITIES, join_some
 
 BINS = 15
 
@@ -120,7 +117,7 @@ def _count(probability: np.ndarray, right: np.ndarray, judged: np.ndarray) -> np
 def _read(path: Path, shape: Sequence[int]) -> Iterator[tuple[int, int, np.ndarray]]:
     """Pieces of the array: the output, the place among its pixels, and the bits of the probabilities from there on."""
     try:
-        with zipfile.ZipFile(path) as archive, archive.open(f"{PROBABILITIES}.npy") as stream:
+        with zipfile.ZipFile(path) as archive, archive.open("probabilities.npy") as stream:
             _require_header(stream, shape, path)
             pixels = math.prod(shape[1:])
             for output in range(shape[0]):

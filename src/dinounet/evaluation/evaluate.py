@@ -12,12 +12,12 @@ import numpy as np
 
 from dinounet.data.images import Volume, require_same_grid
 from dinounet.data.labels import Labels, Region
-from dinounet.data.masks import read_mask, read_truth, with_empty_slices
+from dinounet.data.masks import read_mask, read_truth, where, with_empty_slices
 from dinounet.data.pairs import Case, ClassFiles, class_files, mask_files, name_of
 from dinounet.errors import ConfigError, DataError, noted
 from dinounet.evaluation.bootstrap import BOOTSTRAP, intervals_of_means
 from dinounet.evaluation.calibration import NUMBERS, count_decisions, find_probabilities, summarise_decisions
-from dinounet.evaluation.metrics import NAMES, POLICY, measure, where
+from dinounet.evaluation.metrics import NAMES, POLICY, measure
 from dinounet.evaluation.records import (
     EMPTY,
     Calibration,
@@ -223,7 +223,7 @@ def _name_problems(predictions: Path, truth: Path, predicted: AbstractSet[str], 
 
 
 def _unknown(mask: Volume, labels: Mapping[str, int]) -> str:
-    known = where(mask.array, labels.values())
+    known = where(mask.array, list(labels.values()))
     if known.all():
         return ""
     unknown = np.unique(mask.array[~known])
@@ -255,7 +255,7 @@ def _evaluate_case(case: str, truth: Volume, prediction: Volume, known: Labels, 
 
 
 def _evaluate_class(
-    truth: Volume, prediction: Volume, numbers: Iterable[int], ignored: np.ndarray | None, tolerance: float
+    truth: Volume, prediction: Volume, numbers: Sequence[int], ignored: np.ndarray | None, tolerance: float
 ) -> ClassMetrics:
     a, b = (where(mask.array, numbers) for mask in (truth, prediction))
     if ignored is not None:

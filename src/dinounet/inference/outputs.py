@@ -32,12 +32,12 @@ from dinounet.data.pairs import Case
 from dinounet.data.preprocessing import in_slice
 from dinounet.drawing import colours_of, paint, to_grey_levels
 from dinounet.errors import ConfigError
-from dinounet.files import join_some, whole_file
+from dinounet.files import PROBABILITIES, join_some, whole_file
 from dinounet.inference.segmentation import Segmentation
 from dinounet.run import versions
 
-PROBABILITIES, UNCERTAINTY, OVERLAYS = "probabilities", "uncertainty", "overlays"
-"""Folders beside the masks."""
+UNCERTAINTY, OVERLAYS = "uncertainty", "overlays"
+"""Folders beside the masks, as is PROBABILITIES."""
 
 IN_MEMORY = 1 << 28
 """Bytes up to which an array of probabilities is held in memory; larger ones lie on the disk until they are packed."""

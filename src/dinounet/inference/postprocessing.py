@@ -20,6 +20,7 @@ import numpy as np
 from scipy import ndimage
 
 from dinounet.data.labels import Labels
+from dinounet.data.masks import where
 from dinounet.errors import ConfigError
 from dinounet.files import read_record
 
@@ -189,14 +190,6 @@ def component_sizes(labels: np.ndarray, numbers: Sequence[int]) -> np.ndarray:
     """Pixels of each component that these numbers make up in a mask (Z, Y, X), in no order."""
     mask = _cut(np.atleast_1d(np.squeeze(labels)), numbers)[1]
     return _components(mask)[1][1:]
-
-
-def where(labels: np.ndarray, numbers: Sequence[int]) -> np.ndarray:
-    """Where a mask holds any of these numbers; `numpy.isin` would take eight bytes a pixel on the way."""
-    mask: np.ndarray = labels == numbers[0]
-    for number in numbers[1:]:
-        mask |= labels == number
-    return mask
 
 
 def _remove_components(space: np.ndarray, numbers: Sequence[int], keep_largest: bool, smallest: float) -> None:
