@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import math
 import shutil
+import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from dinounet.choosing import choose
@@ -23,10 +24,9 @@ from dinounet.evaluation.evaluate import evaluate_cases
 from dinounet.evaluation.pictures import picture_cases
 from dinounet.evaluation.records import read_metrics
 from dinounet.evaluation.report import write_report
-from dinounet.files import METRICS, PREDICTION, read_record, remove_leftovers, whole_folder, write_json
+from dinounet.files import METRICS, PREDICTION, PROBABILITIES, read_record, remove_leftovers, whole_folder, write_json
 from dinounet.inference.folder import predict_files
 from dinounet.inference.loading import load
-from dinounet.inference.outputs import PROBABILITIES
 from dinounet.inference.postprocessing import POSTPROCESSING, describe, read_postprocessing
 from dinounet.inference.predictor import Predictor
 from dinounet.inference.record import PredictionRecord, record_prediction
@@ -104,10 +104,11 @@ def review_run(dataset: Dataset, run: Path) -> Path:
 def _predict_and_evaluate(cases: Sequence[Case], run: Path, folder: Path, postprocessing: str) -> None:
     record = read_run(run)
     predictor = load(run, device=record.device, precision=record.precision, postprocessing=postprocessing)
-    write_json(folder / PREDICTION, record_prediction([run], predictor))
+    made, started = record_prediction([run], predictor), time.monotonic()
     calibrates = _bytes_of_probabilities(predictor, len(cases)) <= MOST_FOR_CALIBRATION
     with progress("predicting", len(cases)) as advance:
         predict_files(predictor, cases, folder, on_case=advance, probabilities=calibrates)
+    write_json(folder / PREDICTION, replace(made, images=len(cases), seconds=time.monotonic() - started))
     with progress("evaluating", len(cases)) as advance:
         evaluate_cases(
             cases, _masks_in(folder), predictor.plan.data.meaning, folder / METRICS, lambda _: advance(),
