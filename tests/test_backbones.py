@@ -1,6 +1,7 @@
 """Every backbone by name, scale and taps: what the table says of it, and what the network reads from it."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,13 +10,17 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from datasets import write_png_dataset
 from dinounet.cli.main import main
 from dinounet.errors import ConfigError
+from dinounet.files import write_json
 from dinounet.network.backbone import build_backbone
 from dinounet.network.config import NetworkConfig
 from dinounet.network.dinounet import DinoUNet
 from dinounet.network.variants import VARIANTS, find_variant, gmac_at, memory_at, trained_parameters
 from dinounet.network.weights import fill_backbone
+from dinounet.plans import read_plan
+from dinounet.run import read_run
 from networks import TINY, tiny_config
 
 PYRAMID = {"backbone": "dinov3_convnext_tiny", "backbone_args": {"dims": [16, 32, 64, 128], "depths": [1, 1, 2, 1]}}
@@ -171,7 +176,7 @@ def test_a_random_pyramid_has_norms_of_one_and_the_same_numbers_again() -> None:
 
 def test_a_pyramids_stages_can_not_be_chosen() -> None:
     with pytest.raises(ConfigError, match="has four stages, which are all read; leave taps out"):
-        build_backbone(pyramid_config(taps=(0, 1, 2, 4)))
+        pyramid_config(taps=(0, 1, 2, 4))
 
 
 @pytest.mark.parametrize(
@@ -264,3 +269,58 @@ def test_pretrained_like_buffers_count_in_the_hash(tmp_path: Path) -> None:
     before = hash_backbone(backbone)
     backbone.vit.bn1.running_mean += 1
     assert hash_backbone(backbone) != before
+
+
+def test_scale_and_taps_are_flags_that_plan_and_run_keep_and_prediction_uses(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, run = write_png_dataset(tmp_path / "data"), tmp_path / "run"
+    flags = ["--taps", "1", "4", "7", "10", "--backbone-scale", "1.5"]
+    small = ["--patch", "64", "64", "--steps", "1", "--device", "cpu", "--precision", "fp32"]
+    assert main(["plan", str(data), "-o", str(tmp_path / "plan.json"), *flags, *small]) == 0
+    assert "dinov3_vits16, taps 1, 4, 7, 10, scale 1.5" in capsys.readouterr().out
+    planned = read_plan(tmp_path / "plan.json").network
+    assert (planned.taps, planned.backbone_scale) == ((1, 4, 7, 10), 1.5)
+    words = ["train", str(data), "-o", str(run), "--weights", "random", "--no-report"]
+    assert main([*words, *flags, *small]) == 0
+    assert read_run(run).plan.network == planned
+    assert main(["predict", str(run), str(data / "imagesTs"), "-o", str(tmp_path / "masks")]) == 0
+    capsys.readouterr()
+    assert main(["info", str(run), "--json"]) == 0
+    network = json.loads(capsys.readouterr().out)["plan"]["network"]
+    assert (network["taps"], network["backbone_scale"]) == ([1, 4, 7, 10], 1.5)
+    assert main(["train", str(data), "-o", str(tmp_path / "r2"), "--plan", str(tmp_path / "plan.json"), *flags]) == 2
+    assert "holds recipe, network, backbone and patch already" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--taps", "1", "4", "7", "12"], "network.taps names block 12 but dinov3_vits16 ends with block 11"),
+        (["--taps", "4", "1", "7", "8"], "it must be four different blocks, from 0, in ascending order"),
+        (["--backbone-scale", "0.5"], "network.backbone_scale is 0.5; it must be a number from 1 to 4"),
+        (["--backbone", "dinov3_convnext_tiny", "--taps", "0", "1", "2", "4"], "has four stages, which are all read"),
+        (["--backbone", "timm:nothing"], "timm has no model 'nothing'"),
+    ],
+)
+@pytest.mark.parametrize("verb", ["plan", "train"])
+def test_wrong_scale_and_taps_are_refused_before_pixels_are_read(
+    verb: str, flags: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = write_png_dataset(tmp_path / "data")
+    for image in (data / "imagesTr").iterdir():
+        image.write_bytes(b"")
+    assert main([verb, str(data), *flags, "-o", str(tmp_path / "out")]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_resuming_with_another_scale_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data, run = write_png_dataset(tmp_path / "data"), tmp_path / "run"
+    words = ["train", str(data), "-o", str(run), "--weights", "random", "--no-report", "--patch", "64", "64"]
+    assert main([*words, "--steps", "1", "--device", "cpu"]) == 0
+    record = read_run(run)
+    write_json(run / "run.json", replace(record, status="interrupted"))
+    for flags, name in ((["--backbone-scale", "2"], "backbone_scale"), (["--taps", "0", "1", "2", "3"], "taps")):
+        assert main(["train", str(data), "-o", str(run), "--resume", *flags]) == 2
+        assert f"was started with another {name}" in capsys.readouterr().err

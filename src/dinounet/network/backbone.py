@@ -109,15 +109,10 @@ def build_backbone(config: NetworkConfig) -> FrozenBackbone:
     """Build the configured backbone with timm's initial values; `dinounet.network.weights` fills it.
 
     Raises:
-        ConfigError: timm can't build it so, or a tap lies beyond its last block.
+        ConfigError: timm can't build it so.
     """
     variant = find_variant(config.backbone)
     arguments = {**({} if variant.stages else {"dynamic_img_size": True}), **config.backbone_args}
-    taps = config.taps or variant.taps
-    if variant.stages and taps != variant.taps:
-        raise ConfigError(
-            f"network.taps is {list(taps)} but {config.backbone} has four stages, which are all read; leave taps out"
-        )
     try:
         vit = timm.create_model(variant.timm_name, pretrained=False, num_classes=0, **arguments)
         if config.backbone_args:  # some arguments only fail when they are used
@@ -125,12 +120,7 @@ def build_backbone(config: NetworkConfig) -> FrozenBackbone:
                 vit(torch.zeros(1, 3, 4 * variant.patch, 4 * variant.patch, device=next(vit.parameters()).device))
     except (TypeError, AssertionError, ValueError, RuntimeError) as error:
         raise ConfigError(f"backbone {config.backbone} can't be built with {config.backbone_args}: {error}") from error
-    if taps[-1] >= len(vit.feature_info):
-        raise ConfigError(
-            f"network.taps names block {taps[-1]} but {config.backbone} ends with block {len(vit.feature_info) - 1}; "
-            "choose smaller numbers"
-        )
-    return FrozenBackbone(vit, taps, config.backbone_scale)
+    return FrozenBackbone(vit, config.taps or variant.taps, config.backbone_scale)
 
 
 def _miss_no_frozen_tensor(backbone: nn.Module, incompatible: Any) -> None:

@@ -67,7 +67,7 @@ class NetworkConfig:
     """Arguments for timm that override the named backbone's, such as depth, embed_dim and num_heads of a tiny one."""
 
     def __post_init__(self) -> None:
-        find_variant(self.backbone)
+        variant = find_variant(self.backbone)
         for name in (
             "in_channels", "num_classes", "stem_width", "attention_heads", "attention_points", "rank",
             "convolutions_per_stage",
@@ -79,10 +79,29 @@ class NetworkConfig:
         check_scale(self.backbone_scale)
         if len(self.widths) != 4 or min(self.widths) < 1:
             raise ConfigError(f"network.widths is {list(self.widths)}; it must be four numbers of at least 1")
-        if self.taps is not None and (len(self.taps) != 4 or sorted({*self.taps, -1})[1:] != list(self.taps)):
+        if self.taps is None:
+            return
+        blocks = self.backbone_args.get("depth", variant.depth)
+        if len(self.taps) != 4 or sorted({*self.taps, -1})[1:] != list(self.taps):
             raise ConfigError(
                 f"network.taps is {list(self.taps)}; it must be four different blocks, from 0, in ascending order"
             )
+        if variant.stages and self.taps != variant.taps:
+            raise ConfigError(
+                f"network.taps is {list(self.taps)} but {self.backbone} has four stages, which are all read; leave "
+                "taps out"
+            )
+        if not variant.stages and self.taps[-1] >= blocks:
+            raise ConfigError(
+                f"network.taps names block {self.taps[-1]} but {self.backbone} ends with block {blocks - 1}; "
+                "choose smaller numbers"
+            )
+
+    @property
+    def backbone_in_words(self) -> str:
+        """Its name, and how it is read."""
+        taps = ", ".join(map(str, self.taps or find_variant(self.backbone).taps))
+        return f"{self.backbone}, taps {taps}, scale {self.backbone_scale:g}"
 
 
 def check_scale(scale: float) -> None:
