@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from dinounet.run import RunRecord
 
 BACKBONES = "backbones"
+WIDTH_OF_NUMBERS = 59
+"""Of the table of costs, without the names: 80 characters with the longest of the table's."""
 
 
 def info(
@@ -59,7 +61,8 @@ def info(
     if json:
         print(files.dumps(told, indent=2))
         return
-    console = Console()
+    longest = max(len(backbone["name"]) for backbone in told) if isinstance(told, list) else 0
+    console = Console(width=max(Console().width, longest + WIDTH_OF_NUMBERS))  # no number and no name is cut
     for part in parts:
         console.print(part, soft_wrap=isinstance(part, str), highlight=False)
 

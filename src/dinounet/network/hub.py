@@ -58,6 +58,13 @@ def shards(index: Path) -> list[str]:
     return names
 
 
+def pages(variant: BackboneVariant) -> str:
+    """Where a person finds a backbone's weights."""
+    if variant.repository is None or variant.page.endswith(variant.repository):
+        return variant.page
+    return f"https://huggingface.co/{variant.repository} (the project: {variant.page})"
+
+
 def _fetch(variant: BackboneVariant, file: str) -> Path:
     """One file of the repository, as it is in the cache.
 
@@ -115,6 +122,6 @@ def _explain(error: Exception, variant: BackboneVariant) -> WeightsError:
         reason, remedy = f"{type(error).__name__}: {text}", "try again"
     return WeightsError(
         f"the weights of {variant.name} can't be had from the Hugging Face Hub: {reason}; {remedy}, or download "
-        f"{FILE} elsewhere from https://huggingface.co/{variant.repository} (the project: {variant.page}) and pass it "
+        f"{FILE} elsewhere from {pages(variant)} and pass it "
         "by --weights FILE"
     )

@@ -17,6 +17,9 @@ from dinounet.network.variants import PYRAMID, SIDE, TIMM, BackboneVariant
 FREE_LICENCES = ("apache", "mit", "bsd")
 """How licences begin that allow commercial use."""
 
+HEADS = 32
+"""What the width is a multiple of: half of it is shared by the adapter's 16 heads."""
+
 
 @functools.cache
 def inspect(name: str) -> BackboneVariant:
@@ -40,6 +43,8 @@ def inspect(name: str) -> BackboneVariant:
             model = _create(architecture)
             taps, patch, stages = _find_taps(model)
             frozen = FrozenBackbone(model.eval(), taps)
+            if frozen.width % HEADS:
+                raise ValueError(f"its features are {frozen.width} wide, and a multiple of {HEADS} is wanted")
             _try(frozen)
             with FlopCounterMode(display=False) as counter:
                 frozen.read(torch.zeros(1, 3, *frozen.seen((SIDE, SIDE))))

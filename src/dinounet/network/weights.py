@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from dinounet.errors import WeightsError
 from dinounet.network.backbone import FrozenBackbone
 from dinounet.network.formats import to_timm
-from dinounet.network.hub import FILE, INDEX, download, shards
+from dinounet.network.hub import FILE, INDEX, download, pages, shards
 from dinounet.network.published import backbone_state, mismatches
 from dinounet.network.variants import TIMM, VARIANTS, BackboneVariant, find_variant
 
@@ -102,11 +102,7 @@ def find_weights(name: str, weights: str) -> Path | None:
 
 def where_to_get(variant: BackboneVariant) -> str:
     """What a user without the right file can do."""
-    page = f"https://huggingface.co/{variant.repository}" if variant.repository else variant.page
-    return (
-        f"download the weights of {variant.name} from {page} (the project: {variant.page}) and pass their file or "
-        "folder by --weights"
-    )
+    return f"download the weights of {variant.name} from {pages(variant)} and pass their file or folder by --weights"
 
 
 def hash_backbone(backbone: FrozenBackbone) -> str:
