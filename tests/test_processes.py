@@ -26,8 +26,8 @@ from dinounet.files import write_json
 from dinounet.plans import Plan, Recipe
 from dinounet.processes import Place, my_place
 from dinounet.run import MODEL, read_log, read_run
+from dinounet.team import not_synchronised, require_shares
 from dinounet.training.learner import Learner
-from dinounet.training.team import not_synchronised, require_shares
 from networks import tiny_config
 
 STEPS = 8

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from dinounet.cli.relabel import relabel
     from dinounet.cli.report import report
     from dinounet.cli.train import train
-    from dinounet.inference.predictor import Predictor, load
+    from dinounet.inference.loading import load
+    from dinounet.inference.predictor import Predictor
     from dinounet.network.config import NetworkConfig
     from dinounet.network.dinounet import DinoUNet
     from dinounet.network.published import load_published_state_dict
@@ -37,7 +38,7 @@ _HOMES = {
         for verb in ("demo", "evaluate", "info", "plan", "predict", "relabel", "report", "train")
     },
     "Predictor": "dinounet.inference.predictor",
-    "load": "dinounet.inference.predictor",
+    "load": "dinounet.inference.loading",
     "NetworkConfig": "dinounet.network.config",
     "DinoUNet": "dinounet.network.dinounet",
     "load_published_state_dict": "dinounet.network.published",

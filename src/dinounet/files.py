@@ -116,14 +116,15 @@ def require_folder(path: Path, flag: str) -> None:
     _require_place(path, path, flag)
 
 
-def require_outside(path: Path, folder: Path, *, what: str) -> None:
-    """Make sure that an output doesn't go into the dataset, which would then hold its pictures too.
+def require_outside(path: Path, folder: Path, *, what: str, inside: str = "the dataset") -> None:
+    """Make sure that an output doesn't go into the folder it is made from, which would then hold its pictures too.
 
     Raises:
         UserError: it does.
     """
-    if folder.is_dir() and folder.resolve() in path.resolve().parents:
-        raise UserError(f"{path} lies in the dataset {folder}; give {what} a place outside of it with -o")
+    if folder.is_dir() and folder.resolve() in (path.resolve(), *path.resolve().parents):
+        place = f"is the folder of {inside}" if path.resolve() == folder.resolve() else f"lies in {inside} {folder}"
+        raise UserError(f"{path} {place}; give {what} a place outside of it with -o")
 
 
 def require_file(path: Path) -> None:
@@ -214,7 +215,7 @@ def to_record(kind: type[T], content: Any, *, where: str) -> T:
     except dacite.WrongTypeError as error:
         given: Any = content
         for key in (error.field_path or "").split("."):
-            given = given[key] if isinstance(given, Mapping) else error.value
+            given = given[key] if isinstance(given, Mapping) and key in given else error.value  # paths leave out names
         raise ConfigError(
             f"{where} has {error.field_path} = {given!r}, which is no {_type_name(error.field_type)}; correct it"
         ) from None

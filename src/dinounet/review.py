@@ -1,14 +1,17 @@
 """What a run is worth: masks of cases that it did not learn from, compared with their truth, and all of it on a page.
 
 Leaves in the run's folder `validation/` and, where cases were held out, `test/` (masks, `prediction.json`,
-`metrics.json`), and `report.html` of the latter, else of the former.
+`metrics.json`), and `report.html` of the latter, else of the former. Masks of the validation cases are as the network
+made them, and `postprocessing.json` is chosen on them; it is done to the masks of test cases, and to all later ones.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
+from dinounet.choosing import choose
 from dinounet.data.dataset import Dataset
 from dinounet.data.images import stem_of
 from dinounet.data.pairs import Case, known_files
@@ -17,8 +20,10 @@ from dinounet.evaluation.evaluate import Metrics, evaluate_cases
 from dinounet.evaluation.pictures import picture_cases
 from dinounet.evaluation.report import write_report
 from dinounet.files import METRICS, PREDICTION, read_record, remove_leftovers, whole_folder, write_json
-from dinounet.inference.predictor import load, predict_files
-from dinounet.inference.record import record_prediction
+from dinounet.inference.folder import predict_files
+from dinounet.inference.loading import load
+from dinounet.inference.postprocessing import POSTPROCESSING, describe, read_postprocessing
+from dinounet.inference.record import PredictionRecord, record_prediction
 from dinounet.progress import progress, say
 from dinounet.run import RECORD, REPORT, read_log, read_run, tell
 
@@ -50,6 +55,7 @@ def review_run(dataset: Dataset, run: Path) -> Path:
     parts = {"validation": record.data.validation_cases, "test": record.data.test_cases}
     parts = {part: names for part, names in parts.items() if names}
     parts = parts or {"training": record.data.training_cases[:MOST_LEARNED]}
+    notes = [NOTHING_KEPT] if "training" in parts else []
     for part, names in parts.items():
         cases = [case for case in dataset.cases if case.name in names]
         if len(cases) < len(names):
@@ -58,7 +64,7 @@ def review_run(dataset: Dataset, run: Path) -> Path:
             )
         if not (run / part).exists():  # else a review that was interrupted goes on from there
             with whole_folder(run / part) as folder:
-                _predict_and_evaluate(cases, run, folder)
+                _predict_and_evaluate(cases, run, folder, "auto" if part == "test" else "none")
         metrics = read_record(Metrics, run / part / METRICS, what="the metrics of a run")
         mean = metrics.mean_over_cases_and_classes
         say(
@@ -69,6 +75,10 @@ def review_run(dataset: Dataset, run: Path) -> Path:
             hd95=mean.hd95,
             unit=metrics.unit,
         )
+        if part == "validation" and not (run / POSTPROCESSING).exists():
+            _choose_postprocessing(cases, run)
+    if part != "training":
+        notes += _tell_postprocessing(run, part)
     write_report(
         run / REPORT,
         title=f"{record.data.name}, {part} cases",
@@ -76,20 +86,38 @@ def review_run(dataset: Dataset, run: Path) -> Path:
         pictures=picture_cases(metrics, cases, _masks_in(run / part)),
         run=tell(record),
         log=read_log(run),
-        notes=(NOTHING_KEPT,) if part == "training" else (),
+        notes=notes,
     )
     say("report", f"open {run / REPORT}", report=str(run / REPORT))
     return run / REPORT
 
 
-def _predict_and_evaluate(cases: Sequence[Case], run: Path, folder: Path) -> None:
+def _predict_and_evaluate(cases: Sequence[Case], run: Path, folder: Path, postprocessing: str) -> None:
     record = read_run(run)
-    predictor = load(run, device=record.device, precision=record.precision)
-    write_json(folder / PREDICTION, record_prediction(run, predictor))
+    predictor = load(run, device=record.device, precision=record.precision, postprocessing=postprocessing)
+    write_json(folder / PREDICTION, record_prediction([run], predictor))
     with progress("predicting", len(cases)) as advance:
         predict_files(predictor, cases, folder, on_case=advance)
     with progress("evaluating", len(cases)) as advance:
         evaluate_cases(cases, _masks_in(folder), predictor.plan.data.meaning, folder / METRICS, lambda _: advance())
+
+
+def _choose_postprocessing(cases: Sequence[Case], run: Path) -> None:
+    post = choose(cases, _masks_in(run / "validation"), read_run(run).plan.data.meaning)
+    write_json(run / POSTPROCESSING, post)
+    say("postprocessing", describe(post) or "no postprocessing helps", classes=asdict(post)["classes"])
+
+
+def _tell_postprocessing(run: Path, part: str) -> list[str]:
+    """What a reader must know of the steps that were chosen, if any, in a sentence."""
+    used = read_record(PredictionRecord, run / part / PREDICTION, what="the record of a prediction").postprocessing
+    if used and used.does_something:
+        return [f"These masks are postprocessed as chosen on {len(used.cases)} validation cases ({describe(used)})."]
+    chosen = read_postprocessing(run)
+    if chosen and chosen.does_something:
+        words = "These masks are as the network made them; on"
+        return [f"{words} validation cases it was chosen how later masks are postprocessed ({describe(chosen)})."]
+    return []
 
 
 def _masks_in(folder: Path) -> dict[str, Path]:

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from dinounet.errors import UserError
 from dinounet.progress import say
+from dinounet.team import Team
 from dinounet.training.batch_norm import STATISTICS
 from dinounet.training.loss import Loss
-from dinounet.training.team import Team
 
 
 class Learner:

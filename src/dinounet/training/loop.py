@@ -20,6 +20,7 @@ from dinounet.network.build import Network
 from dinounet.plans import CHECKPOINT_MINUTES
 from dinounet.progress import say
 from dinounet.run import CHECKPOINT, LOG, MODEL, PREVIOUS_CHECKPOINT, RECORD, RunRecord
+from dinounet.team import Team
 from dinounet.training.average import Average
 from dinounet.training.batch_norm import share_batch_norm
 from dinounet.training.batches import (
@@ -38,7 +39,6 @@ from dinounet.training.journal import cut_log, journal
 from dinounet.training.learner import Learner
 from dinounet.training.loss import make_loss
 from dinounet.training.optimizer import learning_rate_at, make_optimizer
-from dinounet.training.team import Team
 from dinounet.training.tracking import tracking
 from dinounet.training.validation import VALIDATION_BATCHES, validate
 

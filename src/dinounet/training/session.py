@@ -34,10 +34,10 @@ from dinounet.plans import (
 from dinounet.processes import my_place
 from dinounet.progress import progress, say
 from dinounet.run import CACHE, PLAN, RECORD, DataRecord, RunRecord, command, machine, now, read_run, versions
+from dinounet.team import Team, require_shares
 from dinounet.training.loop import fit
 from dinounet.training.planning import build_planned, check_plan, choose_fold, fit_plan, split
 from dinounet.training.reproducible import reproducible
-from dinounet.training.team import Team, require_shares
 from dinounet.training.tracking import require_trackers
 
 

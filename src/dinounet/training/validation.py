@@ -9,9 +9,9 @@ from torch import Tensor
 
 from dinounet.plans import Plan
 from dinounet.targets import to_classes, to_targets
+from dinounet.team import Team
 from dinounet.training.learner import loss_of_all
 from dinounet.training.loss import Loss
-from dinounet.training.team import Team
 
 VALIDATION_BATCHES = 10
 """Batches in a look, as published; nnU-Net takes 50."""
