@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save, save_file
 
 from dinounet.errors import WeightsError
 from dinounet.network.backbone import FrozenBackbone, build_backbone
-from dinounet.network.weights import fill_backbone, find_weights, hash_backbone
+from dinounet.network.weights import fill_backbone, find_weights, hash_backbone, read_tensors
 from networks import tiny_config
 
 NAME = "dinov3_vits16"
@@ -213,6 +213,17 @@ def test_a_file_that_is_none_of_weights_is_answered(content: bytes | None, messa
     with pytest.raises(WeightsError, match=message) as error:
         fill_backbone(build_backbone(tiny_config()), NAME, str(path))
     assert "\n" not in str(error.value)
+
+
+def test_a_safetensors_file_may_begin_as_a_pickle_does(tmp_path: Path) -> None:
+    """Its first byte is of its header's length, which may be 0x80, as a pickle's is."""
+    begins = set()
+    for more in range(256):
+        path = tmp_path / f"{more}.safetensors"
+        save_file({"a" * (1 + more): torch.ones(2)}, path)
+        begins.add(path.read_bytes()[:1])
+        assert read_tensors(path)["a" * (1 + more)].tolist() == [1, 1]
+    assert b"\x80" in begins
 
 
 class Trap:

@@ -129,9 +129,9 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         return tensors
     with path.open("rb") as file:
         start = file.read(16)
-    if start[:4] == b"PK\x03\x04" or start[:1] == b"\x80":
-        return _read_pytorch(path)
-    if start[8:9] != b"{":
+    if start[8:9] != b"{":  # where a safetensors file's header begins, after its length
+        if start[:4] == b"PK\x03\x04" or start[:1] == b"\x80":
+            return _read_pytorch(path)
         raise WeightsError(
             f"{path} is no file of weights, neither of safetensors nor of PyTorch: it begins with {start!r}; download "
             "it again, and look at it if it is small: it may say what went wrong"
