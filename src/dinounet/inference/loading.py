@@ -13,7 +13,7 @@ from dinounet.data.labels import Labels
 from dinounet.device import Device, Precision, choose_device, choose_precision
 from dinounet.errors import ConfigError, DataError, WeightsError
 from dinounet.files import read_record
-from dinounet.inference.postprocessing import Postprocessing, check_names, read_postprocessing
+from dinounet.inference.postprocessing import POSTPROCESSING, Postprocessing, agree, check_names
 from dinounet.inference.predictor import Batch, Predictor, Settings
 from dinounet.inference.views import TestTimeAugmentation
 from dinounet.network.build import Network, build_network
@@ -140,9 +140,12 @@ def _postprocessing(choice: PostprocessingChoice, folders: Sequence[Path], known
     """What is done with masks; of several runs what all of them chose."""
     if choice == "none":
         return None
-    if choice == "auto":
-        posts = [read_postprocessing(folder) for folder in folders]
-        return posts[0] if len(posts) == 1 else agree(posts)
-    post = read_record(Postprocessing, Path(choice), what="a postprocessing, as a run's folder holds it")
-    check_names(post, known)
-    return post
+    paths = [folder / POSTPROCESSING for folder in folders] if choice == "auto" else [Path(choice)]
+    posts = []
+    for path in paths:
+        found = None
+        if path.exists() or choice != "auto":
+            found = read_record(Postprocessing, path, what="a postprocessing, as a run's folder holds it")
+            check_names(found, known, str(path))
+        posts.append(found)
+    return posts[0] if len(posts) == 1 else agree(posts)
