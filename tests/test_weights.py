@@ -102,7 +102,7 @@ def test_the_hubs_weights_are_downloaded_once_and_then_come_from_the_cache(
 
 
 def test_weights_in_several_files_are_downloaded_with_their_index(
-    hub: dict[str, Answer], backbone: FrozenBackbone, tmp_path: Path
+    hub: dict[str, Answer], backbone: FrozenBackbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     state = load_file(weights_file(backbone, tmp_path / "w.safetensors"))
     whole = fill_backbone(build_backbone(tiny_config()), NAME, str(tmp_path / "w.safetensors"))
@@ -112,7 +112,7 @@ def test_weights_in_several_files_are_downloaded_with_their_index(
     hub[f"{FOLDER}/model.safetensors.index.json"] = json.dumps({"weight_map": names}).encode()
     assert fill_backbone(backbone, NAME, "hub").sha256 == whole.sha256
     hub.clear()
-    hub[f"{FOLDER}/model.safetensors"] = 404
+    offline(monkeypatch, hub)
     assert fill_backbone(build_backbone(tiny_config()), NAME, "hub").sha256 == whole.sha256  # from the cache
 
 

@@ -29,17 +29,20 @@ def download(variant: BackboneVariant) -> Path:
         )
     from huggingface_hub.errors import EntryNotFoundError
 
+    held = _cached(variant.repository, FILE) or _cached(variant.repository, INDEX)
     try:
-        return _fetch(variant, FILE)
-    except EntryNotFoundError:
-        pass
-    try:
-        index = _fetch(variant, INDEX)
+        if held is None:
+            try:
+                held = _fetch(variant, FILE)
+            except EntryNotFoundError:
+                held = _fetch(variant, INDEX)
+        if held.name == FILE:
+            return held
+        for shard in shards(held):
+            _fetch(variant, shard)
     except EntryNotFoundError as error:
         raise _explain(error, variant) from None
-    for shard in shards(index):
-        _fetch(variant, shard)
-    return index.parent
+    return held.parent
 
 
 def shards(index: Path) -> list[str]:
@@ -65,6 +68,14 @@ def pages(variant: BackboneVariant) -> str:
     return f"https://huggingface.co/{variant.repository} (the project: {variant.page})"
 
 
+def _cached(repository: str, file: str) -> Path | None:
+    """A file that was downloaded before."""
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(repository, file)
+    return Path(found) if isinstance(found, str) else None  # else it is unknown, or known not to exist
+
+
 def _fetch(variant: BackboneVariant, file: str) -> Path:
     """One file of the repository, as it is in the cache.
 
@@ -72,15 +83,14 @@ def _fetch(variant: BackboneVariant, file: str) -> Path:
         WeightsError: it can't be had.
         huggingface_hub.errors.EntryNotFoundError: the Hub answers that the repository has no such file.
     """
-    from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
+    from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
     repository = variant.repository
     assert repository is not None
     try:
-        cached = try_to_load_from_cache(repository, file)
-        if isinstance(cached, str):
-            return Path(cached)
+        if cached := _cached(repository, file):
+            return cached
         get_hf_file_metadata(hf_hub_url(repository, file), timeout=SECONDS_TO_ANSWER)  # a download would retry for long
         return Path(hf_hub_download(repository, file))
     except Exception as error:  # the hub's client raises its own errors, its HTTP library's and the system's
@@ -104,9 +114,8 @@ def _explain(error: Exception, variant: BackboneVariant) -> WeightsError:
         size = 4 * variant.frozen / 1e9
         reason = f"no space is left in {constants.HF_HUB_CACHE}, and they take {size:.2g} GB"
         remedy = "free some, or set HF_HOME to a folder on another disk"
-    elif status in (401, 403) and str(variant.repository) not in str(
-        getattr(response, "url", "")
-    ):  # where it led on to
+    elif status in (401, 403) and str(variant.repository) not in str(getattr(response, "url", "")):
+        # it is not the Hub that answers, but the store that it led to
         reason = f"the link to the file has expired or is refused ({status})"
         remedy = "try again"
     elif status in (401, 403):
@@ -122,6 +131,5 @@ def _explain(error: Exception, variant: BackboneVariant) -> WeightsError:
         reason, remedy = f"{type(error).__name__}: {text}", "try again"
     return WeightsError(
         f"the weights of {variant.name} can't be had from the Hugging Face Hub: {reason}; {remedy}, or download "
-        f"{FILE} elsewhere from {pages(variant)} and pass it "
-        "by --weights FILE"
+        f"{FILE} elsewhere from {pages(variant)} and pass it by --weights FILE"
     )
