@@ -16,7 +16,6 @@ from dinounet.data.plan import DataPlan, plan_data
 from dinounet.errors import ConfigError
 from dinounet.files import read_record
 from dinounet.network.config import NetworkConfig, UNetConfig, plan_unet
-from dinounet.network.variants import find_variant
 from dinounet.progress import progress
 
 FORMAT = 1
@@ -236,15 +235,26 @@ class Plan:
             raise ConfigError(f"network.num_classes is {self.network.num_classes} but data names {len(outputs)} {what}")
 
 
-def make_plan(data: DataPlan, recipe: Recipe, backbone: str, architecture: Architecture = "dinounet") -> Plan:
-    """Join what the data asks for with a recipe and a network; a U-Net has no backbone."""
+def make_plan(
+    data: DataPlan,
+    recipe: Recipe,
+    backbone: str,
+    architecture: Architecture = "dinounet",
+    backbone_options: Mapping[str, Any] | None = None,
+) -> Plan:
+    """Join what the data asks for with a recipe and a network; a U-Net has no backbone, and no options of one."""
     network: NetworkConfig | UNetConfig
     channels, outputs = len(data.channels), len(data.meaning.outputs)
     if architecture == "unet":
         network = plan_unet(data.patch, in_channels=channels, num_classes=outputs)
     else:
-        deep = recipe.deep_supervision
-        network = NetworkConfig(backbone=backbone, in_channels=channels, num_classes=outputs, deep_supervision=deep)
+        network = NetworkConfig(
+            backbone=backbone,
+            in_channels=channels,
+            num_classes=outputs,
+            deep_supervision=recipe.deep_supervision,
+            **(backbone_options or {}),
+        )
     return Plan(data, network, recipe)
 
 
@@ -256,6 +266,7 @@ def plan_dataset(
     *,
     changes: Mapping[str, Any] | None = None,
     architecture: Architecture = "dinounet",
+    backbone_options: Mapping[str, Any] | None = None,
 ) -> Plan:
     """Look at every case of a dataset, telling how far that is, and plan.
 
@@ -266,12 +277,13 @@ def plan_dataset(
         patch: rows and columns; by default what covers the median slice, or the recipe's.
         changes: fields of a named recipe that are to be other than it says.
         architecture: which network.
+        backbone_options: `taps` and `backbone_scale` of Dino U-Net, where they are asked for.
 
     Raises:
         DataError: what is wrong with the images and masks, all together.
         ConfigError: no backbone or recipe has that name, or a change is none.
     """
-    find_variant(backbone)  # before the pixels, which take longer
+    NetworkConfig(backbone=backbone, **(backbone_options or {}))  # before the pixels, which take longer
     base = recipe.base if isinstance(recipe, Recipe) else recipe
     if not isinstance(recipe, Recipe):
         choose_recipe(recipe, changes or {})
@@ -281,7 +293,7 @@ def plan_dataset(
         data = plan_as_published(data)
     if not isinstance(recipe, Recipe):
         recipe = choose_recipe(recipe, changes or {}, data)
-    return make_plan(data, recipe, backbone, architecture)
+    return make_plan(data, recipe, backbone, architecture, backbone_options)
 
 
 def read_plan(path: Path) -> Plan:

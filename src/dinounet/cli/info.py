@@ -3,51 +3,175 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
+if TYPE_CHECKING:
+    from rich.table import Table
 
-def info(run: Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")] = None, /) -> None:
-    """List the backbones, or tell what is known of a run.
+    from dinounet.run import RunRecord
+
+BACKBONES = "backbones"
+WIDTH_OF_NUMBERS = 59
+"""Of the table of costs, without the names: 80 characters with the longest of the table's."""
+
+
+def info(
+    what: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="backbones|timm:NAME|RUN")] = BACKBONES,
+    /,
+    *,
+    backbone_scale: float = 1.0,
+    json: bool = False,
+) -> None:
+    """List the backbones and what they cost, or tell what is known of a run.
 
     Args:
-        run: Folder that `dinounet train` wrote.
+        what: backbones for all that have a name here; timm:NAME for a model of timm's; or the folder that
+            `dinounet train` wrote.
+        backbone_scale: Of the backbones, what they cost with a grid so many times finer.
+        json: As JSON.
     """
+    import json as files
+
     from rich.console import Console
+
+    from dinounet.errors import ConfigError
+    from dinounet.network.config import check_scale
+
+    what = str(what)  # Python users may give a path
+    check_scale(backbone_scale)
+    told: Any
+    parts: list[Any]
+    if what == BACKBONES or what.startswith("timm:"):
+        from dinounet.network.variants import VARIANTS, find_variant
+
+        listed = VARIANTS.values() if what == BACKBONES else [find_variant(what)]
+        told = [_tell(variant, backbone_scale) for variant in listed]
+        parts = [*_costs(told, backbone_scale), *_sources(told)]
+    else:
+        from dataclasses import asdict
+
+        from dinounet.run import read_run
+
+        if backbone_scale != 1:
+            raise ConfigError("--backbone-scale is for the list of backbones; a run has its own")
+        record = read_run(Path(what))
+        told, parts = asdict(record), [_run(what, record)]
+    if json:
+        print(files.dumps(told, indent=2))
+        return
+    longest = max(len(backbone["name"]) for backbone in told) if isinstance(told, list) else 0
+    console = Console(width=max(Console().width, longest + WIDTH_OF_NUMBERS))  # no number and no name is cut
+    for part in parts:
+        console.print(part, soft_wrap=isinstance(part, str), highlight=False)
+
+
+def _tell(variant: Any, scale: float) -> dict[str, Any]:
+    """All that is known of a backbone."""
+    from dinounet.network.variants import gmac_at, memory_at, trained_parameters
+
+    predict, train = memory_at(variant, scale)
+    return {
+        "name": variant.name,
+        "width": variant.width,
+        "depth": variant.depth,
+        "taps": variant.taps,
+        "stages": variant.stages,
+        "patch": variant.patch,
+        "frozen": variant.frozen,
+        "trained": trained_parameters(variant),
+        "backbone_scale": scale,
+        "gmac": round(gmac_at(variant, scale), 1),
+        "predict_gb": round(predict, 2),
+        "train_gb": round(train, 2),
+        "memory": "measured" if variant.measured and scale == 1 else "estimated",
+        "licence": variant.licence,
+        "commercial_use": variant.commercial,
+        "weights": variant.repository and f"https://huggingface.co/{variant.repository}",
+        "timm_name": variant.timm_name,
+        "page": variant.page,
+    }
+
+
+def _table(title: str, columns: dict[str, bool]) -> Table:
+    """A table whose numbers stand to the right, and narrow: the longest lines have 80 characters."""
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", box=None, padding=(0, 1, 0, 0), pad_edge=False)
+    for name, is_number in columns.items():
+        table.add_column(name, justify="right" if is_number else "left", no_wrap=True)
+    return table
+
+
+def _costs(told: list[dict[str, Any]], scale: float) -> tuple[Table, str]:
+    numbers = ("frozen", "trained", "GMAC", "predict", "train")
+    table = _table(
+        "Backbones" if scale == 1 else f"Backbones, at a scale of {scale:g}",
+        {"backbone": False, "width": True, "blocks": True, "taps": False, **dict.fromkeys(numbers, True)},
+    )
+    for backbone in told:
+        about = "" if backbone["memory"] == "measured" else "~"
+        table.add_row(
+            backbone["name"],
+            str(backbone["width"]),
+            str(backbone["depth"]),
+            ",".join(map(str, backbone["taps"])),
+            _short(backbone["frozen"] / 1e6),
+            _short(backbone["trained"] / 1e6),
+            f"{backbone['gmac']:,.0f}",
+            about + _short(backbone["predict_gb"]),
+            about + _short(backbone["train_gb"]),
+        )
+    return table, (
+        "taps: the blocks that are read, or the stages of a pyramid\n"
+        "frozen, trained: millions of parameters (one channel, two classes)\n"
+        "GMAC: billions of multiplications of the backbone alone, one image of 512 x 512\n"
+        "predict, train: GB for such an image on a CPU in float32, weights included,\n"
+        "    measured, or (~) estimated from what was measured\n"
+    )
+
+
+def _short(number: float) -> str:
+    return f"{number:.1f}" if number < 100 else f"{number:,.0f}"
+
+
+def _sources(told: list[dict[str, Any]]) -> tuple[Table, str]:
+    hub = "https://huggingface.co/timm/"
+    table = _table("Weights", {"backbone": False, "licence": False, f"--weights hub: {hub}...": False})
+    licences = {}
+    for backbone in told:
+        short = backbone["licence"].split()[0]
+        table.add_row(backbone["name"], short, (backbone["weights"] or "none").removeprefix(hub))
+        licences[short] = (
+            f"{backbone['licence']}\n    commercial use: {backbone['commercial_use']}; the project: {backbone['page']}"
+        )
+    return table, "\n".join(licences.values())
+
+
+def _run(title: str, record: RunRecord) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    if run is None:
-        from dinounet.network.variants import VARIANTS
-
-        table = Table("backbone", "width", "blocks", "taps", "parameters", "licence", title="Backbones")
-        for variant in VARIANTS.values():
-            taps = ", ".join(map(str, variant.taps))
-            size = f"{variant.parameters / 1e6:,.1f} M"
-            table.add_row(variant.name, str(variant.width), str(variant.depth), taps, size, variant.licence)
-    else:
-        from dinounet.run import read_run
-
-        record = read_run(run)
-        plan, backbone = record.plan, record.backbone
-        table = Table("", "", title=Text(str(run)), show_header=False)
-        for name, value in {
-            "status": f"{record.status}, {record.steps_done} steps of {plan.recipe.duration}",
-            "dataset": f"{record.data.name}, sha256 {record.data.sha256[:12]}",
-            "cases": f"{len(record.data.training_cases)} to train on, {len(record.data.validation_cases)} to watch",
-            "labels": ", ".join(f"{name} = {label}" for name, label in plan.data.meaning.given.items()),
-            "regions": ", ".join(region.name for region in plan.data.regions or ()) or "none",
-            "channels": ", ".join(f"{channel.name} ({channel.normalisation})" for channel in plan.data.channels),
-            "patch": f"{plan.data.patch[0]} x {plan.data.patch[1]}",
-            "network": plan.network.architecture,
-            "backbone": f"{backbone.name}, weights {backbone.weights}, {backbone.sha256[:12]}" if backbone else "none",
-            "licence of the backbone": backbone.licence if backbone else "none",
-            "parameters": f"{record.trained_parameters:,} trained, {record.frozen_parameters:,} frozen",
-            "trained": f"{record.started}, {record.seconds / 60:.1f} minutes on {record.device} in {record.precision}",
-            "command": " ".join(record.command),
-            "versions": ", ".join(f"{name} {version}" for name, version in record.versions.items()),
-            "notes": "; ".join(record.notes) or "none",
-        }.items():
-            table.add_row(name, Text(value))
-    Console().print(table)
+    plan, backbone = record.plan, record.backbone
+    table = Table("", "", title=Text(title), show_header=False)
+    for name, value in {
+        "status": f"{record.status}, {record.steps_done} steps of {plan.recipe.duration}",
+        "dataset": f"{record.data.name}, sha256 {record.data.sha256[:12]}",
+        "cases": f"{len(record.data.training_cases)} to train on, {len(record.data.validation_cases)} to watch",
+        "labels": ", ".join(f"{name} = {label}" for name, label in plan.data.meaning.given.items()),
+        "regions": ", ".join(region.name for region in plan.data.regions or ()) or "none",
+        "channels": ", ".join(f"{channel.name} ({channel.normalisation})" for channel in plan.data.channels),
+        "patch": f"{plan.data.patch[0]} x {plan.data.patch[1]}",
+        "network": plan.network.architecture,
+        "backbone": getattr(plan.network, "backbone_in_words", "none"),
+        "weights of the backbone": f"{backbone.weights}, {backbone.sha256[:12]}" if backbone else "none",
+        "licence of the backbone": backbone.licence if backbone else "none",
+        "parameters": f"{record.trained_parameters:,} trained, {record.frozen_parameters:,} frozen",
+        "trained": f"{record.started}, {record.seconds / 60:.1f} minutes on {record.device} in {record.precision}",
+        "command": " ".join(record.command),
+        "versions": ", ".join(f"{name} {version}" for name, version in record.versions.items()),
+        "notes": "; ".join(record.notes) or "none",
+    }.items():
+        table.add_row(name, Text(value))
+    return table

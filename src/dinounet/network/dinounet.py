@@ -60,6 +60,7 @@ class DinoUNet(nn.Module):
             heads=config.attention_heads,
             points=config.attention_points,
             drop_path=config.drop_path,
+            tap_widths=self.backbone.widths,
         )
         self.fapm = FidelityAwareProjection(width, config.rank, config.widths)
         self.enlarge = nn.ModuleList(Enlarge(skip_width) for skip_width in config.widths)
@@ -83,7 +84,8 @@ class DinoUNet(nn.Module):
         """The decoder's skips, finest first: (B, widths[i], H/2^i, W/2^i); the image's sides are multiples of 32."""
         if image.shape[1] == 1:
             image = image.expand(-1, 3, -1, -1)
-        maps = self.adapter(image, self.backbone(self._three_channels(image)))
+        taps = self.backbone(self._three_channels(image))
+        maps = self.adapter(image, taps, self.backbone.grids(image.shape[-2:]))
         return [enlarge(map) for enlarge, map in zip(self.enlarge, self.fapm(maps), strict=True)]
 
     def _three_channels(self, image: Tensor) -> Tensor:

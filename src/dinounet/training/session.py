@@ -49,6 +49,7 @@ def start_run(
     changes: Mapping[str, Any] | None = None,
     architecture: Architecture | None = None,
     backbone: str | None = None,
+    backbone_options: Mapping[str, Any] | None = None,
     weights: str = "hub",
     plan_file: Path | None = None,
     patch: tuple[int, int] | None = None,
@@ -82,9 +83,9 @@ def start_run(
             if team.leads:
                 frozen = _make_run(
                     data, output, recipe=recipe, changes=changes, architecture=architecture, backbone=backbone,
-                    weights=weights, plan_file=plan_file, patch=patch, fold=fold, test=test, labels=labels,
-                    channels=channels, device=chosen, precision=computed, micro_batch=micro_batch,
-                    processes=team.size, deterministic=deterministic, track=track, notes=notes,
+                    backbone_options=backbone_options or {}, weights=weights, plan_file=plan_file, patch=patch,
+                    fold=fold, test=test, labels=labels, channels=channels, device=chosen, precision=computed,
+                    micro_batch=micro_batch, processes=team.size, deterministic=deterministic, track=track, notes=notes,
                 )  # fmt: skip
         return _go_on(data, output, read_run(output), team, frozen, checkpoint_minutes, cache, resume=False)
 
@@ -97,6 +98,7 @@ def _make_run(
     changes: Mapping[str, Any] | None,
     architecture: Architecture | None,
     backbone: str | None,
+    backbone_options: Mapping[str, Any],
     weights: str,
     plan_file: Path | None,
     patch: tuple[int, int] | None,
@@ -116,7 +118,7 @@ def _make_run(
     require_new(output, what="the run")
     require_outside(output, data, what="the run")
     planned = recipe if isinstance(recipe, Recipe) else choose_recipe(recipe or "default", changes or {})
-    if plan_file and (recipe or changes or architecture or backbone or patch):
+    if plan_file and (recipe or changes or architecture or backbone or backbone_options or patch):
         raise ConfigError(
             f"{plan_file} holds recipe, network, backbone and patch already; change them there, or leave it out"
         )
@@ -134,12 +136,13 @@ def _make_run(
     # weights before pixels: what can fail fast, fails first
     frozen = known = None
     if architecture == "dinounet":
-        config = edited.network if edited else NetworkConfig(backbone=backbone or NetworkConfig.backbone)
+        named = backbone or NetworkConfig.backbone
+        config = edited.network if edited else NetworkConfig(backbone=named, **backbone_options)
         assert isinstance(config, NetworkConfig)
         frozen = build_backbone(config)
         known = fill_backbone(frozen, config.backbone, weights, seed)
-    elif backbone or weights != "hub":
-        say("network", "a U-Net has no backbone; --backbone and --weights are not used")
+    elif backbone or backbone_options or weights != "hub":
+        say("network", "a U-Net has no backbone; what is asked of one is not used")
     plan = edited or plan_dataset(
         dataset,
         recipe or "default",
@@ -147,6 +150,7 @@ def _make_run(
         patch,
         changes=changes,
         architecture=architecture,
+        backbone_options=backbone_options,
     )
     check_plan(plan, dataset)
     batch_is_given = bool(edited) or decides_batch(recipe or "default", changes or {})
@@ -242,6 +246,8 @@ def resume_run(
         "recipe": plan.recipe if isinstance(asked.get("recipe"), Recipe) else plan.recipe.base,
         "network": plan.network.architecture,
         "backbone": record.backbone and record.backbone.name,
+        "taps": getattr(plan.network, "taps", None),
+        "backbone_scale": getattr(plan.network, "backbone_scale", None),
         "plan": plan,
         "patch": plan.data.patch,
         "fold": record.fold,
