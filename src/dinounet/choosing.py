@@ -31,7 +31,7 @@ FEWEST_GAINS = 2
 GAIN = 0.001
 """By which a step must raise the class's mean Dice."""
 
-LOSS = 0.005
+LOSS = 0.001
 """Dice that a step may cost one case at most."""
 
 SINGLE = 0.95

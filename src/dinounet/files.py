@@ -218,7 +218,7 @@ def to_record(kind: type[T], content: Any, *, where: str) -> T:
     except dacite.WrongTypeError as error:
         given: Any = content
         for key in (error.field_path or "").split("."):
-            given = given[key] if isinstance(given, Mapping) else error.value
+            given = given[key] if isinstance(given, Mapping) and key in given else error.value  # paths leave out names
         raise ConfigError(
             f"{where} has {error.field_path} = {given!r}, which is no {_type_name(error.field_type)}; correct it"
         ) from None

@@ -23,7 +23,7 @@ from dinounet.evaluation.report import write_report
 from dinounet.files import METRICS, PREDICTION, read_record, remove_leftovers, whole_folder, write_json
 from dinounet.inference.folder import predict_files
 from dinounet.inference.loading import load
-from dinounet.inference.postprocessing import POSTPROCESSING, Postprocessing, describe, read_postprocessing
+from dinounet.inference.postprocessing import POSTPROCESSING, describe, read_postprocessing
 from dinounet.inference.record import PredictionRecord, record_prediction
 from dinounet.progress import progress, say
 from dinounet.run import RECORD, REPORT, read_log, read_run, tell
@@ -65,8 +65,7 @@ def review_run(dataset: Dataset, run: Path) -> Path:
             )
         if not (run / part).exists():  # else a review that was interrupted goes on from there
             with whole_folder(run / part) as folder:
-                post = read_postprocessing(run) if part == "test" else None
-                _predict_and_evaluate(cases, run, folder, post)
+                _predict_and_evaluate(cases, run, folder, "auto" if part == "test" else "none")
         metrics = read_metrics(run / part / METRICS)
         mean = metrics.mean_over_cases_and_classes
         say(
@@ -94,9 +93,9 @@ def review_run(dataset: Dataset, run: Path) -> Path:
     return run / REPORT
 
 
-def _predict_and_evaluate(cases: Sequence[Case], run: Path, folder: Path, post: Postprocessing | None) -> None:
+def _predict_and_evaluate(cases: Sequence[Case], run: Path, folder: Path, postprocessing: str) -> None:
     record = read_run(run)
-    predictor = load(run, device=record.device, precision=record.precision)
+    predictor = load(run, device=record.device, precision=record.precision, postprocessing=postprocessing)
     write_json(folder / PREDICTION, record_prediction([run], predictor))
     with progress("predicting", len(cases)) as advance:
         predict_files(predictor, cases, folder, on_case=advance)

@@ -13,7 +13,7 @@ from dinounet.data.labels import Labels
 from dinounet.device import Device, Precision, choose_device, choose_precision
 from dinounet.errors import ConfigError, DataError, WeightsError
 from dinounet.files import read_record
-from dinounet.inference.postprocessing import Postprocessing, check_names, read_postprocessing
+from dinounet.inference.postprocessing import POSTPROCESSING, Postprocessing, agree, check_names
 from dinounet.inference.predictor import Batch, Predictor, Settings
 from dinounet.inference.views import TestTimeAugmentation
 from dinounet.network.build import Network, build_network
@@ -22,7 +22,7 @@ from dinounet.plans import Plan
 from dinounet.run import MODEL, RECORD, RunRecord, read_run
 
 PostprocessingChoice = Literal["auto", "none"] | str | Path
-"""auto: the run's own, where its review chose one; none; or a file."""
+"""auto: what the run's review chose, of several runs what all of them chose; none; or a file."""
 
 
 def load(
@@ -78,8 +78,7 @@ def load(
         networks.append(network)
     chosen = choose_device(device)
     backbone = filled[0][2] if first.backbone else None
-    together = Path(runs) if isinstance(runs, str | Path) else None
-    post = _postprocessing(postprocessing, folders, together, first.plan.data.meaning)
+    post = _postprocessing(postprocessing, folders, first.plan.data.meaning)
     return Predictor(networks, first.plan, backbone, chosen, choose_precision(precision, chosen), settings, post)
 
 
@@ -137,15 +136,16 @@ def _fill(network: Any, known: BackboneRecord, weights: str | None, seed: int, r
     return found
 
 
-def _postprocessing(
-    choice: PostprocessingChoice, folders: Sequence[Path], together: Path | None, known: Labels
-) -> Postprocessing | None:
-    """What is done with masks; of several runs what was chosen on all their validation cases, beside them."""
+def _postprocessing(choice: PostprocessingChoice, folders: Sequence[Path], known: Labels) -> Postprocessing | None:
+    """What is done with masks; of several runs what all of them chose."""
     if choice == "none":
         return None
-    if choice == "auto":
-        place = folders[0] if len(folders) == 1 else together
-        return read_postprocessing(place) if place is not None else None
-    post = read_record(Postprocessing, Path(choice), what="a postprocessing, as a run's folder holds it")
-    check_names(post, known)
-    return post
+    paths = [folder / POSTPROCESSING for folder in folders] if choice == "auto" else [Path(choice)]
+    posts = []
+    for path in paths:
+        found = None
+        if path.exists() or choice != "auto":
+            found = read_record(Postprocessing, path, what="a postprocessing, as a run's folder holds it")
+            check_names(found, known, str(path))
+        posts.append(found)
+    return posts[0] if len(posts) == 1 else agree(posts)

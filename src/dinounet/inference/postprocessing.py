@@ -110,12 +110,32 @@ def read_postprocessing(run: Path) -> Postprocessing | None:
     return read_record(Postprocessing, path, what="a run's postprocessing") if path.exists() else None
 
 
-def check_names(post: Postprocessing, known: Labels) -> None:
-    """Raise a ConfigError if steps are meant for what masks don't hold."""
+def agree(posts: Sequence[Postprocessing | None]) -> Postprocessing | None:
+    """What several runs, such as the folds of a dataset, all chose for themselves; None unless each has chosen.
+
+    A size is the smallest of theirs, and none where their units differ.
+    """
+    chosen = [post for post in posts if post is not None]
+    if len(chosen) < len(posts) or not chosen:
+        return None
+    first = chosen[0]
+    same_unit = all(post.unit == first.unit for post in chosen)
+    classes = {}
+    for name in first.classes:
+        steps = [post.classes.get(name, Steps()) for post in chosen]
+        sizes = [one.smallest for one in steps if one.smallest is not None]
+        smallest = min(sizes) if same_unit and len(sizes) == len(steps) else None
+        classes[name] = Steps(all(one.keep_largest for one in steps), smallest, all(one.fill_holes for one in steps))
+    cases = tuple(dict.fromkeys(case for post in chosen for case in post.cases))
+    return Postprocessing(classes, first.unit, first.spacing, cases)
+
+
+def check_names(post: Postprocessing, known: Labels, where: str = "the postprocessing") -> None:
+    """Raise a ConfigError if steps are meant for what masks don't hold; `where` says in which file."""
     unknown = [name for name in post.classes if name not in known.foreground]
     if unknown:
         raise ConfigError(
-            f"the postprocessing names {', '.join(unknown)}, but masks hold {', '.join(known.foreground)}; name these"
+            f"{where} names {', '.join(unknown)}, but masks hold {', '.join(known.foreground)}; name these"
         )
 
 
