@@ -17,6 +17,7 @@ from dinounet.network.backbone import FrozenBackbone, build_backbone
 from dinounet.network.config import NetworkConfig
 from dinounet.network.decoder import Decoder, Enlarge
 from dinounet.network.fapm import FidelityAwareProjection
+from dinounet.network.onednn import products_by_onednn
 
 STRIDE = 32
 """The coarsest map's; the core wants sides that are multiples of it."""
@@ -71,7 +72,8 @@ class DinoUNet(nn.Module):
     def forward(self, image: Tensor) -> Tensor | list[Tensor]:
         require_shape(image, self.config.in_channels)
         height, width = image.shape[-2:]
-        skips = self.encode(pad_to_stride(image))
+        with products_by_onednn(image.device):
+            skips = self.encode(pad_to_stride(image))
         if self.training and self.config.deep_supervision:
             return [
                 logits[..., : math.ceil(height / 2**scale), : math.ceil(width / 2**scale)]
