@@ -84,12 +84,13 @@ def _attention(query: Tensor, key: Tensor, value: Tensor, *more: Any, **named: A
     precision = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else query.dtype
     result = torch.empty_like(value, dtype=precision, memory_format=torch.contiguous_format)
     with torch.autocast("cpu", enabled=False):
-        query = (query * query.shape[-1] ** -0.5).to(precision)
-        key, across = key.to(precision), value.to(precision, memory_format=torch.contiguous_format).transpose(-1, -2)
+        # scores in float32, as PyTorch has them: of bfloat16 they'd double the error of the backbone's features
+        query, key = query.float() * query.shape[-1] ** -0.5, key.float()
+        across = value.to(precision, memory_format=torch.contiguous_format).transpose(-1, -2)
         for image in range(len(query)):
             for head in range(query.shape[1]):
-                scores = _product(query[image, head], key[image, head])
-                result[image, head] = _product(scores.softmax(-1), across[image, head])
+                shares = _product(query[image, head], key[image, head]).softmax(-1)
+                result[image, head] = _product(shares.to(precision), across[image, head])
     return result
 
 
