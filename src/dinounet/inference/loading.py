@@ -17,6 +17,7 @@ from dinounet.inference.postprocessing import POSTPROCESSING, Postprocessing, ag
 from dinounet.inference.predictor import Batch, Predictor, Settings
 from dinounet.inference.views import TestTimeAugmentation
 from dinounet.network.build import Network, build_network
+from dinounet.network.initialisation import WithoutInitialValues
 from dinounet.network.weights import BackboneRecord, fill_backbone
 from dinounet.plans import Plan
 from dinounet.run import MODEL, RECORD, RunRecord, read_run
@@ -66,7 +67,8 @@ def load(
     for folder, record in zip(folders, records, strict=True):
         known = record.backbone
         shared = next((one for one in filled if _same_backbone(one[0], record)), None)
-        network = build_network(record.plan.network, shared[1] if shared else None)
+        with WithoutInitialValues():
+            network = build_network(record.plan.network, shared[1] if shared else None)
         if known and not shared:
             found = _fill(network, known, weights, record.plan.recipe.seed, folder)
             filled.append((record, network.backbone, found))

@@ -18,6 +18,7 @@ from dinounet.network.backbone import FrozenBackbone, build_backbone
 from dinounet.network.config import NetworkConfig
 from dinounet.network.decoder import Decoder, Enlarge
 from dinounet.network.fapm import FidelityAwareProjection
+from dinounet.network.onednn import products_by_onednn
 
 STRIDE = 32
 """The coarsest map's; the core wants sides that are multiples of it."""
@@ -73,7 +74,8 @@ class DinoUNet(nn.Module):
         """Logits; `taps` are what `see` gives for this image, where that is known already."""
         require_shape(image, self.config.in_channels)
         height, width = image.shape[-2:]
-        skips = self.encode(pad_to_stride(image), taps)
+        with products_by_onednn(image.device):
+            skips = self.encode(pad_to_stride(image), taps)
         if self.training and self.config.deep_supervision:
             return [
                 logits[..., : math.ceil(height / 2**scale), : math.ceil(width / 2**scale)]
@@ -84,7 +86,8 @@ class DinoUNet(nn.Module):
 
     def see(self, image: Tensor) -> list[Tensor]:
         """What the frozen backbone reads in an image of any size: its four taps, (B, h * w, D)."""
-        return self.backbone(self._three_channels(pad_to_stride(image)))
+        with products_by_onednn(image.device):
+            return self.backbone(self._three_channels(pad_to_stride(image)))
 
     def encode(self, image: Tensor, taps: Sequence[Tensor] = ()) -> list[Tensor]:
         """The decoder's skips, finest first: (B, widths[i], H/2^i, W/2^i); the image's sides are multiples of 32."""

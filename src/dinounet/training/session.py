@@ -41,6 +41,7 @@ from dinounet.run import CACHE, PLAN, RECORD, DataRecord, RunRecord, command, ma
 from dinounet.team import Team, require_shares
 from dinounet.training.features import CachedFeatures, cache_features, choose_features
 from dinounet.training.loop import fit
+from dinounet.training.memory import give_back_freed
 from dinounet.training.planning import build_planned, check_plan, choose_fold, fit_plan, split
 from dinounet.training.reproducible import reproducible
 from dinounet.training.tracking import require_trackers
@@ -380,6 +381,7 @@ def _see(
     for backbone in (frozen, without_weights):
         if backbone is not None:
             backbone.drop_weights()
+    give_back_freed()
     return features, without_weights
 
 
