@@ -22,7 +22,7 @@ from dinounet.network.config import NetworkConfig
 from dinounet.network.dinounet import DinoUNet
 from dinounet.training.memory import watch_memory
 
-PARTS = ("prior", "interactions", "fapm", "enlarge", "decoder")
+PARTS = ("prior", "interactions", "merging", "fapm", "enlarge", "decoder")
 
 
 def build(name: str) -> DinoUNet:
@@ -34,23 +34,28 @@ def build(name: str) -> DinoUNet:
     return DinoUNet(config, bare).train()
 
 
-def step(network: DinoUNet, side: int, precision: str, optimizer: torch.optim.Optimizer | None) -> None:
-    """One training step of one image."""
+def step(network: DinoUNet, side: int, precision: str, optimizer: torch.optim.Optimizer | None) -> list[float]:
+    """One training step of one image; CPU seconds of forward, backward and optimizer."""
     backbone = network.backbone
     taps = [
         torch.randn(1, rows * columns, width)
         for (rows, columns), width in zip(backbone.grids((side, side)), backbone.widths, strict=True)
     ]
     image, mask = torch.randn(1, 1, side, side), torch.zeros(1, side, side, dtype=torch.int64)
+    clock = [time.process_time()]
     with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
         scales = network(image, *taps)
-    sum(
+    loss = sum(
         torch.nn.functional.cross_entropy(logits.float(), mask[:, :: 2**scale, :: 2**scale])
         for scale, logits in enumerate(scales)
-    ).backward()
+    )
+    clock.append(time.process_time())
+    loss.backward()
+    clock.append(time.process_time())
     if optimizer:
         optimizer.step()
     network.zero_grad()
+    return np.diff([*clock, time.process_time()]).tolist()
 
 
 def watch_parts(network: DinoUNet) -> dict[str, float]:
@@ -58,7 +63,11 @@ def watch_parts(network: DinoUNet) -> dict[str, float]:
     seconds: dict[str, float] = defaultdict(float)
     adapter = network.adapter
     extractors = [extractor for group in adapter.interactions for extractor in group]
-    watched = [("prior", adapter.prior), *(("interactions", extractor) for extractor in extractors)]
+    watched = [
+        ("adapter", adapter),
+        ("prior", adapter.prior),
+        *(("interactions", extractor) for extractor in extractors),
+    ]
     watched += [("fapm", network.fapm), *(("enlarge", part) for part in network.enlarge), ("decoder", network.decoder)]
     for name, part in watched:
         part.register_forward_pre_hook(
@@ -72,21 +81,23 @@ def measure_time(names: list[str], side: int, precision: str, rounds: int) -> No
     networks = {name: build(name) for name in names}
     parts = {name: watch_parts(network) for name, network in networks.items()}
     optimizers = {name: torch.optim.AdamW(p for p in n.parameters() if p.requires_grad) for name, n in networks.items()}
-    taken: dict[str, list[float]] = defaultdict(list)
+    taken: dict[str, list[list[float]]] = defaultdict(list)
     for number in range(rounds + 1):  # the first one warms up
         for name, network in networks.items():
-            began = time.process_time()
-            step(network, side, precision, optimizers[name])
+            seconds = step(network, side, precision, optimizers[name])
             if number:
-                taken[name].append(time.process_time() - began)
+                taken[name].append(seconds)
             else:
                 parts[name].clear()
     print(f"one image of {side} x {side}, {precision}, {rounds} rounds, {torch.get_num_threads()} thread")
     for name in names:
-        ratios = [own / first for own, first in zip(taken[name], taken[names[0]], strict=True)]
+        ratios = [sum(own) / sum(first) for own, first in zip(taken[name], taken[names[0]], strict=True)]
+        parts[name]["merging"] = parts[name]["adapter"] - parts[name]["prior"] - parts[name]["interactions"]
+        stages = zip(("forward", "backward", "optimizer"), np.median(taken[name], axis=0), strict=True)
+        whole = ", ".join(f"{stage} {seconds:.2f}" for stage, seconds in stages)
         forward = ", ".join(f"{part} {parts[name][part] / rounds:.2f}" for part in PARTS)
         ratio = f"{median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f}) of {names[0]}'s"
-        print(f"{name}: {median(taken[name]):.2f} s a step, {ratio}; forward: {forward}")
+        print(f"{name}: {ratio}; {whole} s; forward of {forward}")
 
 
 def measure_backbones(names: list[str], side: int, precision: str, rounds: int) -> None:

@@ -87,8 +87,7 @@ class Recipe:
     """What happens to patches before they are learned from."""
 
     cache_features: CacheFeatures = "off"
-    """Whether the frozen backbone sees each tile once and for all, before training: on needs disk, and leaves of the
-    augmentation mirrors, quarter turns and changed intensities; auto: on where it saves more than half of a step."""
+    """Whether the backbone sees a fixed set of tiles once, and not in training; auto: where it saves half a step."""
 
     feature_variants: int = 1
     """With cached features: how often the intensities of each tile and view are changed, if augmentation is nnunet."""
