@@ -91,9 +91,11 @@ class DinoUNet(nn.Module):
 
     def encode(self, image: Tensor, taps: Sequence[Tensor] = ()) -> list[Tensor]:
         """The decoder's skips, finest first: (B, widths[i], H/2^i, W/2^i); the image's sides are multiples of 32."""
-        taps = [tap.to(image.dtype) for tap in taps] or self.backbone(self._three_channels(image))
         if image.shape[1] == 1:
             image = image.expand(-1, 3, -1, -1)
+        if not torch.is_grad_enabled():  # backward is faster, and autograd's memory less, in PyTorch's own order
+            image = image.contiguous(memory_format=torch.channels_last)
+        taps = [tap.to(image.dtype) for tap in taps] or self.backbone(self._three_channels(image))
         maps = self.adapter(image, taps, self.backbone.grids(image.shape[-2:]))
         return [enlarge(map) for enlarge, map in zip(self.enlarge, self.fapm(maps), strict=True)]
 
