@@ -17,6 +17,7 @@ from dinounet.network.backbone import FrozenBackbone, build_backbone
 from dinounet.network.config import NetworkConfig
 from dinounet.network.decoder import Decoder, Enlarge
 from dinounet.network.fapm import FidelityAwareProjection
+from dinounet.network.onednn import products_by_onednn
 
 STRIDE = 32
 """The coarsest map's; the core wants sides that are multiples of it."""
@@ -71,7 +72,8 @@ class DinoUNet(nn.Module):
     def forward(self, image: Tensor) -> Tensor | list[Tensor]:
         require_shape(image, self.config.in_channels)
         height, width = image.shape[-2:]
-        skips = self.encode(pad_to_stride(image))
+        with products_by_onednn(image.device):
+            skips = self.encode(pad_to_stride(image))
         if self.training and self.config.deep_supervision:
             return [
                 logits[..., : math.ceil(height / 2**scale), : math.ceil(width / 2**scale)]
@@ -84,6 +86,8 @@ class DinoUNet(nn.Module):
         """The decoder's skips, finest first: (B, widths[i], H/2^i, W/2^i); the image's sides are multiples of 32."""
         if image.shape[1] == 1:
             image = image.expand(-1, 3, -1, -1)
+        if not torch.is_grad_enabled():  # backward is faster, and autograd's memory less, in PyTorch's own order
+            image = image.contiguous(memory_format=torch.channels_last)
         taps = self.backbone(self._three_channels(image))
         maps = self.adapter(image, taps, self.backbone.grids(image.shape[-2:]))
         return [enlarge(map) for enlarge, map in zip(self.enlarge, self.fapm(maps), strict=True)]
