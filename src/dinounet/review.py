@@ -103,7 +103,9 @@ def review_run(dataset: Dataset, run: Path) -> Path:
 
 def _predict_and_evaluate(cases: Sequence[Case], run: Path, folder: Path, postprocessing: str) -> None:
     record = read_run(run)
-    predictor = load(run, device=record.device, precision=record.precision, postprocessing=postprocessing)
+    predictor = load(
+        run, device=record.device, precision=record.precision, offload=record.offload, postprocessing=postprocessing
+    )
     made, started = record_prediction([run], predictor), time.monotonic()
     calibrates = _bytes_of_probabilities(predictor, len(cases)) <= MOST_FOR_CALIBRATION
     with progress("predicting", len(cases)) as advance:

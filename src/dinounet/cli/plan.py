@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
@@ -29,6 +29,7 @@ def plan(
     backbone: str = NetworkConfig.backbone,
     taps: tuple[int, int, int, int] | None = None,
     backbone_scale: float = NetworkConfig.backbone_scale,
+    backbone_precision: Literal["auto", "fp32", "bf16", "int8"] = "auto",
     patch: tuple[int, int] | None = None,
     test: Path | None = None,
     labels: str | None = None,
@@ -49,6 +50,8 @@ def plan(
         taps: Four of its blocks to read, counted from 0; by default its usual ones.
         backbone_scale: How many times finer its grid is than usual, from 1 to 4: it sees the image so much larger, at
             the cost that `dinounet info backbones --backbone-scale` tells.
+        backbone_precision: How its weights are held: fp32, bf16 in half the memory, int8 in a quarter; auto is bf16 for
+            7B and fp32 for all others.
         patch: Rows and columns of a patch; by default what covers the median slice, at most 512.
         test: Text file that names, a line each, cases or groups (such as patients) to hold out for a test: they are
             not looked at, and training by this plan leaves them out too.
@@ -82,7 +85,11 @@ def plan(
         parse_channels(channels) if channels else None,
         test=read_test_list(Path(test)) if test else (),
     )
-    options = {"taps": tuple(taps) if taps else None, "backbone_scale": backbone_scale}
+    options = {
+        "taps": tuple(taps) if taps else None,
+        "backbone_scale": backbone_scale,
+        "backbone_precision": None if backbone_precision == "auto" else backbone_precision,
+    }
     found = plan_dataset(
         dataset, recipe, backbone, patch, changes=changes, architecture=network, backbone_options=options
     )

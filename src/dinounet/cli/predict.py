@@ -30,6 +30,7 @@ def predict(
     weights: str | None = None,
     device: Device = "auto",
     precision: Precision = "auto",
+    offload: bool = False,
 ) -> list[Path]:
     """Segment images with a trained run; masks come in the images' own format and geometry.
 
@@ -57,6 +58,7 @@ def predict(
         weights: Where the backbone's weights are, if not where they were in training.
         device: Where to compute.
         precision: How precisely; auto is bf16 where the device computes with it natively.
+        offload: Leave the backbone's weights on the disk and bring each block as it computes: slower, in little memory.
 
     Returns:
         The masks' paths.
@@ -82,8 +84,8 @@ def predict(
 
         team = Team(choose_device(device), "fp32")
     predictor = load(
-        [run, *also] if also else run, weights=weights, device=device, precision=precision, tta=tta, step=step,
-        batch=batch, postprocessing=postprocessing,
+        [run, *also] if also else run, weights=weights, device=device, precision=precision, offload=offload, tta=tta,
+        step=step, batch=batch, postprocessing=postprocessing,
     )  # fmt: skip
     cases = find_inputs(inputs, predictor.plan.data)
     outputs = Outputs(output, choose_endings(cases, format), probabilities, uncertainty, overlay)

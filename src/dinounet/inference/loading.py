@@ -16,7 +16,9 @@ from dinounet.files import read_record
 from dinounet.inference.postprocessing import POSTPROCESSING, Postprocessing, agree, check_names
 from dinounet.inference.predictor import Batch, Predictor, Settings
 from dinounet.inference.views import TestTimeAugmentation
+from dinounet.network.backbone import FrozenBackbone, build_backbone
 from dinounet.network.build import Network, build_network
+from dinounet.network.config import NetworkConfig
 from dinounet.network.initialisation import WithoutInitialValues
 from dinounet.network.weights import BackboneRecord, fill_backbone
 from dinounet.plans import Plan
@@ -32,6 +34,7 @@ def load(
     weights: str | None = None,
     device: Device = "auto",
     precision: Precision = "auto",
+    offload: bool = False,
     tta: TestTimeAugmentation = "none",
     step: float = 0.5,
     batch: Batch = "auto",
@@ -44,6 +47,7 @@ def load(
         weights: where to find the backbone's weights if not where they were in training.
         device: where to compute.
         precision: how precisely.
+        offload: leave the backbone on the disk, and bring each block when it computes.
         tta: which mirrored and turned copies of each tile are averaged: none, flip (4), full (8).
         step: distance of neighbouring tiles at the most, as a share of a tile.
         batch: tiles at a time.
@@ -58,8 +62,9 @@ def load(
     first = records[0]
     for folder, record in zip(folders[1:], records[1:], strict=True):
         _require_alike(record.plan, folder, first.plan, folders[0])
-    if weights and all(record.backbone is None for record in records):
-        raise ConfigError(f"{folders[0]} is a U-Net, which has no backbone; leave --weights out")
+    if (weights or offload) and all(record.backbone is None for record in records):
+        flag = "--weights" if weights else "--offload"
+        raise ConfigError(f"{folders[0]} is a U-Net, which has no backbone; leave {flag} out")
     settings = Settings(tta, step, batch)
     networks: list[Network] = []
     filled: list[tuple[RunRecord, Any, BackboneRecord]] = []
@@ -68,7 +73,7 @@ def load(
         known = record.backbone
         shared = next((one for one in filled if _same_backbone(one[0], record)), None)
         with WithoutInitialValues():
-            network = build_network(record.plan.network, shared[1] if shared else None)
+            network = build_network(record.plan.network, shared[1] if shared else _outline(record, offload))
         if known and not shared:
             found = _fill(network, known, weights, record.plan.recipe.seed, folder)
             filled.append((record, network.backbone, found))
@@ -119,6 +124,12 @@ def _require_alike(plan: Plan, folder: Path, first: Plan, first_folder: Path) ->
                 f"{folder} and {first_folder} can't predict together: their plans differ in data.{name}; train them by "
                 "one plan (--plan plan.json)"
             )
+
+
+def _outline(record: RunRecord, offload: bool) -> FrozenBackbone | None:
+    """The run's backbone, not filled yet; a U-Net has none."""
+    config = record.plan.network
+    return build_backbone(config, offload=offload) if isinstance(config, NetworkConfig) else None
 
 
 def _same_backbone(one: RunRecord, other: RunRecord) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import timm
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 
 from dinounet.errors import ConfigError
 from dinounet.network.config import NetworkConfig
+from dinounet.network.held import Held, hold_linears, outlined
 from dinounet.network.variants import PYRAMID, find_variant
 
 GRID = 16
@@ -43,13 +45,19 @@ class FrozenBackbone(nn.Module):
         vit: a model of timm's with `forward_intermediates` and `feature_info`.
         taps: which of its intermediate outputs to read.
         scale: how many times finer than usual the grid is, along each side.
+        precision: how its linear layers' weights are held.
+        on_disk: whether those of its blocks are brought from the disk one by one.
     """
 
-    def __init__(self, vit: nn.Module, taps: tuple[int, ...], scale: float = 1.0) -> None:
+    def __init__(
+        self, vit: nn.Module, taps: tuple[int, ...], scale: float = 1.0, precision: Held = "fp32", on_disk: bool = False
+    ) -> None:
         super().__init__()
         self.vit: Any = vit.requires_grad_(False)
         self.taps = taps
         self.scale = scale
+        self.precision = precision
+        self.on_disk = on_disk
         features: Any = vit.feature_info
         read = [features[tap] for tap in taps]
         self.widths: list[int] = [tap["num_chs"] for tap in read]
@@ -109,22 +117,40 @@ class FrozenBackbone(nn.Module):
         return taps if self._norms else [F.layer_norm(tap, tap.shape[-1:]) for tap in taps]
 
 
-def build_backbone(config: NetworkConfig) -> FrozenBackbone:
-    """Build the configured backbone with timm's initial values; `dinounet.network.weights` fills it.
+def build_backbone(config: NetworkConfig, *, offload: bool = False) -> FrozenBackbone:
+    """Build the configured backbone; `dinounet.network.weights` fills it.
+
+    In float32 and in memory it has timm's initial values, otherwise zeros; there never is a float32 copy then.
+
+    Args:
+        config: of the network.
+        offload: leave its blocks' weights on the disk, from where each is brought when it computes.
 
     Raises:
-        ConfigError: timm can't build it so.
+        ConfigError: timm can't build it so, or it has not the layers that the precision or the disk is for.
     """
-    variant = find_variant(config.backbone)
+    variant, precision = find_variant(config.backbone), config.precision_of_backbone
     arguments = {**({} if variant.stages else {"dynamic_img_size": True}), **config.backbone_args}
+    is_plain = precision == "fp32" and not offload
     try:
-        vit = timm.create_model(variant.timm_name, pretrained=False, num_classes=0, **arguments)
-        if config.backbone_args:  # some arguments only fail when they are used
-            with torch.no_grad():
-                vit(torch.zeros(1, 3, 4 * variant.patch, 4 * variant.patch, device=next(vit.parameters()).device))
+        if config.backbone_args and not is_plain:  # tried without memory
+            with torch.device("meta"):
+                _try(timm.create_model(variant.timm_name, pretrained=False, num_classes=0, **arguments), variant.patch)
+        with nullcontext() if is_plain else outlined():
+            vit = timm.create_model(variant.timm_name, pretrained=False, num_classes=0, **arguments)
+        if config.backbone_args and is_plain:
+            _try(vit, variant.patch)
     except (TypeError, AssertionError, ValueError, RuntimeError) as error:
         raise ConfigError(f"backbone {config.backbone} can't be built with {config.backbone_args}: {error}") from error
-    return FrozenBackbone(vit, config.taps or variant.taps, config.backbone_scale)
+    if not is_plain:
+        hold_linears(vit, config.backbone, precision, on_disk=offload)
+    return FrozenBackbone(vit, config.taps or variant.taps, config.backbone_scale, precision, offload)
+
+
+@torch.no_grad()
+def _try(vit: nn.Module, patch: int) -> None:
+    """Some of timm's arguments only fail when they are used."""
+    vit(torch.zeros(1, 3, 4 * patch, 4 * patch, device=next(vit.parameters()).device))
 
 
 def _miss_no_frozen_tensor(backbone: nn.Module, incompatible: Any) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from dinounet.errors import ConfigError
-from dinounet.network.variants import find_variant
+from dinounet.network.variants import find_variant, usual_precision
 
 LARGEST_SCALE = 4
 """Of the image that the backbone sees: then a token of 16 pixels stands for 4 of the image."""
@@ -41,6 +41,9 @@ class NetworkConfig:
 
     backbone_scale: float = 1.0
     """How many times finer than 1/16 the backbone's grid is, along each side: it sees the image so much larger."""
+
+    backbone_precision: Literal["fp32", "bf16", "int8"] | None = None
+    """How its linear layers' weights are held, which decides the features; None for the backbone's usual way."""
 
     stem_width: int = 64
     """Channels of the spatial prior's first convolutions, c."""
@@ -98,10 +101,16 @@ class NetworkConfig:
             )
 
     @property
+    def precision_of_backbone(self) -> Literal["fp32", "bf16", "int8"]:
+        """How its linear layers' weights are held."""
+        return self.backbone_precision or usual_precision(find_variant(self.backbone))
+
+    @property
     def backbone_in_words(self) -> str:
         """Its name, and how it is read."""
         taps = ", ".join(map(str, self.taps or find_variant(self.backbone).taps))
-        return f"{self.backbone}, taps {taps}, scale {self.backbone_scale:g}"
+        held = "" if self.precision_of_backbone == "fp32" else f", held in {self.precision_of_backbone}"
+        return f"{self.backbone}, taps {taps}, scale {self.backbone_scale:g}{held}"
 
 
 def check_scale(scale: float) -> None:

@@ -7,7 +7,7 @@ that are put together to one tensor. What only pretraining uses has no name here
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -185,13 +185,8 @@ FORMATS = (
 """Tried in this order; what has none of these marks is taken to be in timm's own names."""
 
 
-def to_timm(state: State) -> tuple[str, dict[str, Tensor]]:
-    """The format that a file is in, and its tensors by timm's names.
-
-    Raises:
-        WeightsError: a tensor is there twice.
-    """
-    for format in FORMATS:
-        if any(format.mark in key for key in state):
-            return format.name, format.convert(state)
-    return "timm's", dict(state)
+def find_format(names: Iterable[str]) -> Format:
+    """The format of a file whose tensors have these names."""
+    known = list(names)
+    found = (format for format in FORMATS if any(format.mark in name for name in known))
+    return next(found, Format("timm's", "", dict))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 from dataclasses import dataclass
+from typing import Literal
 
 from dinounet.errors import ConfigError
 
@@ -156,6 +157,15 @@ def find_variant(name: str) -> BackboneVariant:
     )
 
 
+LARGE = 2_000_000_000
+"""Parameters from which a backbone is held in half the bytes unless it is asked for otherwise: 7B alone has so many."""
+
+
+def usual_precision(variant: BackboneVariant) -> Literal["fp32", "bf16"]:
+    """How the weights of its linear layers are held if nothing else is asked for."""
+    return "bf16" if variant.frozen > LARGE else "fp32"
+
+
 def trained_parameters(variant: BackboneVariant) -> int:
     """What is trained on top, for one channel and two classes; a pyramid's stages are projected to the width first."""
     width = variant.width
@@ -186,7 +196,8 @@ TRAINING = (3783, 4.993, 0.05716)
 def memory_at(variant: BackboneVariant, scale: float) -> tuple[float, float]:
     """GB that one 512 x 512 image takes in prediction, and in a training step by AdamW, weights included.
 
-    On a CPU in float32; measured where the table says so, else by a formula that was fitted to measurements.
+    On a CPU in float32, the frozen weights as usually held; measured where the table says so, else by a formula that
+    was fitted to measurements.
     """
     if variant.measured and scale == 1:
         return variant.measured
@@ -195,8 +206,6 @@ def memory_at(variant: BackboneVariant, scale: float) -> tuple[float, float]:
         SIDE**2 * (own + a_channel * variant.width + a_cell * variant.width * cells)
         for own, a_channel, a_cell in (PREDICTING, TRAINING)
     )
+    frozen = variant.frozen * (2 if usual_precision(variant) == "bf16" else 4)
     # a trained number is four in training: itself, its gradient and two moments
-    return (
-        (4 * (variant.frozen + trained) + predicting) / 1e9,
-        (4 * (variant.frozen + 4 * trained) + training) / 1e9,
-    )
+    return (frozen + 4 * trained + predicting) / 1e9, (frozen + 16 * trained + training) / 1e9

@@ -9,22 +9,22 @@ from __future__ import annotations
 
 import hashlib
 import math
-import pickle
-import zipfile
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from dinounet.errors import WeightsError
 from dinounet.network.backbone import FrozenBackbone
-from dinounet.network.formats import to_timm
-from dinounet.network.hub import FILE, INDEX, download, pages, shards
+from dinounet.network.held import held_linears
+from dinounet.network.hub import FILE, INDEX, download, pages
+from dinounet.network.offload import bring_blocks
 from dinounet.network.published import backbone_state, mismatches
+from dinounet.network.reading import StoredBackbone
 from dinounet.network.variants import TIMM, VARIANTS, BackboneVariant, find_variant
 
 RANDOM_STD = 0.02
@@ -32,6 +32,9 @@ RANDOM_STD = 0.02
 
 RANDOM_LAYER_SCALE = 0.3
 """A pretrained block's mean. With timm's 1e-5 a random backbone would pass its patch embedding through unchanged."""
+
+NUMBERS_TOGETHER = 2**22
+"""Drawn or hashed at a time."""
 
 NORMS = (nn.LayerNorm, nn.GroupNorm, nn.BatchNorm2d)
 """Layers that start from ones and zeros."""
@@ -53,19 +56,34 @@ class BackboneRecord:
     licence: str
     """Of the weights."""
 
+    precision: Literal["fp32", "bf16", "int8"] = "fp32"
+    """How those of linear layers are held, which decides the features as well."""
+
 
 def fill_backbone(backbone: FrozenBackbone, name: str, weights: str, seed: int = 0) -> BackboneRecord:
     """Give a backbone its weights: from the Hugging Face Hub, at random, or from a file or folder in any known format.
 
+    They pass one by one, are hashed, and rounded to what the backbone holds; what it keeps on the disk is only hashed.
+
     Raises:
-        WeightsError: the weights can't be had, or don't fit.
+        WeightsError: the weights can't be had, or don't fit, or are to be brought from the disk and stand in no file.
     """
     path = find_weights(name, weights)
     if path is None:
-        _fill_at_random(backbone, seed)
-        return BackboneRecord(name, weights, hash_backbone(backbone), "none (random weights)")
-    _fill_from(backbone, path, find_variant(name))
-    return BackboneRecord(name, source_of(weights), hash_backbone(backbone), find_variant(name).licence)
+        if backbone.on_disk:
+            raise WeightsError(
+                "--offload computes from a file of weights, and random ones stand in none; pass a file by --weights, "
+                "or leave --offload out"
+            )
+        sha256 = _fill(backbone, random_numbers(backbone, seed))
+        return BackboneRecord(name, weights, sha256, "none (random weights)", backbone.precision)
+    variant = find_variant(name)
+    stored = StoredBackbone(path, without=_classifier(variant))
+    _check(backbone, stored, path, variant)
+    sha256 = _fill(backbone, _numbers_of(backbone, stored))
+    if backbone.on_disk:
+        bring_blocks(backbone, stored)
+    return BackboneRecord(name, source_of(weights), sha256, variant.licence, backbone.precision)
 
 
 def source_of(weights: str) -> str:
@@ -106,84 +124,69 @@ def where_to_get(variant: BackboneVariant) -> str:
 
 
 def hash_backbone(backbone: FrozenBackbone) -> str:
-    """sha256 over the name and the float32 numbers of every tensor, in the order of the names."""
+    """sha256 over the name and the float32 numbers of every tensor, in the order of the names.
+
+    What `fill_backbone` tells is the hash of the numbers as they come, before they are rounded to what the backbone
+    holds: it is the same in every precision. Of a backbone in float32 it is this one.
+    """
+    return _hash(sorted(backbone_state(backbone.vit).items()))
+
+
+def _hash(numbers: Iterable[tuple[str, Tensor]]) -> str:
     digest = hashlib.sha256()
-    for key, tensor in sorted(backbone_state(backbone.vit).items()):
+    for key, tensor in numbers:
         digest.update(f"{key}\0".encode())
-        digest.update(tensor.detach().float().cpu().contiguous().numpy().data)
+        for part in tensor.detach().reshape(-1).split(NUMBERS_TOGETHER):
+            digest.update(part.float().cpu().numpy().data)
     return digest.hexdigest()
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, of a folder with an index of several, or of a file of PyTorch's.
+def _fill(backbone: FrozenBackbone, numbers: Iterator[tuple[str, Tensor]]) -> str:
+    """Take over every tensor, one at a time; returns the hash of all as they came."""
+    layers, others = held_linears(backbone.vit), backbone_state(backbone.vit)
 
-    Raises:
-        WeightsError: it is none of these, is damaged or incomplete, or holds more than tensors.
+    def take() -> Iterator[tuple[str, Tensor]]:
+        for key, tensor in numbers:
+            yield key, tensor
+            if key not in layers:
+                others[key].copy_(tensor)
+            elif layers[key].is_here:
+                layers[key].put(*layers[key].convert(tensor))
+
+    with torch.no_grad():
+        return _hash(take())
+
+
+def random_numbers(backbone: FrozenBackbone, seed: int) -> Iterator[tuple[str, Tensor]]:
+    """Tensors and their names, in the names' order.
+
+    The same numbers on every machine, in every version: NumPy's legacy generator is frozen, and uniform is exact.
     """
-    if path.is_dir():
-        tensors: dict[str, Tensor] = {}
-        for name in shards(path / INDEX):
-            if not (path / name).is_file():
-                raise WeightsError(f"{path} lacks {name}, which its {INDEX} names; download it into that folder")
-            tensors |= read_tensors(path / name)
-        return tensors
-    with path.open("rb") as file:
-        start = file.read(16)
-    if start[8:9] != b"{":  # where a safetensors file's header begins, after its length
-        if start[:4] == b"PK\x03\x04" or start[:1] == b"\x80":
-            return _read_pytorch(path)
-        raise WeightsError(
-            f"{path} is no file of weights, neither of safetensors nor of PyTorch: it begins with {start!r}; download "
-            "it again, and look at it if it is small: it may say what went wrong"
-        )
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise WeightsError(f"{path} is damaged or incomplete ({error}); download it again") from None
-
-
-def _read_pytorch(path: Path) -> dict[str, Tensor]:
-    """The tensors of a checkpoint by `torch.save`, without running what a pickle may ask to be run."""
-    whole = zipfile.is_zipfile(path)  # its table of contents is at the end
-    try:
-        held = torch.load(path, map_location="cpu", weights_only=True, mmap=whole)
-    except pickle.UnpicklingError:
-        raise WeightsError(
-            f"{path} holds more than tensors, which could run code and is not read; use the project's own file of "
-            "weights, or one in safetensors"
-        ) from None
-    except (RuntimeError, EOFError, ValueError, OSError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise WeightsError(f"{path} is damaged or incomplete ({reason}); download it again") from None
-    if not isinstance(held, dict) or not held or not all(isinstance(tensor, Tensor) for tensor in held.values()):
-        raise WeightsError(f"{path} does not hold tensors by name; use the project's own file of a backbone's weights")
-    return held
-
-
-def _fill_at_random(backbone: FrozenBackbone, seed: int) -> None:
-    """The same numbers on every machine, in every version: NumPy's legacy generator is frozen, and uniform is exact."""
     random = np.random.RandomState(seed)
     bound = RANDOM_STD * math.sqrt(3)
     norms = {name for name, module in backbone.vit.named_modules() if isinstance(module, NORMS)}
-    for name, parameter in sorted(backbone.vit.named_parameters()):
-        with torch.no_grad():
-            if ".gamma" in name:  # .gamma_1 of DINOv3, .ls1.gamma of DINOv2
-                parameter.fill_(RANDOM_LAYER_SCALE)
-            elif "norm" in name or name.rpartition(".")[0] in norms:
-                parameter.fill_(float(name.endswith("weight")))
-            elif "bias" in name:
-                parameter.zero_()
-            else:
-                numbers = random.uniform(-bound, bound, parameter.numel()).astype(np.float32)
-                parameter.copy_(torch.from_numpy(numbers).view(parameter.shape))
+    parameters = {name for name, _ in backbone.vit.named_parameters()}
+    for name, tensor in sorted(backbone_state(backbone.vit).items()):
+        if name not in parameters:
+            yield name, tensor
+        elif ".gamma" in name:  # .gamma_1 of DINOv3, .ls1.gamma of DINOv2
+            yield name, torch.full(tensor.shape, RANDOM_LAYER_SCALE)
+        elif "norm" in name or name.rpartition(".")[0] in norms:
+            yield name, torch.full(tensor.shape, float(name.endswith("weight")))
+        elif "bias" in name:
+            yield name, torch.zeros(tensor.shape)
+        else:
+            drawn = torch.empty(tensor.numel())
+            for part in drawn.split(NUMBERS_TOGETHER):
+                part.copy_(torch.from_numpy(random.uniform(-bound, bound, len(part)).astype(np.float32)))
+            yield name, drawn.view(tensor.shape)
 
 
-def _fill_from(backbone: FrozenBackbone, path: Path, variant: BackboneVariant) -> None:
-    """Copy a file's numbers: every tensor is used once, or named in an error."""
-    format, state = to_timm(read_tensors(path))
+def _check(backbone: FrozenBackbone, stored: StoredBackbone, path: Path, variant: BackboneVariant) -> None:
+    """Every tensor of a file is used once, or named in an error."""
     expected = backbone.vit.state_dict()
     rope = {key: tensor for key, tensor in backbone_state(backbone.vit).items() if key not in expected}
-    given = {key: tensor for key, tensor in state.items() if not key.startswith(_classifier(variant))}
+    given = stored.outlines
     # the periods are in Meta's files alone; the others mean those that timm computes
     problems = mismatches({**expected, **{key: rope[key] for key in rope.keys() & given.keys()}}, given)
     if problems:
@@ -194,11 +197,17 @@ def _fill_from(backbone: FrozenBackbone, path: Path, variant: BackboneVariant) -
             f"it has the size of {' or '.join(same)}: choose that backbone, or" if same else "choose its backbone, or"
         )
         raise WeightsError(
-            f"{path} does not fit {variant.name} (read as {format}: {listed}); {remedy} {where_to_get(variant)}"
+            f"{path} does not fit {variant.name} (read as {stored.format.name}: {listed}); {remedy} "
+            f"{where_to_get(variant)}"
         )
-    with torch.no_grad():
-        for key, tensor in given.items():
-            {**expected, **rope}[key].copy_(tensor)
+
+
+def _numbers_of(backbone: FrozenBackbone, stored: StoredBackbone) -> Iterator[tuple[str, Tensor]]:
+    """Tensors and their names, in the names' order; what a file leaves out is as timm computes it."""
+    state = sorted(backbone_state(backbone.vit).items())
+    given = stored.read(name for name, _ in state if name in stored.outlines)
+    for name, tensor in state:
+        yield next(given) if name in stored.outlines else (name, tensor)
 
 
 def _classifier(variant: BackboneVariant) -> tuple[str, ...]:

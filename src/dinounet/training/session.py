@@ -67,6 +67,7 @@ def start_run(
     precision: Precision = "auto",
     micro_batch: int | None = None,
     cache: Path | None = None,
+    offload: bool = False,
     deterministic: bool = False,
     track: tuple[TrackerName, ...] = (),
     notes: tuple[str, ...] = (),
@@ -91,7 +92,7 @@ def start_run(
                     data, output, recipe=recipe, changes=changes, architecture=architecture, backbone=backbone,
                     backbone_options=backbone_options or {}, weights=weights, plan_file=plan_file, patch=patch,
                     fold=fold, test=test, labels=labels, channels=channels, device=chosen, precision=computed,
-                    micro_batch=micro_batch, processes=team.size, cache=cache or output / CACHE,
+                    micro_batch=micro_batch, offload=offload, processes=team.size, cache=cache or output / CACHE,
                     deterministic=deterministic, track=track, notes=notes,
                 )  # fmt: skip
         return _go_on(data, output, read_run(output), team, frozen, checkpoint_minutes, cache, resume=False)
@@ -116,6 +117,7 @@ def _make_run(
     device: Literal["cpu", "cuda", "mps"],
     precision: Literal["fp32", "bf16", "fp16"],
     micro_batch: int | None,
+    offload: bool,
     processes: int,
     cache: Path,
     deterministic: bool,
@@ -147,9 +149,9 @@ def _make_run(
         named = backbone or NetworkConfig.backbone
         config = edited.network if edited else NetworkConfig(backbone=named, **backbone_options)
         assert isinstance(config, NetworkConfig)
-        frozen = build_backbone(config)
+        frozen = build_backbone(config, offload=offload)
         known = fill_backbone(frozen, config.backbone, weights, seed)
-    elif backbone or backbone_options or weights != "hub":
+    elif backbone or backbone_options or offload or weights != "hub":
         say("network", "a U-Net has no backbone; what is asked of one is not used")
     plan = edited or plan_dataset(
         dataset,
@@ -198,6 +200,7 @@ def _make_run(
         machine=machine(),
         started=now(),
         micro_batch=micro_batch,
+        offload=offload,
         processes=processes,
         deterministic=deterministic,
         track=track,
@@ -219,6 +222,7 @@ def resume_run(
     *,
     device: Device = "auto",
     micro_batch: int | None = None,
+    offload: bool = False,
     cache: Path | None = None,
     track: tuple[TrackerName, ...] = (),
     checkpoint_minutes: float = CHECKPOINT_MINUTES,
@@ -231,6 +235,7 @@ def resume_run(
         output: the run's folder.
         device: where to compute from here on; by default where it was started.
         micro_batch: patches at a time from here on; by default as before.
+        offload: compute the backbone from the disk from here on; else as before.
         cache: folder of preprocessed slices; by default in the run's folder.
         track: who is told from here on; by default as before.
         checkpoint_minutes: time between two checkpoints.
@@ -257,6 +262,7 @@ def resume_run(
         "backbone": record.backbone and record.backbone.name,
         "taps": getattr(plan.network, "taps", None),
         "backbone_scale": getattr(plan.network, "backbone_scale", None),
+        "backbone_precision": getattr(plan.network, "precision_of_backbone", None),
         "plan": plan,
         "patch": plan.data.patch,
         "fold": record.fold,
@@ -282,6 +288,7 @@ def resume_run(
             device=team.device,
             processes=team.size,
             micro_batch=micro_batch or record.micro_batch,
+            offload=offload or record.offload,
             track=track or record.track,
         )
         with team.leader_first("checked"):
@@ -339,7 +346,7 @@ def _fill_again(record: RunRecord, output: Path) -> FrozenBackbone:
     """The backbone as it was when the run was started."""
     plan = record.plan
     assert isinstance(plan.network, NetworkConfig) and record.backbone is not None
-    frozen = build_backbone(plan.network)
+    frozen = build_backbone(plan.network, offload=record.offload)
     found = fill_backbone(frozen, record.backbone.name, record.backbone.weights, plan.recipe.seed)
     if found.sha256 != record.backbone.sha256:
         raise WeightsError(f"the weights in {found.weights} have changed since {output} was started; train anew")
