@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from dinounet.cli.compare import compare
     from dinounet.cli.demo import demo
     from dinounet.cli.evaluate import evaluate
+    from dinounet.cli.export import export
     from dinounet.cli.info import info
     from dinounet.cli.plan import plan
     from dinounet.cli.predict import predict
@@ -36,7 +37,7 @@ __version__ = "0.1.0"
 _HOMES = {
     **{
         verb: f"dinounet.cli.{verb}"
-        for verb in ("compare", "demo", "evaluate", "info", "plan", "predict", "relabel", "report", "train")
+        for verb in ("compare", "demo", "evaluate", "export", "info", "plan", "predict", "relabel", "report", "train")
     },
     "Predictor": "dinounet.inference.predictor",
     "load": "dinounet.inference.loading",
@@ -47,8 +48,8 @@ _HOMES = {
 }
 
 __all__ = [
-    "DinoUNet", "NetworkConfig", "Predictor", "Recipe", "UserError", "compare", "demo", "evaluate", "info", "load",
-    "load_published_state_dict", "plan", "predict", "relabel", "report", "train",
+    "DinoUNet", "NetworkConfig", "Predictor", "Recipe", "UserError", "compare", "demo", "evaluate", "export", "info",
+    "load", "load_published_state_dict", "plan", "predict", "relabel", "report", "train",
 ]  # fmt: skip
 
 

@@ -25,12 +25,13 @@ VERBS = {
     "demo": "train, predict, evaluate and report on real brain images, in minutes",
     "plan": "tell what a dataset holds and what would be done with it",
     "train": "train on a dataset",
-    "predict": "segment images with a trained run",
+    "predict": "segment images with a trained run or a bundle",
     "evaluate": "compare predictions with the truth: Dice, HD95 and others",
     "compare": "put models side by side on the same cases",
     "report": "put a run's results into one HTML page",
     "relabel": "write clean masks of smoothed, JPEG or painted ones",
-    "info": "list the backbones, or tell what is known of a run",
+    "export": "write a bundle of a run, or several, to share",
+    "info": "list the backbones, or tell what is known of a run or a bundle",
 }
 
 DONE, OUR_FAILURE, USER_ERROR, STOPPED = 0, 1, 2, 130
