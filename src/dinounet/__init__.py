@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from dinounet.cli.info import info
     from dinounet.cli.plan import plan
     from dinounet.cli.predict import predict
+    from dinounet.cli.push import push
     from dinounet.cli.relabel import relabel
     from dinounet.cli.report import report
     from dinounet.cli.train import train
@@ -37,7 +38,19 @@ __version__ = "0.1.0"
 _HOMES = {
     **{
         verb: f"dinounet.cli.{verb}"
-        for verb in ("compare", "demo", "evaluate", "export", "info", "plan", "predict", "relabel", "report", "train")
+        for verb in (
+            "compare",
+            "demo",
+            "evaluate",
+            "export",
+            "info",
+            "plan",
+            "predict",
+            "push",
+            "relabel",
+            "report",
+            "train",
+        )
     },
     "Predictor": "dinounet.inference.predictor",
     "load": "dinounet.inference.loading",
@@ -49,7 +62,7 @@ _HOMES = {
 
 __all__ = [
     "DinoUNet", "NetworkConfig", "Predictor", "Recipe", "UserError", "compare", "demo", "evaluate", "export", "info",
-    "load", "load_published_state_dict", "plan", "predict", "relabel", "report", "train",
+    "load", "load_published_state_dict", "plan", "predict", "push", "relabel", "report", "train",
 ]  # fmt: skip
 
 

@@ -58,15 +58,17 @@ def info(
 
         from dinounet.inference.bundle import read_bundle
         from dinounet.inference.models import is_bundle
+        from dinounet.inference.remote import fetch_record, is_on_hub
         from dinounet.run import read_run
 
         if backbone_scale != 1:
             raise ConfigError("--backbone-scale is for the list of backbones; a run has its own")
-        if is_bundle(Path(what)):
-            bundle = read_bundle(Path(what))
+        folder = fetch_record(what) if is_on_hub(what) else Path(what)
+        if is_bundle(folder):
+            bundle = read_bundle(folder)
             told, parts = asdict(bundle), [_bundle(what, bundle)]
         else:
-            record = read_run(Path(what))
+            record = read_run(folder)
             told, parts = asdict(record), [_run(what, record)]
     if json:
         print(files.dumps(told, indent=2))

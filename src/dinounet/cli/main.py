@@ -31,6 +31,7 @@ VERBS = {
     "report": "put a run's results into one HTML page",
     "relabel": "write clean masks of smoothed, JPEG or painted ones",
     "export": "write a bundle of a run, or several, to share",
+    "push": "upload a bundle to the Hugging Face Hub",
     "info": "list the backbones, or tell what is known of a run or a bundle",
 }
 

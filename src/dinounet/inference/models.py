@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from dinounet.errors import DataError
+from dinounet.errors import ConfigError, DataError
 from dinounet.inference.bundle import BACKBONE_FILE, BUNDLE, checked_weights, hash_file, read_bundle
 from dinounet.inference.postprocessing import POSTPROCESSING, Postprocessing, check_names, read_postprocessing
+from dinounet.inference.remote import describe, fetch_record, fetch_weights, is_on_hub
 from dinounet.network.weights import BackboneRecord
 from dinounet.plans import Plan
 from dinounet.run import MODEL, RECORD, read_run
@@ -44,20 +45,31 @@ def find_models(given: Sequence[str | Path], revision: str | None = None) -> lis
     """All trained networks of these runs and bundles; a folder that is none itself stands for those in it.
 
     Args:
-        given: folders.
+        given: folders, or bundles on the Hub; a folder goes before what the Hub has under its name.
+        revision: of those on the Hub, where they don't name one.
 
     Raises:
-        UserError: there is none, one is named twice, or one is not finished, damaged or of another version.
+        UserError: there is none, one is named twice, one is not finished, damaged or of another version, or the Hub
+            doesn't have it.
     """
     folders: list[Path] = []
+    names: dict[Path, str] = {}
     for one in map(Path, given):
+        if is_on_hub(one):
+            folder = fetch_record(one, revision)
+            fetch_weights(one, folder)
+            names[folder] = describe(one, folder)
+            folders.append(folder)
+            continue
+        if revision:
+            raise ConfigError(f"a revision is given, but {one} is not on the Hub; leave it out, or check the name")
         inside = [] if _is_model(one) else sorted(folder for folder in one.glob("*/") if _is_model(folder))
         folders += inside or [one]
     if not folders:
         raise DataError("no run is named; give the folder that `dinounet train` or `dinounet export` wrote")
     if len({folder.resolve() for folder in folders}) < len(folders):
         raise DataError(f"a run is named twice among {', '.join(map(str, folders))}; name each once")
-    return [model for folder in folders for model in _read(folder)]
+    return [model for folder in folders for model in _read(folder, names.get(folder, str(folder)))]
 
 
 def is_bundle(folder: Path) -> bool:
@@ -69,13 +81,13 @@ def _is_model(folder: Path) -> bool:
     return (folder / RECORD).is_file() or is_bundle(folder)
 
 
-def _read(folder: Path) -> list[TrainedModel]:
+def _read(folder: Path, named: str) -> list[TrainedModel]:
     if not _is_model(folder):
         raise DataError(
             f"{folder} is not a run: it holds no {RECORD}, and no {BUNDLE} as a bundle does; give the folder that "
             "`dinounet train` or `dinounet export` wrote"
         )
-    return _read_bundle(folder, str(folder)) if is_bundle(folder) else [_read_run(folder)]
+    return _read_bundle(folder, named) if is_bundle(folder) else [_read_run(folder)]
 
 
 def _read_run(folder: Path) -> TrainedModel:
