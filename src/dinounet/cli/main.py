@@ -10,6 +10,7 @@ import difflib
 import functools
 import importlib
 import io
+import keyword
 import os
 import re
 import sys
@@ -31,6 +32,7 @@ VERBS = {
     "report": "put a run's results into one HTML page",
     "relabel": "write clean masks of smoothed, JPEG or painted ones",
     "export": "write a bundle of a run, or several, to share",
+    "import": "make a bundle of a checkpoint of the published Dino U-Net",
     "push": "upload a bundle to the Hugging Face Hub",
     "info": "list the backbones, or tell what is known of a run or a bundle",
 }
@@ -102,8 +104,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def function_of(verb: str) -> Callable[..., Any]:
-    """The verb's Python function."""
-    function: Callable[..., Any] = getattr(importlib.import_module(f"dinounet.cli.{verb}"), verb)
+    """The verb's Python function, of the same name, but for a word that Python keeps for itself: `import_`."""
+    name = f"{verb}_" if keyword.iskeyword(verb) else verb
+    function: Callable[..., Any] = getattr(importlib.import_module(f"dinounet.cli.{name}"), name)
     return function
 
 
