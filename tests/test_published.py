@@ -161,7 +161,7 @@ FREE = {"init_args": {}}
 @pytest.mark.parametrize(
     ("plans", "dataset", "changes", "message"),
     [
-        (PLANS, DATASET, {"network_weights": {"encoder.stages.0.weight": torch.zeros(1)}, "trainer_name": "nnUNetTrainer"},
+        (PLANS, DATASET, {"network_weights": {"encoder.stages.0": torch.zeros(1)}, "trainer_name": "nnUNetTrainer"},
          r"was made by the trainer nnUNetTrainer, whose network is no Dino U-Net: it has no encoder\.dinov3_adapter"),
         (PLANS, DATASET, {"network_weights": None}, "holds no network_weights, as checkpoints of nnU-Net do"),
         (PLANS, DATASET, {"network_weights": {"encoder.dinov3_adapter.level_embed": torch.zeros(3, 64)}},

@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from dinounet.errors import ConfigError
 from dinounet.evaluation.metrics import NAMES
 from dinounet.evaluation.records import MeanMetrics, Metrics, read_metrics
-from dinounet.files import METRICS, require_new, whole_file, write_json
+from dinounet.files import METRICS, require_new, require_outside, whole_file, write_json
 from dinounet.inference.bundle import (
     BACKBONE_FILE,
     BUNDLE,
@@ -48,6 +48,8 @@ def export_runs(runs: Sequence[Path], output: Path, licence: str | None = None) 
         UserError: a run is not finished or is a bundle itself, they don't fit together, or there is something else at
             `output`.
     """
+    for run in runs:  # whose folder would then hold what it was made of, and again the bundle
+        require_outside(output, run, what="the bundle", inside="the run")
     models = find_models(runs)
     for model in models:
         if is_bundle(model.file.parent):
