@@ -1,4 +1,4 @@
-"""`dinounet info`: the backbones, or a run."""
+"""`dinounet info`: the backbones, a run, or a bundle."""
 
 from __future__ import annotations
 
@@ -10,6 +10,10 @@ import tyro
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from dinounet.data.plan import DataPlan
+    from dinounet.inference.bundle import BundleRecord
+    from dinounet.network.config import NetworkConfig, UNetConfig
+    from dinounet.network.weights import BackboneRecord
     from dinounet.run import RunRecord
 
 BACKBONES = "backbones"
@@ -18,17 +22,17 @@ WIDTH_OF_NUMBERS = 59
 
 
 def info(
-    what: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="backbones|timm:NAME|RUN")] = BACKBONES,
+    what: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="backbones|timm:NAME|RUN|BUNDLE")] = BACKBONES,
     /,
     *,
     backbone_scale: float = 1.0,
     json: bool = False,
 ) -> None:
-    """List the backbones and what they cost, or tell what is known of a run.
+    """List the backbones and what they cost, or tell what is known of a run or a bundle.
 
     Args:
-        what: backbones for all that have a name here; timm:NAME for a model of timm's; or the folder that
-            `dinounet train` wrote.
+        what: backbones for all that have a name here; timm:NAME for a model of timm's; the folder that
+            `dinounet train` or `dinounet export` wrote; or a bundle on the Hub, user/name or user/name@revision.
         backbone_scale: Of the backbones, what they cost with a grid so many times finer.
         json: As JSON.
     """
@@ -52,12 +56,20 @@ def info(
     else:
         from dataclasses import asdict
 
+        from dinounet.inference.bundle import read_bundle
+        from dinounet.inference.models import is_bundle
+        from dinounet.inference.remote import fetch_record, is_on_hub
         from dinounet.run import read_run
 
         if backbone_scale != 1:
             raise ConfigError("--backbone-scale is for the list of backbones; a run has its own")
-        record = read_run(Path(what))
-        told, parts = asdict(record), [_run(what, record)]
+        folder = fetch_record(what) if is_on_hub(what) else Path(what)
+        if is_bundle(folder):
+            bundle = read_bundle(folder)
+            told, parts = asdict(bundle), [_bundle(what, bundle)]
+        else:
+            record = read_run(folder)
+            told, parts = asdict(record), [_run(what, record)]
     if json:
         print(files.dumps(told, indent=2))
         return
@@ -149,29 +161,71 @@ def _sources(told: list[dict[str, Any]]) -> tuple[Table, str]:
     return table, "\n".join(licences.values())
 
 
-def _run(title: str, record: RunRecord) -> Table:
+def _facts(title: str, facts: dict[str, str]) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    plan, backbone = record.plan, record.backbone
     table = Table("", "", title=Text(title), show_header=False)
-    for name, value in {
+    for name, value in facts.items():
+        table.add_row(name, Text(value))
+    return table
+
+
+def _data(data: DataPlan) -> dict[str, str]:
+    return {
+        "labels": ", ".join(f"{name} = {label}" for name, label in data.meaning.given.items()),
+        "regions": ", ".join(region.name for region in data.regions or ()) or "none",
+        "channels": ", ".join(f"{channel.name} ({channel.normalisation})" for channel in data.channels),
+        "patch": f"{data.patch[0]} x {data.patch[1]}",
+    }
+
+
+def _network(network: NetworkConfig | UNetConfig, backbone: BackboneRecord | None) -> dict[str, str]:
+    return {
+        "network": network.architecture,
+        "backbone": getattr(network, "backbone_in_words", "none"),
+        "weights of the backbone": f"{backbone.weights}, {backbone.sha256[:12]}" if backbone else "none",
+        "licence of the backbone": backbone.licence if backbone else "none",
+    }
+
+
+def _run(title: str, record: RunRecord) -> Table:
+    plan = record.plan
+    return _facts(title, {
         "status": f"{record.status}, {record.steps_done} steps of {plan.recipe.duration}",
         "dataset": f"{record.data.name}, sha256 {record.data.sha256[:12]}",
         "cases": f"{len(record.data.training_cases)} to train on, {len(record.data.validation_cases)} to watch",
-        "labels": ", ".join(f"{name} = {label}" for name, label in plan.data.meaning.given.items()),
-        "regions": ", ".join(region.name for region in plan.data.regions or ()) or "none",
-        "channels": ", ".join(f"{channel.name} ({channel.normalisation})" for channel in plan.data.channels),
-        "patch": f"{plan.data.patch[0]} x {plan.data.patch[1]}",
-        "network": plan.network.architecture,
-        "backbone": getattr(plan.network, "backbone_in_words", "none"),
-        "weights of the backbone": f"{backbone.weights}, {backbone.sha256[:12]}" if backbone else "none",
-        "licence of the backbone": backbone.licence if backbone else "none",
+        **_data(plan.data),
+        **_network(plan.network, record.backbone),
         "parameters": f"{record.trained_parameters:,} trained, {record.frozen_parameters:,} frozen",
         "trained": f"{record.started}, {record.seconds / 60:.1f} minutes on {record.device} in {record.precision}",
         "command": " ".join(record.command),
         "versions": ", ".join(f"{name} {version}" for name, version in record.versions.items()),
         "notes": "; ".join(record.notes) or "none",
-    }.items():
-        table.add_row(name, Text(value))
-    return table
+    })  # fmt: skip
+
+
+def _bundle(title: str, record: BundleRecord) -> Table:
+    from dinounet.inference.postprocessing import describe
+
+    facts = {
+        "bundle": f"exported {record.made} by dinounet {record.versions.get('dinounet', 'unknown')}",
+        "dataset": record.data.dataset,
+        **_data(record.data),
+        "postprocessing": (describe(record.postprocessing) if record.postprocessing else "") or "none",
+        "licence": record.licence or "none named",
+        "origin": record.origin or "trained by dinounet",
+    }
+    for index, one in enumerate(record.networks):
+        run, place = one.training, f" {index}" if len(record.networks) > 1 else ""
+        more = _network(one.network, one.backbone) | {"weights": f"sha256 {one.sha256[:12]}"}
+        if run:
+            more |= {
+                "cases": f"{run.training_cases} to train on, {run.validation_cases} to watch",
+                "trained": f"{run.started}, {run.steps} steps, {run.seconds / 60:.1f} minutes on {run.device}",
+                "notes": "; ".join(run.notes) or "none",
+            }
+        for found in one.metrics:
+            more[f"Dice of {found.cases} {found.part} cases"] = f"{found.mean['dice'].mean:.3f}"
+        facts |= {f"{name}{place}": value for name, value in more.items()}
+    return _facts(title, facts)

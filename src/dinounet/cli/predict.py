@@ -68,13 +68,14 @@ def predict(
     from dinounet.files import require_outside
     from dinounet.inference.folder import predict_folder
     from dinounet.inference.inputs import find_inputs
-    from dinounet.inference.loading import find_runs, load
+    from dinounet.inference.loading import load
+    from dinounet.inference.models import find_models
     from dinounet.inference.outputs import Outputs, choose_endings
     from dinounet.inference.record import record_prediction
     from dinounet.processes import my_place
     from dinounet.progress import progress, say
 
-    runs = find_runs([run, *also])
+    models = find_models([run, *also])
     for folder in inputs:
         require_outside(output, folder, what="the predictions", inside="the images")
     team = None
@@ -89,7 +90,7 @@ def predict(
     )  # fmt: skip
     cases = find_inputs(inputs, predictor.plan.data)
     outputs = Outputs(output, choose_endings(cases, format), probabilities, uncertainty, overlay)
-    record = record_prediction(runs, predictor)
+    record = record_prediction(models, predictor)
     with team.ending_together() if team else nullcontext(), progress("predicting", len(cases)) as advance:
         count = team.counter("predicted") if team else lambda more: more
         try:

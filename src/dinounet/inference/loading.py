@@ -1,4 +1,4 @@
-"""From runs to a predictor."""
+"""From runs and bundles to a predictor."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any, Literal
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from dinounet.data.labels import Labels
 from dinounet.device import Device, Precision, choose_device, choose_precision
-from dinounet.errors import ConfigError, DataError, WeightsError
+from dinounet.errors import ConfigError, WeightsError
 from dinounet.files import read_record
-from dinounet.inference.postprocessing import POSTPROCESSING, Postprocessing, agree, check_names
+from dinounet.inference.models import TrainedModel, find_models
+from dinounet.inference.postprocessing import Postprocessing, agree, check_names
 from dinounet.inference.predictor import Batch, Predictor, Settings
 from dinounet.inference.views import TestTimeAugmentation
 from dinounet.network.backbone import FrozenBackbone, build_backbone
@@ -21,8 +21,6 @@ from dinounet.network.build import Network, build_network
 from dinounet.network.config import NetworkConfig
 from dinounet.network.initialisation import WithoutInitialValues
 from dinounet.network.weights import BackboneRecord, fill_backbone
-from dinounet.plans import Plan
-from dinounet.run import MODEL, RECORD, RunRecord, read_run
 
 PostprocessingChoice = Literal["auto", "none"] | str | Path
 """auto: what the run's review chose, of several runs what all of them chose; none; or a file."""
@@ -39,11 +37,14 @@ def load(
     step: float = 0.5,
     batch: Batch = "auto",
     postprocessing: PostprocessingChoice = "auto",
+    revision: str | None = None,
 ) -> Predictor:
-    """Load a run for prediction, or several whose probabilities are averaged, such as a dataset's folds.
+    """Load a run or a bundle for prediction, or several whose probabilities are averaged, such as a dataset's folds.
 
     Args:
-        runs: the folder that `dinounet train` wrote, several, or a folder that holds several.
+        runs: the folder that `dinounet train` or `dinounet export` wrote, several, a folder that holds several, or the
+            name of a bundle on the Hugging Face Hub, user/name or user/name@revision. A folder on this machine goes
+            before a name on the Hub.
         weights: where to find the backbone's weights if not where they were in training.
         device: where to compute.
         precision: how precisely.
@@ -52,113 +53,85 @@ def load(
         step: distance of neighbouring tiles at the most, as a share of a tile.
         batch: tiles at a time.
         postprocessing: what is done with masks: what was chosen for the run (auto), none, or what a file says.
+        revision: of what is on the Hub: a branch, tag or commit; by default the newest.
 
     Raises:
-        UserError: a folder is no finished run, or the backbone isn't the one that it was trained on, or the runs don't
-            fit together.
+        UserError: a folder is neither a finished run nor a whole bundle, or the backbone isn't the one that it was
+            trained on, or they don't fit together, or the Hub doesn't have it.
     """
-    folders = find_runs([runs] if isinstance(runs, str | Path) else runs)
-    records = [_read(folder) for folder in folders]
-    first = records[0]
-    for folder, record in zip(folders[1:], records[1:], strict=True):
-        _require_alike(record.plan, folder, first.plan, folders[0])
-    if (weights or offload) and all(record.backbone is None for record in records):
+    models = find_models([runs] if isinstance(runs, str | Path) else runs, revision)
+    first = models[0]
+    for model in models[1:]:
+        require_alike(model, first)
+    if (weights or offload) and all(model.backbone is None for model in models):
         flag = "--weights" if weights else "--offload"
-        raise ConfigError(f"{folders[0]} is a U-Net, which has no backbone; leave {flag} out")
+        raise ConfigError(f"{first.named} is a U-Net, which has no backbone; leave {flag} out")
     settings = Settings(tta, step, batch)
     networks: list[Network] = []
-    filled: list[tuple[RunRecord, Any, BackboneRecord]] = []
+    filled: list[tuple[TrainedModel, Any, BackboneRecord]] = []
     """Backbones, which folds share."""
-    for folder, record in zip(folders, records, strict=True):
-        known = record.backbone
-        shared = next((one for one in filled if _same_backbone(one[0], record)), None)
+    for model in models:
+        shared = next((one for one in filled if _same_backbone(one[0], model)), None)
         with WithoutInitialValues():
-            network = build_network(record.plan.network, shared[1] if shared else _outline(record, offload))
-        if known and not shared:
-            found = _fill(network, known, weights, record.plan.recipe.seed, folder)
-            filled.append((record, network.backbone, found))
+            network = build_network(model.plan.network, shared[1] if shared else _outline(model, offload))
+        if model.backbone and not shared:
+            filled.append((model, network.backbone, _fill(network, model.backbone, weights, model)))
         try:
-            network.load_state_dict(load_file(folder / MODEL))
+            network.load_state_dict(load_file(model.file))
         except (SafetensorError, RuntimeError) as error:
             reason = str(error).splitlines()[0]
-            raise WeightsError(f"{folder / MODEL} is damaged ({reason}); copy the run again") from None
+            raise WeightsError(f"{model.file} is damaged ({reason}); copy the run again") from None
         networks.append(network)
     chosen = choose_device(device)
     backbone = filled[0][2] if first.backbone else None
-    post = _postprocessing(postprocessing, folders, first.plan.data.meaning)
+    post = _postprocessing(postprocessing, models)
     return Predictor(networks, first.plan, backbone, chosen, choose_precision(precision, chosen), settings, post)
 
 
-def find_runs(given: Sequence[str | Path]) -> list[Path]:
-    """The runs' folders; a folder that is none itself stands for those in it.
-
-    Raises:
-        DataError: there is none, or one is named twice.
-    """
-    folders: list[Path] = []
-    for one in map(Path, given):
-        inside = sorted(path.parent for path in one.glob(f"*/{RECORD}")) if not (one / RECORD).is_file() else []
-        folders += inside or [one]
-    if not folders:
-        raise DataError("no run is named; give the folder that `dinounet train` wrote")
-    if len({folder.resolve() for folder in folders}) < len(folders):
-        raise DataError(f"a run is named twice among {', '.join(map(str, folders))}; name each once")
-    return folders
-
-
-def _read(folder: Path) -> RunRecord:
-    record = read_run(folder)
-    if not (folder / MODEL).is_file():
-        raise DataError(f"{folder} holds no {MODEL}: its training is not finished; go on with it by --resume")
-    return record
-
-
-def _require_alike(plan: Plan, folder: Path, first: Plan, first_folder: Path) -> None:
-    """Raise a ConfigError unless both runs see an image the same and answer the same."""
+def require_alike(model: TrainedModel, first: TrainedModel) -> None:
+    """Raise a ConfigError unless both see an image the same and answer the same."""
     for name in (
         "channels", "labels", "regions", "ignore", "slice_axis", "spacing", "unknown_spacing", "patch",
         "channel_projection", "file_ending",
     ):  # fmt: skip
-        if getattr(plan.data, name) != getattr(first.data, name):
+        if getattr(model.plan.data, name) != getattr(first.plan.data, name):
             raise ConfigError(
-                f"{folder} and {first_folder} can't predict together: their plans differ in data.{name}; train them by "
-                "one plan (--plan plan.json)"
+                f"{model.named} and {first.named} can't predict together: their plans differ in data.{name}; train "
+                "them by one plan (--plan plan.json)"
             )
 
 
-def _outline(record: RunRecord, offload: bool) -> FrozenBackbone | None:
-    """The run's backbone, not filled yet; a U-Net has none."""
-    config = record.plan.network
+def _outline(model: TrainedModel, offload: bool) -> FrozenBackbone | None:
+    """The model's backbone, not filled yet; a U-Net has none."""
+    config = model.plan.network
     return build_backbone(config, offload=offload) if isinstance(config, NetworkConfig) else None
 
 
-def _same_backbone(one: RunRecord, other: RunRecord) -> bool:
-    """Whether one backbone in memory serves both runs."""
-    hashes = [record.backbone and record.backbone.sha256 for record in (one, other)]
+def _same_backbone(one: TrainedModel, other: TrainedModel) -> bool:
+    """Whether one backbone in memory serves both."""
+    hashes = [model.backbone and model.backbone.sha256 for model in (one, other)]
     return None not in hashes and hashes[0] == hashes[1] and one.plan.network == other.plan.network
 
 
-def _fill(network: Any, known: BackboneRecord, weights: str | None, seed: int, run: Path) -> BackboneRecord:
-    """Give the network the backbone that its run was trained on."""
-    found = fill_backbone(network.backbone, known.name, weights or known.weights, seed)
+def _fill(network: Any, known: BackboneRecord, weights: str | None, model: TrainedModel) -> BackboneRecord:
+    """Give the network the backbone that it was trained on."""
+    found = fill_backbone(network.backbone, known.name, weights or known.weights, model.seed)
     if found.sha256 != known.sha256:
         raise WeightsError(
-            f"the weights from {found.weights} are not those that {run} was trained on (sha256 {found.sha256[:12]}, "
-            f"not {known.sha256[:12]}); pass the right ones with --weights"
+            f"the weights from {found.weights} are not those that {model.named} was trained on (sha256 "
+            f"{found.sha256[:12]}, not {known.sha256[:12]}); pass the right ones with --weights"
         )
     return found
 
 
-def _postprocessing(choice: PostprocessingChoice, folders: Sequence[Path], known: Labels) -> Postprocessing | None:
-    """What is done with masks; of several runs what all of them chose."""
+def _postprocessing(choice: PostprocessingChoice, models: Sequence[TrainedModel]) -> Postprocessing | None:
+    """What is done with masks; of several models what was chosen for all of them."""
     if choice == "none":
         return None
-    paths = [folder / POSTPROCESSING for folder in folders] if choice == "auto" else [Path(choice)]
-    posts = []
-    for path in paths:
-        found = None
-        if path.exists() or choice != "auto":
-            found = read_record(Postprocessing, path, what="a postprocessing, as a run's folder holds it")
-            check_names(found, known, str(path))
-        posts.append(found)
+    known = models[0].plan.data.meaning
+    if choice != "auto":
+        post = read_record(Postprocessing, Path(choice), what="a postprocessing, as a run's folder holds it")
+        check_names(post, known, str(choice))
+        return post
+    posts = [model.postprocessing for model in models]
     return posts[0] if len(posts) == 1 else agree(posts)

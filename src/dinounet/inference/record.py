@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from dinounet.data.labels import Region
 from dinounet.errors import ConfigError
+from dinounet.inference.models import TrainedModel
 from dinounet.inference.postprocessing import Postprocessing
 from dinounet.inference.predictor import Predictor
 from dinounet.inference.views import TestTimeAugmentation
 from dinounet.network.weights import BackboneRecord
-from dinounet.run import MODEL, command, machine, now, versions
+from dinounet.run import command, machine, now, versions
 
 FORMAT = 2
 
@@ -23,7 +22,7 @@ class ModelRecord:
     """One of the trained networks."""
 
     run: str
-    """The trained run's folder, as given."""
+    """The trained run's folder or bundle, as given, or its name and commit on the Hub."""
 
     sha256: str
     """Of its model file."""
@@ -94,15 +93,14 @@ class PredictionRecord:
             )
 
 
-def record_prediction(runs: Sequence[Path], predictor: Predictor) -> PredictionRecord:
-    """The record of what a predictor that was loaded from runs is about to predict."""
+def record_prediction(models: Sequence[TrainedModel], predictor: Predictor) -> PredictionRecord:
+    """The record of what a predictor that was loaded from these models is about to predict."""
     data, settings = predictor.plan.data, predictor.settings
-    models = tuple(ModelRecord(str(run), hashlib.sha256((run / MODEL).read_bytes()).hexdigest()) for run in runs)
     return PredictionRecord(
         labels=predictor.labels,
         regions=data.regions,
         ignore=data.ignore,
-        models=models,
+        models=tuple(ModelRecord(model.named, model.sha256) for model in models),
         backbone=predictor.backbone,
         device=predictor.device,
         precision=predictor.precision,

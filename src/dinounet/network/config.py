@@ -9,6 +9,9 @@ from typing import Any, Literal
 from dinounet.errors import ConfigError
 from dinounet.network.variants import find_variant, usual_precision
 
+NO_SIZES = ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir")
+"""Arguments by which timm would read files that a configuration names."""
+
 LARGEST_SCALE = 4
 """Of the image that the backbone sees: then a token of 16 pixels stands for 4 of the image."""
 
@@ -82,6 +85,9 @@ class NetworkConfig:
         check_scale(self.backbone_scale)
         if len(self.widths) != 4 or min(self.widths) < 1:
             raise ConfigError(f"network.widths is {list(self.widths)}; it must be four numbers of at least 1")
+        for name in NO_SIZES:
+            if name in self.backbone_args:
+                raise ConfigError(f"network.backbone_args has {name}; leave it out, weights are chosen by --weights")
         if self.taps is None:
             return
         blocks = self.backbone_args.get("depth", variant.depth)

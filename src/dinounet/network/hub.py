@@ -15,6 +15,9 @@ INDEX = "model.safetensors.index.json"
 
 SECONDS_TO_ANSWER = 10
 
+NO_CONNECTION = ("ConnectError", "ConnectTimeout", "ReadTimeout", "ConnectionError", "ProxyError")
+"""Errors of the client's HTTP library."""
+
 
 def download(variant: BackboneVariant) -> Path:
     """The file with a backbone's weights in the Hub's cache, or the folder if they are several; downloaded if need be.
@@ -29,7 +32,7 @@ def download(variant: BackboneVariant) -> Path:
         )
     from huggingface_hub.errors import EntryNotFoundError
 
-    held = _cached(variant.repository, FILE) or _cached(variant.repository, INDEX)
+    held = cached(variant.repository, FILE) or cached(variant.repository, INDEX)
     try:
         if held is None:
             try:
@@ -68,31 +71,39 @@ def pages(variant: BackboneVariant) -> str:
     return f"https://huggingface.co/{variant.repository} (the project: {variant.page})"
 
 
-def _cached(repository: str, file: str) -> Path | None:
+def cached(repository: str, file: str, revision: str | None = None) -> Path | None:
     """A file that was downloaded before."""
     from huggingface_hub import try_to_load_from_cache
 
-    found = try_to_load_from_cache(repository, file)
+    found = try_to_load_from_cache(repository, file, revision=revision)
     return Path(found) if isinstance(found, str) else None  # else it is unknown, or known not to exist
 
 
+def fetch(repository: str, file: str, revision: str | None = None) -> Path:
+    """One file of a repository, asked for at the Hub and downloaded if the cache has another one.
+
+    What it raises is the Hub's client's; `explain` tells it in words.
+    """
+    from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
+
+    # a download would retry for long
+    get_hf_file_metadata(hf_hub_url(repository, file, revision=revision), timeout=SECONDS_TO_ANSWER)
+    return Path(hf_hub_download(repository, file, revision=revision))
+
+
 def _fetch(variant: BackboneVariant, file: str) -> Path:
-    """One file of the repository, as it is in the cache.
+    """One file of a backbone's repository, as it is in the cache.
 
     Raises:
         WeightsError: it can't be had.
         huggingface_hub.errors.EntryNotFoundError: the Hub answers that the repository has no such file.
     """
-    from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
     repository = variant.repository
     assert repository is not None
     try:
-        if cached := _cached(repository, file):
-            return cached
-        get_hf_file_metadata(hf_hub_url(repository, file), timeout=SECONDS_TO_ANSWER)  # a download would retry for long
-        return Path(hf_hub_download(repository, file))
+        return cached(repository, file) or fetch(repository, file)
     except Exception as error:  # the hub's client raises its own errors, its HTTP library's and the system's
         if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
             raise
@@ -101,6 +112,21 @@ def _fetch(variant: BackboneVariant, file: str) -> Path:
 
 def _explain(error: Exception, variant: BackboneVariant) -> WeightsError:
     """What went wrong, what may help, and how to do without."""
+    return WeightsError(
+        f"the weights of {variant.name} can't be had from the Hugging Face Hub: "
+        f"{explain(error, str(variant.repository), 4 * variant.frozen / 1e9)}, or download "
+        f"{FILE} elsewhere from {pages(variant)} and pass it by --weights FILE"
+    )
+
+
+def explain(error: Exception, repository: str, size: float | None = None) -> str:
+    """What went wrong at the Hub, and what may help.
+
+    Args:
+        error: that its client raised.
+        repository: which was asked for.
+        size: of what was asked for, in GB, if it is known.
+    """
     from huggingface_hub import constants
     from huggingface_hub.errors import OfflineModeIsEnabled
 
@@ -111,25 +137,22 @@ def _explain(error: Exception, variant: BackboneVariant) -> WeightsError:
         reason = f"HF_HUB_OFFLINE is set and the cache {constants.HF_HUB_CACHE} does not hold them"
         remedy = "unset it"
     elif isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        size = 4 * variant.frozen / 1e9
-        reason = f"no space is left in {constants.HF_HUB_CACHE}, and they take {size:.2g} GB"
+        takes = f", and they take {size:.2g} GB" if size else ""
+        reason = f"no space is left in {constants.HF_HUB_CACHE}{takes}"
         remedy = "free some, or set HF_HOME to a folder on another disk"
-    elif status in (401, 403) and str(variant.repository) not in str(getattr(response, "url", "")):
+    elif status in (401, 403) and repository not in str(getattr(response, "url", "")):
         # it is not the Hub that answers, but the store that it led to
         reason = f"the link to the file has expired or is refused ({status})"
         remedy = "try again"
     elif status in (401, 403):
-        reason = f"{variant.repository} is not open to everybody, or no longer there ({status})"
+        reason = f"{repository} is not open to everybody, or no longer there ({status})"
         remedy = "ask for access on its page and set HF_TOKEN"
     elif status is not None:
         reason, remedy = f"it answers {text or status}", "try again later"
     elif "Consistency check" in text or "closed connection" in text or type(error).__name__ == "RemoteProtocolError":
         reason, remedy = "the download broke off", "try again"
-    elif type(error).__name__ in ("ConnectError", "ConnectTimeout", "ReadTimeout", "ConnectionError", "ProxyError"):
+    elif type(error).__name__ in NO_CONNECTION:
         reason, remedy = f"there is no connection to {constants.ENDPOINT} ({text})", "connect"
     else:
         reason, remedy = f"{type(error).__name__}: {text}", "try again"
-    return WeightsError(
-        f"the weights of {variant.name} can't be had from the Hugging Face Hub: {reason}; {remedy}, or download "
-        f"{FILE} elsewhere from {pages(variant)} and pass it by --weights FILE"
-    )
+    return f"{reason}; {remedy}"
