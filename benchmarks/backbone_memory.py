@@ -75,7 +75,7 @@ def _by_block(tensors: Iterator[tuple[str, Any]]) -> Iterator[tuple[str, str, An
 def measure(
     backbone: str, weights: str, depth: int | None, way: str, side: int, only_forward: bool
 ) -> dict[str, float]:
-    """GB of this process after loading, after a forward and after two training steps; and the seconds that each took."""
+    """GB of this process after loading, after a forward and after two training steps; and the seconds of each."""
     import torch
 
     from dinounet.network.backbone import build_backbone
@@ -154,9 +154,7 @@ def main() -> None:
         print(json.dumps(measure(asked.backbone, asked.weights, asked.depth, asked.child, asked.side, asked.forward)))
         return
     depth = asked.depth or find_variant(asked.backbone).depth
-    print(
-        f"dinounet {dinounet.__version__}: {asked.backbone}, {depth} blocks, one image of {asked.side} x {asked.side}"
-    )
+    print(f"dinounet {dinounet.__version__}: {asked.backbone}, {depth} blocks, an image of {asked.side} x {asked.side}")
     for way in asked.ways:
         child = subprocess.run([sys.executable, *sys.argv, "--child", way], stdout=subprocess.PIPE, check=True)
         found = json.loads(child.stdout)

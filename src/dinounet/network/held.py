@@ -20,7 +20,7 @@ Held = Literal["fp32", "bf16", "int8"]
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.int8}
 
-ROWS_TOGETHER = 1024
+ROWS_TOGETHER = 256
 """Rows that are rounded at a time, so that no second float32 copy of a weight is made."""
 
 
@@ -56,10 +56,19 @@ class HeldLinear(nn.Module):
         self._parameters["weight"] = nn.Parameter(weight, requires_grad=False)  # the name itself is the property's
         self.register_buffer("scale", scale, persistent=False)
 
+    def fill(self, weight: Tensor) -> None:
+        """Round a weight, (out, in), to what is held, in the memory that is taken already."""
+        held = self._parameters["weight"]
+        assert held is not None
+        self._round(weight, held.data, self.scale)
+
     def convert(self, weight: Tensor) -> tuple[Tensor, Tensor]:
         """A new tensor as it is held, (out, in), and what its rows are to be multiplied by, (out, 1)."""
-        held = torch.empty(weight.shape, dtype=DTYPES[self.precision])
-        scale = torch.ones(len(weight), 1)
+        held, scale = torch.empty(weight.shape, dtype=DTYPES[self.precision]), torch.ones(len(weight), 1)
+        self._round(weight, held, scale)
+        return held, scale
+
+    def _round(self, weight: Tensor, held: Tensor, scale: Tensor) -> None:
         for rows, own, factor in zip(*(each.split(ROWS_TOGETHER) for each in (weight, held, scale)), strict=True):
             if self.precision == "int8":
                 factor.copy_(rows.abs().amax(dim=1, keepdim=True).float() / 127)
@@ -67,7 +76,6 @@ class HeldLinear(nn.Module):
                 own.copy_((rows / factor).round_())
             else:
                 own.copy_(rows)
-        return held, scale
 
     @property
     def is_here(self) -> bool:

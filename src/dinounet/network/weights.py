@@ -33,7 +33,7 @@ RANDOM_STD = 0.02
 RANDOM_LAYER_SCALE = 0.3
 """A pretrained block's mean. With timm's 1e-5 a random backbone would pass its patch embedding through unchanged."""
 
-NUMBERS_TOGETHER = 2**22
+NUMBERS_TOGETHER = 2**20
 """Drawn or hashed at a time."""
 
 NORMS = (nn.LayerNorm, nn.GroupNorm, nn.BatchNorm2d)
@@ -151,7 +151,7 @@ def _fill(backbone: FrozenBackbone, numbers: Iterator[tuple[str, Tensor]]) -> st
             if key not in layers:
                 others[key].copy_(tensor)
             elif layers[key].is_here:
-                layers[key].put(*layers[key].convert(tensor))
+                layers[key].fill(tensor)
 
     with torch.no_grad():
         return _hash(take())
