@@ -17,6 +17,7 @@ from dinounet.files import write_json
 from dinounet.network.backbone import build_backbone
 from dinounet.network.config import NetworkConfig
 from dinounet.network.dinounet import DinoUNet
+from dinounet.network.timm_models import commercial_use
 from dinounet.network.variants import VARIANTS, find_variant, gmac_at, memory_at, trained_parameters
 from dinounet.network.weights import fill_backbone
 from dinounet.plans import read_plan
@@ -224,8 +225,24 @@ def test_models_of_timm_that_can_not_be_used_are_refused_in_a_sentence(name: str
     assert "\n" not in str(told.value)
 
 
-def test_licences_that_forbid_commercial_use_are_told() -> None:
-    assert find_variant("timm:vit_tiny_patch16_dinov3_qkvb.eupe_lvd1689m").commercial == "no"
+@pytest.mark.parametrize(
+    ("licence", "allowed"),
+    [
+        ("apache-2.0", "yes"),
+        ("mit", "yes"),
+        ("bsd-3-clause", "yes"),
+        ("dinov3-license", "yes, on its conditions"),
+        ("cc-by-nc-4.0", "no"),
+        ("fair-noncommercial-research-license", "no"),
+        ("apple-amlr", "unknown"),
+        ("unknown", "unknown"),
+    ],
+)
+def test_whether_a_licence_allows_commercial_use(licence: str, allowed: str) -> None:
+    assert commercial_use(licence) == allowed
+
+
+def test_a_licence_that_forbids_commercial_use_is_told() -> None:
     assert find_variant("timm:convnextv2_atto.fcmae").commercial == "no"
 
 

@@ -296,7 +296,7 @@ def test_what_can_not_be_exported_is_told(run: Path, bundle: Path, tmp_path: Pat
         dinounet.export([run, run], tmp_path / "b")
     with pytest.raises(UserError, match="exists already; give the bundle another name"):
         dinounet.export([run], run.parent)
-    with pytest.raises(UserError, match="lies in the run .*; give the bundle a place outside of it with -o"):
+    with pytest.raises(UserError, match=r"lies in the run .*; give the bundle a place outside of it with -o"):
         dinounet.export(run.parent, run.parent / "bundle")
     unfinished = tmp_path / "unfinished"
     shutil.copytree(run, unfinished)

@@ -203,3 +203,73 @@ def test_sampling_by_gathers_is_grid_sample_and_so_are_its_gradients() -> None:
     found = sample_by_gather(map, grid)
     torch.testing.assert_close(found, expected)
     torch.testing.assert_close(torch.autograd.grad(found, (map, grid), upstream), gradients)
+
+
+@pytest.mark.parametrize("sizes", [[(6, 7)], [(5, 3), (2, 4)]])
+def test_sampling_on_the_cpu_is_grid_sample_and_so_are_its_gradients(sizes: list[tuple[int, int]]) -> None:
+    from dinounet.network.deformable_attention import sample_and_weigh
+
+    batch, queries, heads, width, points = 2, 9, 3, 4, 2
+    value = torch.randn(batch, sum(h * w for h, w in sizes), heads, width, dtype=torch.float64, requires_grad=True)
+    places = 3 * torch.rand(batch, queries, heads, len(sizes), points, 2, dtype=torch.float64) - 1  # far outside, too
+    weights = torch.randn(batch, queries, heads, len(sizes), points, dtype=torch.float64, requires_grad=True)
+    inputs, upstream = (value, places.requires_grad_(), weights), torch.randn(batch, queries, heads * width).double()
+
+    expected, first = torch.zeros(batch, queries, heads, width, dtype=torch.float64), 0
+    for level, (height, across) in enumerate(sizes):
+        for head in range(heads):
+            map = value[:, first : first + height * across, head].transpose(1, 2).unflatten(2, (height, across))
+            samples = nn.functional.grid_sample(map, 2 * places[:, :, head, level] - 1, align_corners=False)
+            share = torch.einsum("bdqp,bqp->bqd", samples, weights[:, :, head, level])
+            expected = expected + nn.functional.pad(share[:, :, None], (0, 0, head, heads - 1 - head))
+        first += height * across
+    expected = expected.flatten(2)
+    found = sample_and_weigh(value, sizes, places, weights)
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(
+        torch.autograd.grad(found, inputs, upstream), torch.autograd.grad(expected, inputs, upstream)
+    )
+    assert torch.autograd.gradcheck(lambda *inputs: sample_and_weigh(inputs[0], sizes, *inputs[1:]), inputs)
+
+
+def test_a_place_that_is_not_a_number_gives_no_number_instead_of_an_error() -> None:
+    from dinounet.network.deformable_attention import sample_and_weigh
+
+    places = torch.full((1, 2, 1, 1, 1, 2), 0.5)
+    places[0, 0] = torch.nan
+    found = sample_and_weigh(torch.randn(1, 4, 1, 3), [(2, 2)], places, torch.ones(1, 2, 1, 1, 1))
+    assert found[0, 0].isnan().all() and found[0, 1].isfinite().all()
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_linear_layers_by_onednn_are_pytorchs_and_so_are_their_gradients(bias: bool) -> None:
+    from dinounet.network.onednn import products_by_onednn
+
+    input = torch.randn(2, 7, 24).transpose(0, 1).requires_grad_()
+    layer, upstream = nn.Linear(24, 10, bias=bias), torch.randn(7, 2, 10)
+    expected = layer(input)
+    with products_by_onednn(input.device):
+        found = layer(input)
+    parameters = (input, *layer.parameters())
+    assert "Linear" in type(found.grad_fn).__name__ and type(found.grad_fn) is not type(expected.grad_fn)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        torch.autograd.grad(found, parameters, upstream),
+        torch.autograd.grad(expected, parameters, upstream),
+        rtol=1e-5,
+        atol=1e-5,
+    )
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
+def test_attention_by_onednn_is_pytorchs(dtype: torch.dtype, tolerance: float) -> None:
+    from dinounet.network.onednn import products_by_onednn
+
+    query, key, value = (torch.randn(2, 37, 3, 16).transpose(1, 2) for _ in range(3))  # heads lie between tokens
+    expected = nn.functional.scaled_dot_product_attention(query, key, value)
+    with products_by_onednn(query.device):
+        found = nn.functional.scaled_dot_product_attention(query.to(dtype), key.to(dtype), value.to(dtype))
+        masked = nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True)
+    assert found.dtype == dtype
+    assert (found.float() - expected).norm() < tolerance * expected.norm()
+    torch.testing.assert_close(masked, nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True))

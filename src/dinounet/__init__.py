@@ -12,6 +12,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from dinounet.allocator import keep_freed_memory
 from dinounet.errors import UserError
 
 if TYPE_CHECKING:
@@ -59,4 +60,5 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'dinounet' has no attribute {name!r}")
+    keep_freed_memory()
     return getattr(importlib.import_module(_HOMES[name]), name)

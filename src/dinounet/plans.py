@@ -28,6 +28,7 @@ OptimizerName = Literal["adamw", "sgd"]
 Schedule = Literal["cosine", "poly"]
 Initialisation = Literal["pytorch", "he"]
 Architecture = Literal["dinounet", "unet"]
+CacheFeatures = Literal["auto", "on", "off"]
 TrackerName = Literal["tensorboard", "wandb", "mlflow"]
 RecipeName = Literal["default", "paper"]
 """default: what measured best here (docs/recipes.md); paper: what the published code does, data side included."""
@@ -85,6 +86,12 @@ class Recipe:
     augmentation: Augmentation = "nnunet"
     """What happens to patches before they are learned from."""
 
+    cache_features: CacheFeatures = "off"
+    """Whether the backbone sees a fixed set of tiles once, and not in training; auto: where it saves half a step."""
+
+    feature_variants: int = 1
+    """With cached features: how often the intensities of each tile and view are changed, if augmentation is nnunet."""
+
     validate_every: int = 100
     """Steps between two looks at the validation cases."""
 
@@ -95,7 +102,15 @@ class Recipe:
     """Of initial values, patches and drop path."""
 
     def __post_init__(self) -> None:
-        least = {"steps": 1, "batch": 1, "validate_every": 1, "warmup": 0, "seed": 0, "weight_decay": 0}
+        least = {
+            "steps": 1,
+            "batch": 1,
+            "validate_every": 1,
+            "feature_variants": 1,
+            "warmup": 0,
+            "seed": 0,
+            "weight_decay": 0,
+        }
         for name, smallest in least.items():
             if not smallest <= getattr(self, name) < math.inf:
                 raise ConfigError(f"recipe.{name} is {getattr(self, name)}; it must be a number of at least {smallest}")
@@ -200,6 +215,23 @@ class StepMemory:
 
 
 @dataclass(frozen=True)
+class FeatureChoice:
+    """Whether the backbone's features are cached, where that was asked for, or to be found out."""
+
+    cached: bool
+    """Whether training reads them from the disk."""
+
+    why: str
+    """In words."""
+
+    bytes: int
+    """On disk, for the training and validation cases together."""
+
+    backbone_share: float | None = None
+    """Of the time of a step without cache; None if it was not measured."""
+
+
+@dataclass(frozen=True)
 class Plan:
     """All of it."""
 
@@ -215,6 +247,9 @@ class Plan:
     memory: StepMemory | None = None
     """What a step takes, which patch and batch must fit into."""
 
+    features: FeatureChoice | None = None
+    """Whether they are cached; a run finds it out anew."""
+
     format: int = FORMAT
     """Version of this file's keys."""
 
@@ -229,6 +264,8 @@ class Plan:
             )
         if isinstance(self.network, NetworkConfig) and self.network.deep_supervision != self.recipe.deep_supervision:
             raise ConfigError("network.deep_supervision and recipe.deep_supervision differ; make them equal")
+        if isinstance(self.network, UNetConfig) and self.recipe.cache_features == "on":
+            raise ConfigError("a U-Net has no backbone whose features could be cached; leave out --cache-features")
         outputs = self.data.meaning.outputs
         if self.network.num_classes != len(outputs):
             what = "labels" if self.data.regions is None else "regions"

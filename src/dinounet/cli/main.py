@@ -19,6 +19,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import dinounet
+from dinounet.allocator import keep_freed_memory
 from dinounet.errors import ConfigError, Interrupted, UserError
 from dinounet.processes import my_place
 
@@ -77,6 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if verb not in VERBS:
         near = difflib.get_close_matches(verb, VERBS, n=1)
         return _fail(f"there is no verb {verb!r}; " + (f"did you mean {near[0]}?" if near else "see dinounet --help"))
+    keep_freed_memory()
     try:
         _understand(function_of(verb), verb, words[1:])()
     except UserError as error:

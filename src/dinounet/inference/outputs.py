@@ -158,6 +158,7 @@ def _write_map(path: Path, values: np.ndarray, geometry: Geometry | None) -> Non
 def _draw(found: Segmentation, meaning: Labels) -> Any:
     """The image with what was found in colour; of a volume, slices in rows."""
     import PIL.Image
+    import PIL.ImageDraw
 
     labels, volume, axis = found.labels, found.volume, found.axis
     shown = _slices_to_show(labels, axis)
@@ -175,10 +176,14 @@ def _draw(found: Segmentation, meaning: Labels) -> Any:
         pictures.append(paint(base, regions, OPACITY))
     rows = math.ceil(len(pictures) / columns)
     sheet = np.zeros((rows * pictures[0].shape[0], columns * pictures[0].shape[1], 3), np.uint8)
-    for place, picture in enumerate(pictures):
-        top, left = place // columns * picture.shape[0], place % columns * picture.shape[1]
+    corners = [(place // columns * len(one), place % columns * one.shape[1]) for place, one in enumerate(pictures)]
+    for (top, left), picture in zip(corners, pictures, strict=True):
         sheet[top : top + picture.shape[0], left : left + picture.shape[1]] = picture
-    return PIL.Image.fromarray(sheet)
+    drawn = PIL.Image.fromarray(sheet)
+    if not volume.is_flat:
+        for (top, left), index in zip(corners, shown, strict=True):
+            PIL.ImageDraw.Draw(drawn).text((left + 3, top + 1), f"slice {index + 1}", fill="white")
+    return drawn
 
 
 def _slices_to_show(labels: np.ndarray, axis: int) -> list[int]:

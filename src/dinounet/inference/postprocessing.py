@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from scipy import ndimage
 
 from dinounet.data.labels import Labels
 from dinounet.data.masks import where
@@ -206,6 +205,8 @@ def _remove_components(space: np.ndarray, numbers: Sequence[int], keep_largest: 
 
 def _fill_holes(space: np.ndarray, numbers: Sequence[int], written_as: int) -> None:
     """Give background that these numbers enclose this number; what is diagonal to the outside is enclosed."""
+    from scipy import ndimage  # takes a third of a second to import
+
     box, mask = _cut(space, numbers)
     inside = space[box]
     inside[ndimage.binary_fill_holes(mask) & (inside == 0)] = written_as
@@ -213,6 +214,8 @@ def _fill_holes(space: np.ndarray, numbers: Sequence[int], written_as: int) -> N
 
 def _cut(space: np.ndarray, numbers: Sequence[int]) -> tuple[tuple[slice, ...], np.ndarray]:
     """Where these numbers are: their bounding box (of no pixel if they are nowhere), and the mask in it."""
+    from scipy import ndimage  # takes a third of a second to import
+
     mask = where(space, numbers)
     found = ndimage.find_objects(mask.view(np.uint8))
     box = found[0] if found else (slice(0),) * space.ndim
@@ -221,6 +224,8 @@ def _cut(space: np.ndarray, numbers: Sequence[int]) -> tuple[tuple[slice, ...], 
 
 def _components(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Components by number from 1 on, in the mask's shape, and how many pixels have each number, 0 included."""
+    from scipy import ndimage  # takes a third of a second to import
+
     components, count = ndimage.label(mask, np.ones((3,) * mask.ndim))
     sizes = np.zeros(count + 1, np.int64)
     for part in _strips(components):

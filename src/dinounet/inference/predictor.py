@@ -14,13 +14,15 @@ from torch import Tensor
 from dinounet.data.images import Volume
 from dinounet.data.masks import check_channels
 from dinounet.data.preprocessing import Slice, measure_channels, slice_axis, slice_size
+from dinounet.data.tiles import STEP
+from dinounet.data.views import View
 from dinounet.errors import UserError
 from dinounet.inference.ahead import ahead
 from dinounet.inference.inputs import Image, as_volume, check_kind, open_input
 from dinounet.inference.postprocessing import Postprocessing
 from dinounet.inference.segmentation import JUST_LABELS, Draft, Segmentation, Wanted
-from dinounet.inference.tiling import STEP, Canvas, Enlarger, make_grid
-from dinounet.inference.views import VIEWS, TestTimeAugmentation, View
+from dinounet.inference.tiling import Canvas, Enlarger, make_grid
+from dinounet.inference.views import VIEWS, TestTimeAugmentation
 from dinounet.network.build import Network
 from dinounet.network.weights import BackboneRecord
 from dinounet.plans import Plan

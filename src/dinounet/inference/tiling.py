@@ -11,15 +11,13 @@ logits no more is held at a time than a tile's height.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-STEP = 0.5
-"""Distance of neighbouring tiles at the most, as a share of a tile."""
+from dinounet.data.tiles import STEP, tile_starts
 
 
 class Grid(NamedTuple):
@@ -41,12 +39,6 @@ def make_grid(size: tuple[int, int], patch: tuple[int, int], step: float = STEP)
     """Tiles that cover a slice."""
     tile = min(patch[0], size[0]), min(patch[1], size[1])
     return Grid(size, tile, tile_starts(size[0], tile[0], step), tile_starts(size[1], tile[1], step))
-
-
-def tile_starts(length: int, tile: int, step: float = STEP) -> list[int]:
-    """Where tiles start along one axis: from the first pixel to the last, evenly, at most `step` of a tile apart."""
-    count = math.ceil((length - tile) / (tile * step)) + 1
-    return [round((length - tile) * index / max(count - 1, 1)) for index in range(count)]
 
 
 def gaussian(length: int, device: torch.device | str = "cpu") -> Tensor:

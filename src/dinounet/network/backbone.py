@@ -82,6 +82,10 @@ class FrozenBackbone(nn.Module):
         """Adds nothing; the weights themselves are `self.vit.state_dict()`."""
         return OrderedDict() if destination is None else destination
 
+    def drop_weights(self) -> None:
+        """Give back the memory of its weights, where every tap is known: it can't see an image any more."""
+        self.vit = nn.Identity()
+
     @torch.no_grad()
     def forward(self, image: Tensor) -> list[Tensor]:
         size = self.seen(image.shape[-2:])

@@ -8,6 +8,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from dinounet.network.normalisation import InstanceNorm
+
 
 class Enlarge(nn.Module):
     """Enlarges a map four times by one transposed convolution that is applied twice.
@@ -35,7 +37,7 @@ class DecoderStage(nn.Module):
         self.convolutions = nn.ModuleList(
             nn.Sequential(
                 nn.Conv2d(2 * width if first else width, width, kernel_size=3, padding=1),
-                nn.InstanceNorm2d(width, affine=True),
+                InstanceNorm(width),
                 nn.LeakyReLU(0.01, inplace=True),
             )
             for first in [True] + [False] * (convolutions - 1)

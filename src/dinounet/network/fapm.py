@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from timm.layers import SqueezeExcite
 from torch import Tensor, nn
 
+from dinounet.network.normalisation import InstanceNorm
+
 
 class Refinement(nn.Sequential):
     """Reduces, looks around (depthwise separable 3x3), and weighs its channels (arXiv 1709.01507).
@@ -22,11 +24,11 @@ class Refinement(nn.Sequential):
     def __init__(self, rank: int, out_width: int) -> None:
         super().__init__()
         self.reduce = nn.Conv2d(rank, out_width, 1)
-        self.reduce_norm = nn.InstanceNorm2d(out_width, affine=True)
+        self.reduce_norm = InstanceNorm(out_width)
         self.reduce_act = nn.LeakyReLU(0.01, inplace=True)
         self.depthwise = nn.Conv2d(out_width, out_width, kernel_size=3, padding=1, groups=out_width)
         self.pointwise = nn.Conv2d(out_width, out_width, 1)
-        self.norm = nn.InstanceNorm2d(out_width, affine=True)
+        self.norm = InstanceNorm(out_width)
         self.act = nn.LeakyReLU(0.01, inplace=True)
         self.project = nn.Conv2d(out_width, out_width, 1)
         self.squeeze_excite = SqueezeExcite(out_width, rd_channels=max(out_width // 16, 1))

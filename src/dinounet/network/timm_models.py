@@ -67,7 +67,7 @@ def inspect(name: str) -> BackboneVariant:
         counter.get_total_flops() / 2e9,
         repository,
         licence,
-        _commercial(licence),
+        commercial_use(licence),
         (settings.origin_url if settings else None) or f"https://huggingface.co/{repository or 'timm'}",
         patch,
         stages,
@@ -110,7 +110,7 @@ def _try(frozen: FrozenBackbone) -> None:
         raise ValueError(f"its features have the shapes {found} and not {expected}")
 
 
-def _commercial(licence: str) -> str:
+def commercial_use(licence: str) -> str:
     """Whether a licence allows commercial use, as far as its name tells."""
     name = licence.lower()
     if name.startswith(FREE_LICENCES):
