@@ -24,6 +24,7 @@ from dinounet.inference.bundle import read_bundle
 from dinounet.inference.postprocessing import Postprocessing, Steps
 from dinounet.network.config import plan_unet
 from dinounet.plans import Plan, Recipe
+from dinounet.sharing.card import make_card
 from networks import planned
 from schema import FILE, make_schema
 
@@ -35,7 +36,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     data = write_png_dataset(root / "pictures")
     for path in [*data.glob("*Tr/case_0*"), *data.glob("*Tr/case_1*")]:
         path.rename(path.with_name(path.name.replace("case_", "jane_doe_")))
-    plan = Plan(plan_data(read_dataset(data), (64, 64)), planned(num_classes=3), Recipe(steps=3, augmentation="none"))
+    recipe = Recipe(steps=3, augmentation="none", seed=7)  # which the random backbone is of, too
+    plan = Plan(plan_data(read_dataset(data), (64, 64)), planned(num_classes=3), recipe)
     write_json(root / "plan.json", plan)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
@@ -141,7 +143,7 @@ def test_metrics_are_those_of_the_review(run: Path, bundle: Path) -> None:
 
 def test_the_schema_is_that_of_the_dataclasses_and_bundles_fulfil_it(bundle: Path) -> None:
     schema = json.loads(FILE.read_text())
-    assert schema == make_schema(), "run python tests/schema.py"
+    assert schema == make_schema(), "run python tests/schema.py; see CONTRIBUTING.md about the format"
     content = json.loads((bundle / "model.json").read_text())
     jsonschema.validate(content, schema)
     content["networks"][0]["surprise"] = 1
@@ -166,6 +168,13 @@ def test_an_older_bundle_is_upgraded_and_a_newer_one_refused(
     message = r"has the format 2, of a newer dinounet than this one, which reads 1; upgrade dinounet \(pip install -U"
     with pytest.raises(ConfigError, match=message):
         dinounet.load(bundle)
+
+
+def test_a_recipe_of_another_version_is_nothing_that_prediction_reads(bundle: Path, image: Path) -> None:
+    now = predict_proba(bundle, image)
+    put({"brand_new": "trick", "steps": None}, "networks", 0, "training", "recipe")(bundle)
+    np.testing.assert_array_equal(predict_proba(bundle, image), now)
+    assert "brand\\_new trick" in make_card(read_bundle(bundle))
 
 
 def test_every_format_before_todays_has_its_upgrade() -> None:

@@ -67,7 +67,7 @@ def test_it_tells_what_the_bundle_knows(run: Path, bundle: Path, record: BundleR
     assert f"| disc | {dice['dice']:.3f} ({low:.3f} to {high:.3f}) |" in card
     for fact in (
         "| cases learned from | 4 |", "| cases watched (validation) | 2 |", "0 = background, 1 = disc, 2 = square",
-        "default, 3 steps", record.networks[0].backbone.sha256, record.networks[0].training.data_sha256,
+        "base default, steps 3, ", record.networks[0].backbone.sha256, record.networks[0].training.data_sha256,
         "random numbers, made anew from the seed", 'dinounet.load("user/name")', "no medical device",
     ):  # fmt: skip
         assert fact in card

@@ -226,6 +226,8 @@ def _bundle(title: str, record: BundleRecord) -> Table:
                 "notes": "; ".join(run.notes) or "none",
             }
         for found in one.metrics:
-            more[f"Dice of {found.cases} {found.part} cases"] = f"{found.mean['dice'].mean:.3f}"
+            more[f"Dice of {found.cases} {found.part} cases"] = (
+                f"{found.mean['dice'].mean:.3f}" if "dice" in found.mean else "unknown"
+            )
         facts |= {f"{name}{place}": value for name, value in more.items()}
     return _facts(title, facts)

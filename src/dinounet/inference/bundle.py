@@ -103,8 +103,8 @@ class Measured:
 class Training:
     """What made a network. It names no case, no person and no path."""
 
-    recipe: Recipe
-    """How it was trained, seed included."""
+    recipe: dict[str, str | int | float | bool | None]
+    """How it was trained, as the version that trained it names that; prediction reads nothing of it."""
 
     fold: Fold
     """Which of the dataset's splits; all: every case was learned from."""
@@ -166,13 +166,11 @@ class BundledNetwork:
     training: Training | None
     """What made it; None for a network that was imported."""
 
+    seed: int = 0
+    """Of the recipe; a random backbone is made anew from it."""
+
     metrics: tuple[Measured, ...] = ()
     """Of this network alone."""
-
-    @property
-    def seed(self) -> int:
-        """Of a random backbone."""
-        return self.training.recipe.seed if self.training else 0
 
 
 @dataclass(frozen=True)
@@ -235,10 +233,7 @@ class BundleRecord:
         return [f"model_{index}.safetensors" for index in range(len(self.networks))]
 
     def _plan(self, one: BundledNetwork) -> Plan:
-        deep = one.network.deep_supervision
-        recipe = (
-            one.training.recipe if one.training else Recipe(deep_supervision=deep)
-        )  # nobody reads that of an import
+        recipe = Recipe(deep_supervision=one.network.deep_supervision)  # which prediction reads nothing else of
         return Plan(self.data, one.network, recipe)
 
 

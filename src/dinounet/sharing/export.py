@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from dinounet.errors import ConfigError
@@ -108,6 +108,7 @@ def _describe(model: TrainedModel) -> BundledNetwork:
         sha256=model.sha256,
         backbone=without_path(model.backbone),
         training=_tell_training(run),
+        seed=model.seed,
         metrics=tuple(
             _summarise(part, read_metrics(folder / part / METRICS))
             for part in ("validation", "test")
@@ -129,7 +130,7 @@ def _without_names(post: Postprocessing | None) -> Postprocessing | None:
 
 def _tell_training(run: RunRecord) -> Training:
     return Training(
-        recipe=run.plan.recipe,
+        recipe=asdict(run.plan.recipe),
         fold=run.fold,
         training_cases=len(run.data.training_cases),
         validation_cases=len(run.data.validation_cases),
