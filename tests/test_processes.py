@@ -96,8 +96,8 @@ def numbers(run: Path, key: str) -> list[float]:
 
 
 def assert_same_run(run: Path, single: Path) -> None:
-    """Up to what another order of sums does in float32: nothing in two steps, and by the eighth 2e-4 of a mean of a batch
-    norm and 7e-4 of its variance; oneDNN orders sums otherwise for other batches."""
+    """Up to what another order of sums does in float32: nothing in two steps, and by the eighth 2e-4 of a batch norm's
+    mean and 7e-4 of its variance; oneDNN orders sums otherwise for other batches."""
     assert [entry["step"] for entry in read_log(run)] == [entry["step"] for entry in read_log(single)]
     for key in ("loss", "validation_loss"):
         assert numbers(run, key) == pytest.approx(numbers(single, key), rel=1e-4, abs=2e-5)
