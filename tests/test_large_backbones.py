@@ -237,6 +237,14 @@ def test_memory_is_what_is_held_and_one_block_never_a_float32_copy(tmp_path: Pat
         assert int(child.stdout) < allowed + 100e6, (precision, offload)  # what PyTorch needs for a first time
 
 
+def test_an_outline_of_7b_takes_no_memory() -> None:
+    """As training on cached features builds it."""
+    with torch.device("meta"):
+        backbone = build_backbone(NetworkConfig(backbone="dinov3_vit7b16"))
+    assert all(parameter.is_meta for parameter in backbone.parameters())
+    assert backbone.grids((512, 512)) == [(32, 32)] * 4
+
+
 def test_7b_alone_is_held_in_bf16_unless_asked_for_otherwise() -> None:
     for name in ("dinov3_vits16", "dinov3_vith16plus", "dinov2_vitg14", "dinov3_convnext_large"):
         assert usual_precision(find_variant(name)) == "fp32"

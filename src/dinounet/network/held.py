@@ -44,10 +44,10 @@ class HeldLinear(nn.Module):
         self.precision = precision
         self.in_features, self.out_features = outline.in_features, outline.out_features
         self.register_parameter("bias", outline.bias)
-        self.empty("meta" if on_disk else "cpu")
+        self.empty("meta" if on_disk else None)
 
-    def empty(self, device: str) -> None:
-        """Forget the weight; on `meta`, none takes memory."""
+    def empty(self, device: str | None) -> None:
+        """Forget the weight; on `meta`, it takes no memory; None is PyTorch's usual device."""
         shape = self.out_features, self.in_features
         self.put(torch.full(shape, 0, dtype=DTYPES[self.precision], device=device), torch.ones(shape[0], 1))
 

@@ -269,6 +269,7 @@ def _read_sizes(weights: Mapping[str, Tensor], channels: int) -> NetworkConfig:
         sizes = {"backbone_args": {"embed_dim": width, "depth": depth, "num_heads": heads}, "taps": taps}
     return NetworkConfig(
         backbone=known[0] if known else BACKBONES[0],
+        backbone_precision="fp32",  # nothing of the checkpoint is rounded
         in_channels=channels,
         num_classes=weights["decoder.seg_layers.2.weight"].shape[0],
         stem_width=weights[f"{ADAPTER}spm.stem.0.weight"].shape[0],
