@@ -28,6 +28,7 @@ from dinounet.files import read_json, to_record
 from dinounet.inference.postprocessing import Postprocessing, check_names
 from dinounet.network.build import build_network
 from dinounet.network.config import NetworkConfig, UNetConfig
+from dinounet.network.dinounet import DinoUNet
 from dinounet.network.weights import BackboneRecord
 from dinounet.plans import Plan, Recipe
 
@@ -320,7 +321,10 @@ def _require_shapes(path: Path, config: NetworkConfig | UNetConfig) -> None:
             f"{path} does not hold the network that {BUNDLE} describes: {len(differing)} tensors differ, as "
             f"{', '.join(differing[:3])}; get the bundle again"
         )
-    needed, there = 4 * sum(p.numel() for p in network.parameters()), psutil.virtual_memory().total
+    tensors = list(network.state_dict().values())
+    if isinstance(network, DinoUNet) and network.config.backbone_args:  # else of a known size, and may be offloaded
+        tensors += network.backbone.vit.parameters()
+    needed, there = 4 * sum(tensor.numel() for tensor in tensors), psutil.virtual_memory().total
     if needed > there:
         raise WeightsError(
             f"the network of {path} takes {needed / 1e9:,.1f} GB, more than this machine's memory of "

@@ -95,7 +95,12 @@ def write_bundle(output: Path, record: BundleRecord, weights: Sequence[Path], ba
         if left.name not in files:  # of an older bundle of more networks
             left.unlink()
     size = sum((output / name).stat().st_size for name in record.files)
-    say("bundle", f"{output}: {len(weights)} networks, {size / 1e6:.1f} MB", output=str(output), bytes=size)
+    say(
+        "bundle",
+        f"{output}: {len(weights)} network{'s' * (len(weights) > 1)}, {size / 1e6:.1f} MB",
+        output=str(output),
+        bytes=size,
+    )
     return output
 
 
