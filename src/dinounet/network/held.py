@@ -90,7 +90,8 @@ class HeldLinear(nn.Module):
         held = self._parameters["weight"]
         assert held is not None
         kind = held.device.type
-        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else torch.float32
+        lowered = kind != "meta" and torch.is_autocast_enabled(kind)  # which knows no such device
+        dtype = torch.get_autocast_dtype(kind) if lowered else torch.float32
         return (held * self.scale).to(dtype) if self.precision == "int8" else held.to(dtype)
 
     def forward(self, features: Tensor) -> Tensor:
