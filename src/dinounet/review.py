@@ -27,7 +27,6 @@ from dinounet.evaluation.report import write_report
 from dinounet.files import METRICS, PREDICTION, PROBABILITIES, read_record, remove_leftovers, whole_folder, write_json
 from dinounet.inference.folder import predict_files
 from dinounet.inference.loading import load
-from dinounet.inference.models import find_models
 from dinounet.inference.postprocessing import POSTPROCESSING, describe, read_postprocessing
 from dinounet.inference.predictor import Predictor
 from dinounet.inference.record import PredictionRecord, record_prediction
@@ -107,7 +106,7 @@ def _predict_and_evaluate(cases: Sequence[Case], run: Path, folder: Path, postpr
     predictor = load(
         run, device=record.device, precision=record.precision, offload=record.offload, postprocessing=postprocessing
     )
-    made, started = record_prediction(find_models([run]), predictor), time.monotonic()
+    made, started = record_prediction(predictor), time.monotonic()
     calibrates = _bytes_of_probabilities(predictor, len(cases)) <= MOST_FOR_CALIBRATION
     with progress("predicting", len(cases)) as advance:
         predict_files(predictor, cases, folder, on_case=advance, probabilities=calibrates)

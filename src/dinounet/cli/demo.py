@@ -47,7 +47,7 @@ def demo(
             write_demo_dataset(data)
         train_demo(data, run, weights)
         shutil.rmtree(predictions, ignore_errors=True)  # of a demo that was interrupted here
-        predict(run, [data / "imagesTs"], predictions)
+        predict(run, [data / "imagesTs"], predictions, probabilities=True)
         evaluate(predictions, data / "labelsTs")
     except (Interrupted, KeyboardInterrupt) as stop:
         where = str(stop).split(";")[0] or "stopped"

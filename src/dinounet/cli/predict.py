@@ -66,18 +66,17 @@ def predict(
     run, inputs, output = Path(run), [Path(path) for path in inputs], Path(output)  # Python users may give strings
     from dinounet.errors import Interrupted
     from dinounet.files import require_outside
-    from dinounet.inference.folder import predict_folder
+    from dinounet.inference.folder import predict_folder, require_place
     from dinounet.inference.inputs import find_inputs
     from dinounet.inference.loading import load
-    from dinounet.inference.models import find_models
     from dinounet.inference.outputs import Outputs, choose_endings
     from dinounet.inference.record import record_prediction
     from dinounet.processes import my_place
     from dinounet.progress import progress, say
 
-    models = find_models([run, *also])
     for folder in inputs:
         require_outside(output, folder, what="the predictions", inside="the images")
+    require_place(output)
     team = None
     if my_place().processes > 1:
         from dinounet.device import choose_device
@@ -90,7 +89,7 @@ def predict(
     )  # fmt: skip
     cases = find_inputs(inputs, predictor.plan.data)
     outputs = Outputs(output, choose_endings(cases, format), probabilities, uncertainty, overlay)
-    record = record_prediction(models, predictor)
+    record = record_prediction(predictor)
     with team.ending_together() if team else nullcontext(), progress("predicting", len(cases)) as advance:
         count = team.counter("predicted") if team else lambda more: more
         try:

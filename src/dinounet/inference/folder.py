@@ -11,6 +11,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING
 from dinounet.data.images import Volume
 from dinounet.data.pairs import Case, known_files
 from dinounet.errors import ConfigError, DataError, UserError
-from dinounet.files import PREDICTION, join_some, read_record, require_new, write_json
+from dinounet.files import PREDICTION, join_some, read_record, remove_leftovers, require_new, write_json
 from dinounet.inference.outputs import Outputs, allocated, choose_endings
 from dinounet.inference.predictor import Predictor
 from dinounet.inference.record import PredictionRecord, differences
@@ -88,11 +89,9 @@ def predict_folder(
     rank, size = (team.rank, team.size) if team else (0, 1)
     started = time.monotonic()
     is_new = not outputs.folder.exists()
-    if rank == 0:
-        record = _begin(outputs, cases, record, overwrite)
-    if team:
-        with team.leader_first("folder"):
-            pass
+    with team.leader_first("folder") if team else nullcontext():
+        if rank == 0:
+            record = _begin(outputs, cases, record, overwrite)
     todo = [case for case in cases if overwrite or not outputs.are_there(case)]
     if team:  # all have looked before any adds to it
         team.meet("looked")
@@ -108,10 +107,9 @@ def predict_folder(
         told = [json.loads(text) for text in team.collect("problems", json.dumps(problems))]
         problems = {case: sentence for one in told for case, sentence in one.items()}
     done = len(todo) - len(problems)
-    if rank == 0 and outputs.folder.exists():
-        _end(outputs.folder, record, problems, done, time.monotonic() - started)
-        _tell(problems, len(cases))
-    elif problems and size == 1:
+    if rank == 0:
+        if outputs.folder.exists():
+            _end(outputs.folder, record, problems, done, time.monotonic() - started)
         _tell(problems, len(cases))
     return done
 
@@ -147,11 +145,23 @@ def _read(predictor: Predictor, cases: Sequence[Case]) -> Iterator[tuple[Case, V
         yield case, volume
 
 
+def require_place(folder: Path) -> None:
+    """Make sure that predictions can go into a folder: one of predictions, or a new one.
+
+    Raises:
+        UserError: it is something else, or can't be made.
+    """
+    if not (folder / PREDICTION).is_file():
+        require_new(folder, what="the predictions")
+
+
 def _begin(outputs: Outputs, cases: Sequence[Case], record: PredictionRecord, overwrite: bool) -> PredictionRecord:
     """Make the folder, or make sure that it is one of the same prediction's; returns the record that holds there."""
     folder = outputs.folder
     path = folder / PREDICTION
+    require_place(folder)
     if path.is_file():
+        remove_leftovers(folder)
         known = read_record(PredictionRecord, path, what="the record of a prediction")
         differing = differences(known, record)
         if not differing and not overwrite:
@@ -168,9 +178,7 @@ def _begin(outputs: Outputs, cases: Sequence[Case], record: PredictionRecord, ov
                 f"{folder} holds masks of other cases that were predicted otherwise ({differing}): "
                 f"{join_some(others)}; give another folder with -o"
             )
-    else:
-        require_new(folder, what="the predictions")
-        folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     write_json(path, record)
     return record
 

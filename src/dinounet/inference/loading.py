@@ -67,6 +67,9 @@ def load(
         flag = "--weights" if weights else "--offload"
         raise ConfigError(f"{first.named} is a U-Net, which has no backbone; leave {flag} out")
     settings = Settings(tta, step, batch)
+    post = _postprocessing(postprocessing, models)
+    chosen = choose_device(device)
+    computed = choose_precision(precision, chosen)
     networks: list[Network] = []
     filled: list[tuple[TrainedModel, Any, BackboneRecord]] = []
     """Backbones, which folds share."""
@@ -82,10 +85,8 @@ def load(
             reason = str(error).splitlines()[0]
             raise WeightsError(f"{model.file} is damaged ({reason}); copy the run again") from None
         networks.append(network)
-    chosen = choose_device(device)
     backbone = filled[0][2] if first.backbone else None
-    post = _postprocessing(postprocessing, models)
-    return Predictor(networks, first.plan, backbone, chosen, choose_precision(precision, chosen), settings, post)
+    return Predictor(networks, first.plan, backbone, chosen, computed, settings, post, models)
 
 
 def require_alike(model: TrainedModel, first: TrainedModel) -> None:

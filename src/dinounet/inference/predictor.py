@@ -19,6 +19,7 @@ from dinounet.data.views import View
 from dinounet.errors import UserError
 from dinounet.inference.ahead import ahead
 from dinounet.inference.inputs import Image, as_volume, check_kind, open_input
+from dinounet.inference.models import TrainedModel
 from dinounet.inference.postprocessing import Postprocessing
 from dinounet.inference.segmentation import JUST_LABELS, Draft, Segmentation, Wanted
 from dinounet.inference.tiling import Canvas, Enlarger, make_grid
@@ -30,10 +31,13 @@ from dinounet.plans import Plan
 Key = TypeVar("Key")
 
 Batch = int | Literal["auto"]
-"""Tiles that go through the network together; auto: as many as the device works on well and has memory for."""
+"""Tiles that go through the network together; auto: as many as the device works on well, fewer if memory runs out."""
 
 PIXELS_TOGETHER = 512 * 512
 """That a CPU works on at a time: more brings nothing, and takes memory."""
+
+TILES_ON_GPU = 8
+"""Of these go through a GPU together at first, which halves them where its memory is too small."""
 
 MOST_TOGETHER = 64
 """Tiles at a time, however small they are."""
@@ -75,6 +79,7 @@ class Predictor:
         precision: fp32, bf16 or fp16.
         settings: how.
         postprocessing: what is done with a mask before it is given out.
+        models: where the networks come from.
     """
 
     def __init__(
@@ -86,6 +91,7 @@ class Predictor:
         precision: str,
         settings: Settings = Settings(),
         postprocessing: Postprocessing | None = None,
+        models: Sequence[TrainedModel] = (),
     ) -> None:
         self.networks = [network.to(device).eval() for network in networks]
         self.plan = plan
@@ -94,7 +100,8 @@ class Predictor:
         self.precision = precision
         self.settings = settings
         self.postprocessing = postprocessing
-        self._pixels_together = PIXELS_TOGETHER
+        self.models = models
+        self._pixels_together = PIXELS_TOGETHER * (1 if device == "cpu" else TILES_ON_GPU)
 
     @property
     def labels(self) -> dict[str, int]:

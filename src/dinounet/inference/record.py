@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dinounet.data.labels import Region
 from dinounet.errors import ConfigError
-from dinounet.inference.models import TrainedModel
 from dinounet.inference.postprocessing import Postprocessing
 from dinounet.inference.predictor import Predictor
 from dinounet.inference.views import TestTimeAugmentation
@@ -93,14 +91,14 @@ class PredictionRecord:
             )
 
 
-def record_prediction(models: Sequence[TrainedModel], predictor: Predictor) -> PredictionRecord:
-    """The record of what a predictor that was loaded from these models is about to predict."""
+def record_prediction(predictor: Predictor) -> PredictionRecord:
+    """The record of what a predictor that was loaded is about to predict."""
     data, settings = predictor.plan.data, predictor.settings
     return PredictionRecord(
         labels=predictor.labels,
         regions=data.regions,
         ignore=data.ignore,
-        models=tuple(ModelRecord(model.named, model.sha256) for model in models),
+        models=tuple(ModelRecord(model.named, model.sha256) for model in predictor.models),
         backbone=predictor.backbone,
         device=predictor.device,
         precision=predictor.precision,
