@@ -83,7 +83,9 @@ WORDS = ["--weights", "random", "--device", "cpu", "--precision", "fp32"]
 
 def write_plan(root: Path, name: str = "plan.json", drop_path: float = 0.0, **changes: Any) -> Path:
     # of a bias before instance norm, whose gradient is noise, AdamW would make steps of full length
-    fixed = {"steps": STEPS, "batch": 4, "validate_every": 4, "warmup": 2, "deep_supervision": False}
+    # gradients of a batch and of its parts differ by 1e-5 of themselves, in any way of computing them; where that moves
+    # a number across a ReLU's zero it grows, with this seed least of four
+    fixed = {"seed": 2, "steps": STEPS, "batch": 4, "validate_every": 4, "warmup": 2, "deep_supervision": False}
     sgd = {"optimizer": "sgd", "learning_rate": 0.01, "momentum": 0.9}
     recipe = Recipe(**{**fixed, **sgd, **changes})
     network = tiny_config(num_classes=3, drop_path=drop_path)
@@ -96,15 +98,14 @@ def numbers(run: Path, key: str) -> list[float]:
 
 
 def assert_same_run(run: Path, single: Path) -> None:
-    """Up to what another order of sums does in float32: nothing in two steps, and by the eighth 2e-4 of a batch norm's
-    mean and 7e-4 of its variance; oneDNN orders sums otherwise for other batches."""
+    """Up to what another order of sums does in float32: nothing in two steps, and by the eighth 3e-4 of a variance."""
     assert [entry["step"] for entry in read_log(run)] == [entry["step"] for entry in read_log(single)]
     for key in ("loss", "validation_loss"):
         assert numbers(run, key) == pytest.approx(numbers(single, key), rel=1e-4, abs=2e-5)
     ours, theirs = load_file(run / MODEL), load_file(single / MODEL)
     assert ours.keys() == theirs.keys()
     for name, tensor in ours.items():
-        torch.testing.assert_close(tensor, theirs[name], rtol=1e-3, atol=4e-4, msg=name)
+        torch.testing.assert_close(tensor, theirs[name], rtol=1e-3, atol=1e-4, msg=name)
 
 
 @pytest.mark.slow
