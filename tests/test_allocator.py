@@ -26,6 +26,8 @@ print((resident() - before) // 1_000_000)
         ("", False),
         ("from dinounet.allocator import keep_freed_memory; keep_freed_memory()", True),
         ("import dinounet; dinounet.NetworkConfig", True),  # a Python user's way
+        ("from dinounet.allocator import *; keep_freed_memory(); return_freed_memory()", False),
+        ("from dinounet.allocator import *; return_freed_memory(); keep_freed_memory()", False),
     ],
 )
 def test_freed_memory_is_kept(first: str, kept: bool) -> None:
@@ -40,6 +42,7 @@ def test_another_c_library_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> Non
         def mallopt(self, *_: int) -> int:
             raise AssertionError("called")
 
+    monkeypatch.setattr(allocator, "_returned", False)
     monkeypatch.setattr(allocator.ctypes, "CDLL", lambda _: Musl())  # no gnu_get_libc_version
     allocator.keep_freed_memory()
 

@@ -7,9 +7,10 @@ once, and the system clears each page anew for the next one, which takes longer 
 from __future__ import annotations
 
 import ctypes
+import gc
 from contextlib import suppress
 
-M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -2, -3, -4
 """Names of glibc's `malloc.h`."""
 
 TOP_PAD = 64 << 20
@@ -17,15 +18,44 @@ TOP_PAD = 64 << 20
 
 LARGEST_INT = 2**31 - 1
 
+LARGE = 1 << 20
+"""Bytes from which on `return_freed_memory` asks the system for each piece by itself."""
+
+_returned = False
+"""Whether this process was told to return what it frees, which holds from then on."""
+
 
 def keep_freed_memory() -> None:
     """From here on this process keeps up to 2 GB of freed memory for itself; without effect where there is no glibc.
 
-    `malloc_trim` still gives it back.
+    `give_back_freed` returns it. After `return_freed_memory` this is not done any more.
     """
+    if not _returned:
+        _set({M_MMAP_MAX: 0, M_TRIM_THRESHOLD: LARGEST_INT, M_TOP_PAD: TOP_PAD})
+
+
+def return_freed_memory() -> None:
+    """From here on large pieces go back to the system as they are freed: for what is chosen because memory is short.
+
+    Kept pieces are seldom taken again as a whole: where weights are widened layer by layer, a process would come to
+    hold several times what it needs. Without effect where there is no glibc.
+    """
+    global _returned
+    _returned = True
+    _set({M_MMAP_MAX: LARGEST_INT, M_MMAP_THRESHOLD: LARGE, M_TRIM_THRESHOLD: LARGE, M_TOP_PAD: LARGE})
+    give_back_freed()
+
+
+def _set(options: dict[int, int]) -> None:
     with suppress(OSError, AttributeError, TypeError):  # musl, macOS; Windows can't open "itself"
         libc = ctypes.CDLL(None)
         libc.gnu_get_libc_version  # noqa: B018  musl has a mallopt, too, but none of these numbers
-        libc.mallopt(M_MMAP_MAX, 0)
-        libc.mallopt(M_TRIM_THRESHOLD, LARGEST_INT)
-        libc.mallopt(M_TOP_PAD, TOP_PAD)
+        for option, value in options.items():
+            libc.mallopt(option, value)
+
+
+def give_back_freed() -> None:
+    """Make the C library return what it keeps of freed memory: for a measurement, or before much else is needed."""
+    gc.collect()
+    with suppress(OSError, AttributeError):  # another C library than glibc returns it by itself, or never
+        ctypes.CDLL(None).malloc_trim(0)

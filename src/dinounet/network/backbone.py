@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dinounet.allocator import return_freed_memory
 from dinounet.errors import ConfigError
 from dinounet.network.config import NetworkConfig
 from dinounet.network.held import Held, hold_linears, outlined
@@ -132,6 +133,8 @@ def build_backbone(config: NetworkConfig, *, offload: bool = False) -> FrozenBac
     variant, precision = find_variant(config.backbone), config.precision_of_backbone
     arguments = {**({} if variant.stages else {"dynamic_img_size": True}), **config.backbone_args}
     is_plain = precision == "fp32" and not offload
+    if not is_plain:
+        return_freed_memory()
     try:
         if config.backbone_args and not is_plain:  # tried without memory
             with torch.device("meta"):

@@ -52,7 +52,7 @@ class HeldLinear(nn.Module):
         self.put(torch.full(shape, 0, dtype=DTYPES[self.precision], device=device), torch.ones(shape[0], 1))
 
     def put(self, weight: Tensor, scale: Tensor) -> None:
-        """Take over a weight that `round` made."""
+        """Take over a weight that `convert` made."""
         self._parameters["weight"] = nn.Parameter(weight, requires_grad=False)  # the name itself is the property's
         self.register_buffer("scale", scale, persistent=False)
 
@@ -60,15 +60,15 @@ class HeldLinear(nn.Module):
         """Round a weight, (out, in), to what is held, in the memory that is taken already."""
         held = self._parameters["weight"]
         assert held is not None
-        self.round(weight, held.data, self.scale)
+        self._round(weight, held.data, self.scale)
 
-    def room(self) -> tuple[Tensor, Tensor]:
-        """Memory for a weight as it is held, (out, in), and for what its rows are to be multiplied by, (out, 1)."""
-        shape = self.out_features, self.in_features
-        return torch.empty(shape, dtype=DTYPES[self.precision]), torch.ones(shape[0], 1)
+    def convert(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """A new tensor as it is held, (out, in), and what its rows are to be multiplied by, (out, 1)."""
+        held, scale = torch.empty(weight.shape, dtype=DTYPES[self.precision]), torch.ones(len(weight), 1)
+        self._round(weight, held, scale)
+        return held, scale
 
-    def round(self, weight: Tensor, held: Tensor, scale: Tensor) -> None:
-        """Round a weight, (out, in), into the memory that `room` gave."""
+    def _round(self, weight: Tensor, held: Tensor, scale: Tensor) -> None:
         for rows, own, factor in zip(*(each.split(ROWS_TOGETHER) for each in (weight, held, scale)), strict=True):
             if self.precision == "int8":
                 factor.copy_(rows.abs().amax(dim=1, keepdim=True).float() / 127)

@@ -1,8 +1,7 @@
 """A backbone that is larger than memory: its blocks' weights are on the disk, and each is brought when it computes.
 
-While a block computes, the next one's weights are read, so that two are in memory, always in the same places: memory
-that is freed and taken anew for each block would not all go back to the system. The backbone is frozen and keeps
-nothing for the way back, so training reads them once a step.
+While a block computes, the next one's weights are read, so that two are in memory at most. The backbone is frozen and
+keeps nothing for the way back, so training reads them once a step.
 """
 
 from __future__ import annotations
@@ -21,18 +20,14 @@ def bring_blocks(backbone: FrozenBackbone, stored: StoredBackbone) -> None:
     reader = ThreadPoolExecutor(1, "reads the next block")
     ahead: dict[int, Future[dict[str, tuple[Tensor, Tensor]]]] = {}
     blocks = [held_linears(block) for block in backbone.vit.blocks]
-    places: dict[tuple[int, str], tuple[Tensor, Tensor]] = {}
-    """Of even and of odd blocks, by the weight's name."""
 
     def read(index: int) -> dict[str, tuple[Tensor, Tensor]]:
         """A block's weights as they are held."""
         names = [f"blocks.{index}.{name}" for name in blocks[index]]
-        for (name, layer), (_, tensor) in zip(blocks[index].items(), stored.read(names), strict=True):
-            place = index % 2, name
-            if place not in places or places[place][0].shape != tensor.shape:
-                places[place] = layer.room()
-            layer.round(tensor, *places[place])
-        return {name: places[index % 2, name] for name in blocks[index]}
+        return {
+            name: layer.convert(tensor)
+            for (name, layer), (_, tensor) in zip(blocks[index].items(), stored.read(names), strict=True)
+        }
 
     def bring(index: int, image: Tensor) -> None:
         if index not in ahead:

@@ -6,12 +6,10 @@ on this device that is measured. On a CPU it matters most: there the system kill
 
 from __future__ import annotations
 
-import ctypes
-import gc
 import math
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Literal
 
@@ -19,6 +17,7 @@ import psutil
 import torch
 from torch import nn
 
+from dinounet.allocator import give_back_freed
 from dinounet.data.paper import largest_batch
 from dinounet.data.plan import PATCH_STEP
 from dinounet.device import available_memory
@@ -128,10 +127,3 @@ def watch_memory(device: str) -> Iterator[list[int]]:
     finally:
         done.set()
         watcher.join()
-
-
-def give_back_freed() -> None:
-    """Make the C library return what it keeps of freed memory: else a block would find its own place there already."""
-    gc.collect()
-    with suppress(OSError, AttributeError):  # another C library than glibc returns it by itself, or never
-        ctypes.CDLL(None).malloc_trim(0)

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import torch
 
+from dinounet.allocator import give_back_freed
 from dinounet.data.cache import CachedCase, build_cache
 from dinounet.data.dataset import Dataset, hash_dataset, parse_channels, read_dataset
 from dinounet.data.labels import parse_labels
@@ -41,7 +42,6 @@ from dinounet.run import CACHE, PLAN, RECORD, DataRecord, RunRecord, command, ma
 from dinounet.team import Team, require_shares
 from dinounet.training.features import CachedFeatures, cache_features, choose_features
 from dinounet.training.loop import fit
-from dinounet.training.memory import give_back_freed
 from dinounet.training.planning import build_planned, check_plan, choose_fold, fit_plan, split
 from dinounet.training.reproducible import reproducible
 from dinounet.training.tracking import require_trackers
