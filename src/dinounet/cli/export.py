@@ -1,9 +1,9 @@
-"""`dinounet export`: a trained run, or several, as a bundle to share."""
+"""`dinounet export`: a trained run, or several, as a bundle to share, or for other programs."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
@@ -14,6 +14,7 @@ def export(
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"])],
     *,
     licence: str | None = None,
+    format: Literal["bundle", "nnunet"] = "bundle",
 ) -> Path:
     """Write a bundle: the trained weights, everything that prediction needs beside them, and a model card.
 
@@ -22,15 +23,20 @@ def export(
     become one bundle whose networks predict together. Their weights are not averaged: the mean of two networks is none.
 
     Args:
-        runs: Folders that `dinounet train` wrote, or a folder of such.
+        runs: Folders that `dinounet train` wrote, or a folder of such; for nnunet also bundles.
         output: Folder for the bundle: a new one, or an older bundle, of which the part of README.md that you wrote is
             kept.
         licence: Licence that you give the trained weights, as the Hub names it, such as cc-by-4.0.
+        format: bundle; or nnunet, a folder that nnUNetv2_predict_from_modelfolder predicts from.
 
     Returns:
-        The bundle's folder.
+        The folder that was written.
     """
     runs = [Path(runs)] if isinstance(runs, str | Path) else [Path(run) for run in runs]  # Python users may give one
+    if format == "nnunet":
+        from dinounet.integrations.nnunet.folders import export_to_nnunet
+
+        return export_to_nnunet(runs, Path(output))
     from dinounet.sharing.export import export_runs
 
     return export_runs(runs, Path(output), licence)

@@ -211,6 +211,7 @@ def predict(
         device=torch.device(chosen),
         perform_everything_on_device=chosen == "cuda",
     )
+    Path(output).mkdir(parents=True, exist_ok=True)
     numbered = [fold for fold in trained if fold != "all"] or trained
     predictor.initialize_from_trained_model_folder(str(folder), tuple(folds or numbered))
     predictor.predict_from_files(
