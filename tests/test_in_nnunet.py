@@ -264,7 +264,7 @@ def test_regions_and_the_ignore_label_go_along(run: Path, tmp_path: Path) -> Non
         (lambda folder: (folder / "plans.json").unlink(), r"there is no plans\.json beside .*; name it by --plans"),
         (
             lambda folder: edit(folder / "plans.json", "rank"),
-            r"is not of the network that its plan names \(\d+ of another shape, as fapm",
+            r"is not of the network that its plan names .* of another shape, as fapm.*; give the plan in its folder",
         ),
         (lambda folder: edit(folder / "dataset.json", "labels"), r"was trained by another dataset\.json than the one"),
         (
