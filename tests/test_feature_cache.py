@@ -3,7 +3,6 @@
 import errno
 import os
 import signal
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -33,22 +32,11 @@ from dinounet.training.features import Taps
 from networks import planned
 from test_processes import told_by, torchrun
 
+pytestmark = pytest.mark.usefixtures("one_thread")  # equal runs are equal to the bit
+
 NETWORK = planned(num_classes=3)
 CASES, TILES, WATCHED = 4, 4, 20
 """Training cases of fold 0, tiles of 64 x 64 in 72 x 80 pixels, and patches in a look at the validation cases."""
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture
-def png(tmp_path: Path) -> Path:
-    return write_png_dataset(tmp_path / "pictures")
 
 
 def write_plan(data: Path, path: Path, **changes: object) -> Path:
