@@ -26,7 +26,7 @@ from dinounet.network.dinounet import DinoUNet
 from dinounet.network.weights import fill_backbone
 from dinounet.plans import Plan, Recipe
 from dinounet.run import MODEL, read_log, read_run
-from dinounet.training import features, loop, session
+from dinounet.training import features, loop, preparing, session
 from dinounet.training.batches import make_patches
 from dinounet.training.features import Taps
 from networks import planned
@@ -225,7 +225,7 @@ def test_auto_caches_where_it_is_worth_it_and_there_is_room(
     plan = write_plan(png, tmp_path / "auto.json", cache_features="auto")
     monkeypatch.setattr(features, "measure_backbone_share", lambda *_: share)
     monkeypatch.setattr(features.shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
-    monkeypatch.setattr(session, "build_cache", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))  # far enough
+    monkeypatch.setattr(preparing, "build_cache", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))  # far enough
     with pytest.raises(UserError):
         train(png, tmp_path / "run", plan)
     chosen = read_run(tmp_path / "run").plan.features
@@ -267,7 +267,8 @@ def test_a_stopped_run_goes_on_without_the_backbone_to_the_same_end(
         with pytest.raises(UserError, match="stopped after step 2 of 4; go on with"):
             train(png, tmp_path / "broken", plan_file)
     seen.clear()
-    monkeypatch.setattr(session, "_fill_again", lambda *_: pytest.fail("the weights were read"))
+    for module in (preparing, session):
+        monkeypatch.setattr(module, "fill_again", lambda *_: pytest.fail("the weights were read"))
     dinounet.train(png, tmp_path / "broken", resume=True, report=False, plan=plan_file)
     assert not seen
     assert_same(tmp_path / "broken", whole)
