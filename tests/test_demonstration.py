@@ -89,5 +89,5 @@ def test_the_demo_falls_back_says_so_and_goes_on_after_ctrl_c(
 
 
 def test_other_weights_are_never_replaced(tmp_path: Path) -> None:
-    with pytest.raises(WeightsError, match=r"mine\.safetensors is no file"):
+    with pytest.raises(WeightsError, match=r"mine\.safetensors does not exist; download the weights of dinov3_vits16"):
         dinounet.demo(output=tmp_path / "demo", weights="mine.safetensors")

@@ -25,7 +25,7 @@ from dinounet.data.pairs import Case
 from dinounet.data.plan import plan_data
 from dinounet.errors import ConfigError, DataError
 from dinounet.files import write_json
-from dinounet.inference.predictor import choose_endings
+from dinounet.inference.outputs import choose_endings
 from dinounet.plans import Plan, Recipe
 from networks import planned
 

@@ -1,6 +1,7 @@
 """Tiles, the predictor, and folders of files."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from dinounet.data.plan import plan_data
 from dinounet.data.stored import Planes
 from dinounet.errors import DataError, UserError, WeightsError
 from dinounet.files import write_json
-from dinounet.inference.tiling import gaussian, predict_tiled, tile_starts
+from dinounet.inference.tiling import Canvas, Enlarger, gaussian, make_grid, tile_starts
 from dinounet.plans import Plan, Recipe
 from networks import planned
 
@@ -56,23 +57,51 @@ def test_tiles_cover_everything_evenly_at_half_a_tile_or_less(length: int, tile:
     assert len(starts) == 1 or steps.max() - steps.min() <= 1
 
 
+def joined(
+    slice: torch.Tensor, patch: tuple[int, int], network: Callable[[torch.Tensor], torch.Tensor]
+) -> torch.Tensor:
+    """Logits of a slice (C, H, W) from its tiles, in strips."""
+    grid = make_grid(tuple(slice.shape[-2:]), patch)
+    canvas, strips = Canvas(grid), []
+    for row in grid.rows:
+        for column in grid.columns:
+            tile = slice[None, :, row : row + grid.tile[0], column : column + grid.tile[1]]
+            for first, rows in canvas.add(row, column, network(tile)):
+                assert first == sum(strip.shape[-2] for strip in strips)
+                strips.append(rows)
+    return torch.cat(strips, dim=-2)[0]
+
+
 def test_tiles_join_to_what_monai_joins_them_to() -> None:
     torch.manual_seed(0)
     layer = torch.nn.Conv2d(2, 3, 9, padding=4)
-    slices = torch.randn(3, 2, 96, 128)  # starts and steps are whole here, so both tile alike
+    slice = torch.randn(2, 96, 128)  # starts and steps are whole here, so both tile alike
     with torch.no_grad():
-        ours = predict_tiled(slices, (64, 64), 2, layer)
-        theirs = sliding_window_inference(slices, (64, 64), 2, layer, overlap=0.5, mode="gaussian")
+        ours = joined(slice, (64, 64), layer)
+        theirs = sliding_window_inference(slice[None], (64, 64), 2, layer, overlap=0.5, mode="gaussian")[0]
     # MONAI lifts weights below 1/1000, which shows where only the far ends of Gaussians overlap: along the border
     torch.testing.assert_close(ours[..., 24:72, 24:104], theirs[..., 24:72, 24:104], atol=2e-2, rtol=0)
-    # deviation 8: the corner is 31.5 from the middle along both axes, the brightest pixel 0.5
-    assert gaussian((64, 64), slices.device)[0, 0].item() == pytest.approx(np.exp(-(31.5**2 - 0.5**2) / 8**2))
+    # deviation 8: the end is 31.5 from the middle, the brightest pixel 0.5
+    assert gaussian(64)[0].item() == pytest.approx(np.exp((-(31.5**2) + 0.5**2) / 8**2 / 2))
 
 
-def test_a_pointwise_network_does_not_notice_the_tiles() -> None:
-    slices = torch.randn(2, 1, 70, 95)
-    joined = predict_tiled(slices, (32, 48), 4, lambda tile: torch.cat([tile, tile**2], dim=1))
-    torch.testing.assert_close(joined, torch.cat([slices, slices**2], dim=1))
+@pytest.mark.parametrize("size", [(70, 95), (32, 48), (20, 95), (33, 30), (200, 48)])
+def test_a_pointwise_network_does_not_notice_the_tiles(size: tuple[int, int]) -> None:
+    slice = torch.randn(1, *size)
+    found = joined(slice, (32, 48), lambda tile: torch.cat([tile, tile**2], dim=1))
+    torch.testing.assert_close(found, torch.cat([slice, slice**2]))
+
+
+@pytest.mark.parametrize("wanted", [(70, 95), (700, 95), (31, 20), (1, 1), (97, 300)])
+def test_strips_are_enlarged_as_the_whole_would_be(wanted: tuple[int, int]) -> None:
+    whole = torch.randn(2, 3, 70, 95)
+    enlarger, strips = Enlarger((70, 95), wanted), []
+    for first, last in ((0, 16), (16, 17), (17, 60), (60, 70)):
+        for start, rows in enlarger.add(first, whole[..., first:last, :]):
+            assert start == sum(strip.shape[-2] for strip in strips)
+            strips.append(rows)
+    expected = torch.nn.functional.interpolate(whole, size=wanted, mode="bilinear", align_corners=False)
+    torch.testing.assert_close(torch.cat(strips, dim=-2), expected, atol=5e-5, rtol=1e-5)
 
 
 def test_the_two_line_api_takes_files_and_arrays(png: Path, png_run: Path) -> None:
@@ -158,7 +187,7 @@ def test_a_prediction_lies_on_the_images_grid_also_at_another_spacing(nifti_run:
         np.testing.assert_allclose(getattr(mask, get)(), getattr(image, get)(), atol=1e-5)
     record = json.loads((tmp_path / "out" / "prediction.json").read_text())
     assert record["labels"]["square"] == 2
-    assert len(record["model_sha256"]) == 64
+    assert len(record["models"][0]["sha256"]) == 64
 
 
 def test_a_broken_file_does_not_keep_the_others_from_being_predicted(png: Path, png_run: Path, tmp_path: Path) -> None:
@@ -167,13 +196,14 @@ def test_a_broken_file_does_not_keep_the_others_from_being_predicted(png: Path, 
     (tmp_path / "images" / "b.png").write_text("hello")
     with pytest.raises(DataError, match=r"1 of 2 images could not be predicted: .*b\.png can't be read as an image"):
         dinounet.predict(png_run, [tmp_path / "images"], tmp_path / "out")
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.png", "prediction.json"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.png", "failed.json", "prediction.json"]
+    assert "b.png" in json.loads((tmp_path / "out" / "failed.json").read_text())["b"]
 
 
 def test_other_weights_than_it_was_trained_on_are_refused(png_run: Path, tmp_path: Path) -> None:
     from safetensors.torch import save_file
 
-    backbone = dinounet.load(png_run).network.backbone
+    backbone = dinounet.load(png_run).networks[0].backbone
     state = {key: tensor.clone() for key, tensor in backbone.vit.state_dict().items()}
     save_file(state, tmp_path / "same.safetensors")
     dinounet.load(png_run, weights=str(tmp_path / "same.safetensors"))

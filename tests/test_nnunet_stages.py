@@ -266,7 +266,7 @@ def test_a_volume_is_segmented_the_same(
         theirs, trainer.plans_manager, configuration, [theirs.state_dict()], trainer.dataset_json, "nnUNetTrainer", None
     )
     measured = replace(with_their_intensities(oracle, plan), patch=patch)
-    segmenter = Predictor(ours, Plan(measured, ours.config, RECIPES["paper"]), None, "cpu", "fp32")
+    segmenter = Predictor([ours], Plan(measured, ours.config, RECIPES["paper"]), None, "cpu", "fp32")
     case = read_dataset(oracle.root).cases[5]
     volume = read_image(case.images)
     image, properties = trainer.plans_manager.image_reader_writer_class().read_images([str(p) for p in case.images])
@@ -276,6 +276,6 @@ def test_a_volume_is_segmented_the_same(
     # that was our Gaussian, in the middle of a tile and not half a pixel beside it; by nnU-Net's only its sums in half
     # precision make a difference
     monkeypatch.setattr(
-        tiling, "gaussian", lambda tile, device: compute_gaussian(tile, dtype=torch.float32, device=device)
+        tiling, "gaussian", lambda side, device: compute_gaussian((side,), dtype=torch.float32, device=device)
     )
     assert (segmenter.predict_volume(volume) == expected).mean() > 0.999

@@ -220,7 +220,10 @@ def test_sampling_geometry_of_the_adapter() -> None:
 def test_backbone_with_swiglu_and_without_qkv_bias() -> None:
     vectors = load_file(shared("parity/backbone_swiglu_and_rope.safetensors"))
     sizes = {"embed_dim": 64, "depth": 2, "num_heads": 2, "mlp_ratio": 2}
-    config = NetworkConfig(backbone="dinov3_vit7b16", taps=(0, 1, 2, 3), backbone_args={**sizes, "depth": 4})
+    config = NetworkConfig(
+        backbone="dinov3_vit7b16", taps=(0, 1, 2, 3), backbone_args={**sizes, "depth": 4},
+        backbone_precision="fp32",  # by default it is held in bf16
+    )  # fmt: skip
     vit = build_backbone(config).vit
     vit.blocks = vit.blocks[:2]
     state = {k.removeprefix("state."): v for k, v in vectors.items() if k.startswith("state.")}

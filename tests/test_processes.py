@@ -26,8 +26,8 @@ from dinounet.files import write_json
 from dinounet.plans import Plan, Recipe
 from dinounet.processes import Place, my_place
 from dinounet.run import MODEL, read_log, read_run
+from dinounet.team import not_synchronised, require_shares
 from dinounet.training.learner import Learner
-from dinounet.training.team import not_synchronised, require_shares
 from networks import tiny_config
 
 STEPS = 8
@@ -96,14 +96,15 @@ def numbers(run: Path, key: str) -> list[float]:
 
 
 def assert_same_run(run: Path, single: Path) -> None:
-    """Up to what another order of sums does in float32: nothing in two steps, and by the eighth 3e-4 of a variance."""
+    """Up to what another order of sums does in float32: nothing in two steps, and by the eighth 2e-4 of a batch norm's
+    mean and 7e-4 of its variance; oneDNN orders sums otherwise for other batches."""
     assert [entry["step"] for entry in read_log(run)] == [entry["step"] for entry in read_log(single)]
     for key in ("loss", "validation_loss"):
         assert numbers(run, key) == pytest.approx(numbers(single, key), rel=1e-4, abs=2e-5)
     ours, theirs = load_file(run / MODEL), load_file(single / MODEL)
     assert ours.keys() == theirs.keys()
     for name, tensor in ours.items():
-        torch.testing.assert_close(tensor, theirs[name], rtol=1e-3, atol=1e-4, msg=name)
+        torch.testing.assert_close(tensor, theirs[name], rtol=1e-3, atol=4e-4, msg=name)
 
 
 @pytest.mark.slow

@@ -24,8 +24,8 @@ from dinounet.evaluation.pictures import make_pictures
 from dinounet.files import write_json
 from dinounet.plans import Plan, Recipe, read_plan
 from dinounet.targets import to_classes, to_targets
+from dinounet.team import Team
 from dinounet.training.loss import make_loss
-from dinounet.training.team import Team
 from dinounet.training.validation import validate
 from networks import planned
 

@@ -328,8 +328,8 @@ def test_what_cannot_be_resumed_is_answered(png: Path, plan_file: Path, tmp_path
     ("changes", "message"),
     [
         ({"fold": 9}, "pictures has 5 folds, numbered from 0, and no fold 9"),
-        ({"weights": "nowhere.safetensors"}, r"nowhere\.safetensors is no file; give --weights"),
-        ({"weights": __file__}, r"test_training\.py is not a \.safetensors file"),
+        ({"weights": "nowhere.safetensors"}, r"nowhere\.safetensors does not exist; download the weights of"),
+        ({"weights": __file__}, r"test_training\.py is no file of weights, neither of"),
         ({"backbone": "dinov3_vitz16"}, "there is no backbone 'dinov3_vitz16'; the nearest names are dinov3_vit"),
     ],
 )
@@ -354,7 +354,7 @@ def test_weights_of_another_backbone_are_refused_by_their_keys(png: Path, tmp_pa
 
     save_file({"cls_token": torch.zeros(1, 1, 384), "surprise": torch.zeros(1)}, tmp_path / "other.safetensors")
     with pytest.raises(
-        WeightsError, match=r"missing, as blocks\.0\..*; 1 unexpected, as surprise.*choose the backbone"
+        WeightsError, match=r"missing, as blocks\.0\..*; 1 unexpected, as surprise.*choose its backbone"
     ):
         dinounet.train(png, tmp_path / "run", weights=str(tmp_path / "other.safetensors"))
 

@@ -16,15 +16,20 @@ from dinounet.allocator import keep_freed_memory
 from dinounet.errors import UserError
 
 if TYPE_CHECKING:
+    from dinounet.cli.compare import compare
     from dinounet.cli.demo import demo
     from dinounet.cli.evaluate import evaluate
+    from dinounet.cli.export import export
+    from dinounet.cli.import_ import import_
     from dinounet.cli.info import info
     from dinounet.cli.plan import plan
     from dinounet.cli.predict import predict
+    from dinounet.cli.push import push
     from dinounet.cli.relabel import relabel
     from dinounet.cli.report import report
     from dinounet.cli.train import train
-    from dinounet.inference.predictor import Predictor, load
+    from dinounet.inference.loading import load
+    from dinounet.inference.predictor import Predictor
     from dinounet.network.config import NetworkConfig
     from dinounet.network.dinounet import DinoUNet
     from dinounet.network.published import load_published_state_dict
@@ -32,13 +37,14 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
+_VERBS = (
+    "compare", "demo", "evaluate", "export", "import_", "info", "plan", "predict", "push", "relabel", "report", "train",
+)  # fmt: skip
+
 _HOMES = {
-    **{
-        verb: f"dinounet.cli.{verb}"
-        for verb in ("demo", "evaluate", "info", "plan", "predict", "relabel", "report", "train")
-    },
+    **{verb: f"dinounet.cli.{verb}" for verb in _VERBS},
     "Predictor": "dinounet.inference.predictor",
-    "load": "dinounet.inference.predictor",
+    "load": "dinounet.inference.loading",
     "NetworkConfig": "dinounet.network.config",
     "DinoUNet": "dinounet.network.dinounet",
     "load_published_state_dict": "dinounet.network.published",
@@ -46,8 +52,8 @@ _HOMES = {
 }
 
 __all__ = [
-    "DinoUNet", "NetworkConfig", "Predictor", "Recipe", "UserError", "demo", "evaluate", "info", "load",
-    "load_published_state_dict", "plan", "predict", "relabel", "report", "train",
+    "DinoUNet", "NetworkConfig", "Predictor", "Recipe", "UserError", "compare", "demo", "evaluate", "export", "import_",
+    "info", "load", "load_published_state_dict", "plan", "predict", "push", "relabel", "report", "train",
 ]  # fmt: skip
 
 

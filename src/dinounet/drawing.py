@@ -28,19 +28,24 @@ def paint(base: np.ndarray, regions: Sequence[tuple[np.ndarray, str]], opacity: 
     """Lay regions over RGB pixels, outlined."""
     painted = np.array(base, np.float32)
     for where, colour in regions:
-        rgb = np.array(_rgb(colour), np.float32)
+        rgb = np.array(rgb_of(colour), np.float32)
         painted[where] += opacity * (rgb - painted[where])
-        around = np.pad(where, 1)
-        inside = around[:-2, 1:-1] & around[2:, 1:-1] & around[1:-1, :-2] & around[1:-1, 2:]
-        painted[where & ~inside] = rgb
+        painted[outline_of(where)] = rgb
     return painted.round().astype(np.uint8)
 
 
-def _rgb(colour: str) -> tuple[int, ...]:
+def outline_of(where: np.ndarray) -> np.ndarray:
+    """The pixels of a region (Y, X) that have a neighbour above, below, left or right outside of it."""
+    around = np.pad(where, 1)
+    return where & ~(around[:-2, 1:-1] & around[2:, 1:-1] & around[1:-1, :-2] & around[1:-1, 2:])
+
+
+def rgb_of(colour: str) -> tuple[int, ...]:
+    """Red, green and blue, each 0 to 255, of "#rrggbb"."""
     return tuple(bytes.fromhex(colour[1:]))
 
 
 def _vary(colour: str, turn: int) -> str:
     """The colour itself in the first turn through the palette, half white in the second, half black in the third."""
     other = (None, 255, 0)[turn % 3]
-    return colour if other is None else "#" + bytes((part + other) // 2 for part in _rgb(colour)).hex()
+    return colour if other is None else "#" + bytes((part + other) // 2 for part in rgb_of(colour)).hex()

@@ -27,8 +27,14 @@ from dinounet.errors import ConfigError, DataError, UserError
 PREDICTION = "prediction.json"
 """Among predicted masks: what made them. Written by `dinounet predict`, read by `dinounet evaluate`."""
 
+PROBABILITIES = "probabilities"
+"""Folder among predicted masks, on demand: `<case>.npz`. Written by `dinounet predict`, read by `dinounet evaluate`."""
+
 METRICS = "metrics.json"
 """Among predicted masks: how good they are. Written by `dinounet evaluate`, read by `dinounet report`."""
+
+LONGEST_NUMBER = 30
+"""Digits of a whole number that is read from JSON."""
 
 PARTIAL = ".partial-"
 """How the name of a folder begins that is being filled, or was when its process was killed."""
@@ -116,14 +122,15 @@ def require_folder(path: Path, flag: str) -> None:
     _require_place(path, path, flag)
 
 
-def require_outside(path: Path, folder: Path, *, what: str) -> None:
-    """Make sure that an output doesn't go into the dataset, which would then hold its pictures too.
+def require_outside(path: Path, folder: Path, *, what: str, inside: str = "the dataset") -> None:
+    """Make sure that an output doesn't go into the folder it is made from, which would then hold its pictures too.
 
     Raises:
         UserError: it does.
     """
-    if folder.is_dir() and folder.resolve() in path.resolve().parents:
-        raise UserError(f"{path} lies in the dataset {folder}; give {what} a place outside of it with -o")
+    if folder.is_dir() and folder.resolve() in (path.resolve(), *path.resolve().parents):
+        place = f"is the folder of {inside}" if path.resolve() == folder.resolve() else f"lies in {inside} {folder}"
+        raise UserError(f"{path} {place}; give {what} a place outside of it with -o")
 
 
 def require_file(path: Path) -> None:
@@ -154,7 +161,7 @@ def read_json(path: Path, *, what: str) -> Any:
     """
     try:
         text = path.read_text(encoding="utf-8-sig")  # some editors begin UTF-8 with a mark
-        content = json.loads(text, object_pairs_hook=_once_each)
+        content = json.loads(text, object_pairs_hook=_once_each, parse_int=_to_int)
         json.dumps(content, ensure_ascii=False).encode()  # halves of characters, as \ud800, could not be written again
         return content
     except FileNotFoundError:
@@ -172,6 +179,13 @@ def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         twice = next(name for index, (name, _) in enumerate(pairs) if name in dict(pairs[:index]))
         raise ValueError(f"the name {twice!r} stands there twice")
     return content
+
+
+def _to_int(digits: str) -> int:
+    """A whole number of a size that files have, and that fits a float."""
+    if len(digits) > LONGEST_NUMBER:
+        raise ValueError(f"a number has {len(digits)} digits")
+    return int(digits)
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -201,23 +215,23 @@ def to_record(kind: type[T], content: Any, *, where: str) -> T:
     try:
         return dacite.from_dict(kind, _with_tuples(content), dacite.Config(type_hooks={float: _to_float}, strict=True))
     except dacite.UnionMatchError as error:
-        where_inside, part = f"{where}, {error.field_path}", content
-        for key in (error.field_path or "").split("."):
-            part = part[key]
-        inner = _record_of(error.field_type, part, where_inside) if isinstance(part, Mapping) else None
-        if inner is None:
-            raise ConfigError(f"{where} has {error.field_path} = {part!r}, which is no {error.field_type}") from None
-        to_record(inner, part, where=where_inside)  # tells what is wrong with it
+        for where_inside, part in _at(content, (error.field_path or "").split("."), where):
+            inner = _record_of(error.field_type, part, where_inside) if isinstance(part, Mapping) else None
+            if inner is None:
+                raise ConfigError(f"{where_inside} has {part!r}, which is no {error.field_type}") from None
+            to_record(inner, part, where=where_inside)  # tells what is wrong with it, if it is this one
         raise
     except dacite.MissingValueError as error:
         raise ConfigError(f"{where} lacks {error.field_path}; add it") from None
     except dacite.WrongTypeError as error:
         given: Any = content
         for key in (error.field_path or "").split("."):
-            given = given[key] if isinstance(given, Mapping) else error.value
+            given = given[key] if isinstance(given, Mapping) and key in given else error.value  # paths leave out names
         raise ConfigError(
             f"{where} has {error.field_path} = {given!r}, which is no {_type_name(error.field_type)}; correct it"
         ) from None
+    except RecursionError:
+        raise ConfigError(f"{where} holds brackets too deep for a {kind.__name__}; correct it") from None
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from None
 
@@ -225,6 +239,17 @@ def to_record(kind: type[T], content: Any, *, where: str) -> T:
 def join_some(items: Sequence[str], most: int = 10) -> str:
     """The first items in a row, and how many more there are."""
     return "; ".join(items[:most]) + (f"; and {len(items) - most} more" if len(items) > most else "")
+
+
+def _at(content: Any, path: Sequence[str], where: str) -> Iterator[tuple[str, Any]]:
+    """What stands at a path of keys, each with its place: of a list on the way, that of every item."""
+    if isinstance(content, list):
+        for index, item in enumerate(content):
+            yield from _at(item, path, f"{where}[{index}]")
+    elif path:
+        yield from _at(content[path[0]], path[1:], f"{where}, {path[0]}")
+    else:
+        yield where, content
 
 
 def _to_float(value: Any) -> Any:

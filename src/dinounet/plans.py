@@ -16,7 +16,6 @@ from dinounet.data.plan import DataPlan, plan_data
 from dinounet.errors import ConfigError
 from dinounet.files import read_record
 from dinounet.network.config import NetworkConfig, UNetConfig, plan_unet
-from dinounet.network.variants import find_variant
 from dinounet.progress import progress
 
 FORMAT = 1
@@ -29,6 +28,7 @@ OptimizerName = Literal["adamw", "sgd"]
 Schedule = Literal["cosine", "poly"]
 Initialisation = Literal["pytorch", "he"]
 Architecture = Literal["dinounet", "unet"]
+CacheFeatures = Literal["auto", "on", "off"]
 TrackerName = Literal["tensorboard", "wandb", "mlflow"]
 RecipeName = Literal["default", "paper"]
 """default: what measured best here (docs/recipes.md); paper: what the published code does, data side included."""
@@ -86,6 +86,12 @@ class Recipe:
     augmentation: Augmentation = "nnunet"
     """What happens to patches before they are learned from."""
 
+    cache_features: CacheFeatures = "off"
+    """Whether the backbone sees a fixed set of tiles once, and not in training; auto: where it saves half a step."""
+
+    feature_variants: int = 1
+    """With cached features: how often the intensities of each tile and view are changed, if augmentation is nnunet."""
+
     validate_every: int = 100
     """Steps between two looks at the validation cases."""
 
@@ -96,7 +102,15 @@ class Recipe:
     """Of initial values, patches and drop path."""
 
     def __post_init__(self) -> None:
-        least = {"steps": 1, "batch": 1, "validate_every": 1, "warmup": 0, "seed": 0, "weight_decay": 0}
+        least = {
+            "steps": 1,
+            "batch": 1,
+            "validate_every": 1,
+            "feature_variants": 1,
+            "warmup": 0,
+            "seed": 0,
+            "weight_decay": 0,
+        }
         for name, smallest in least.items():
             if not smallest <= getattr(self, name) < math.inf:
                 raise ConfigError(f"recipe.{name} is {getattr(self, name)}; it must be a number of at least {smallest}")
@@ -201,6 +215,23 @@ class StepMemory:
 
 
 @dataclass(frozen=True)
+class FeatureChoice:
+    """Whether the backbone's features are cached, where that was asked for, or to be found out."""
+
+    cached: bool
+    """Whether training reads them from the disk."""
+
+    why: str
+    """In words."""
+
+    bytes: int
+    """On disk, for the training and validation cases together."""
+
+    backbone_share: float | None = None
+    """Of the time of a step without cache; None if it was not measured."""
+
+
+@dataclass(frozen=True)
 class Plan:
     """All of it."""
 
@@ -216,6 +247,9 @@ class Plan:
     memory: StepMemory | None = None
     """What a step takes, which patch and batch must fit into."""
 
+    features: FeatureChoice | None = None
+    """Whether they are cached; a run finds it out anew."""
+
     format: int = FORMAT
     """Version of this file's keys."""
 
@@ -230,21 +264,34 @@ class Plan:
             )
         if isinstance(self.network, NetworkConfig) and self.network.deep_supervision != self.recipe.deep_supervision:
             raise ConfigError("network.deep_supervision and recipe.deep_supervision differ; make them equal")
+        if isinstance(self.network, UNetConfig) and self.recipe.cache_features == "on":
+            raise ConfigError("a U-Net has no backbone whose features could be cached; leave out --cache-features")
         outputs = self.data.meaning.outputs
         if self.network.num_classes != len(outputs):
             what = "labels" if self.data.regions is None else "regions"
             raise ConfigError(f"network.num_classes is {self.network.num_classes} but data names {len(outputs)} {what}")
 
 
-def make_plan(data: DataPlan, recipe: Recipe, backbone: str, architecture: Architecture = "dinounet") -> Plan:
-    """Join what the data asks for with a recipe and a network; a U-Net has no backbone."""
+def make_plan(
+    data: DataPlan,
+    recipe: Recipe,
+    backbone: str,
+    architecture: Architecture = "dinounet",
+    backbone_options: Mapping[str, Any] | None = None,
+) -> Plan:
+    """Join what the data asks for with a recipe and a network; a U-Net has no backbone, and no options of one."""
     network: NetworkConfig | UNetConfig
     channels, outputs = len(data.channels), len(data.meaning.outputs)
     if architecture == "unet":
         network = plan_unet(data.patch, in_channels=channels, num_classes=outputs)
     else:
-        deep = recipe.deep_supervision
-        network = NetworkConfig(backbone=backbone, in_channels=channels, num_classes=outputs, deep_supervision=deep)
+        network = NetworkConfig(
+            backbone=backbone,
+            in_channels=channels,
+            num_classes=outputs,
+            deep_supervision=recipe.deep_supervision,
+            **(backbone_options or {}),
+        )
     return Plan(data, network, recipe)
 
 
@@ -256,6 +303,7 @@ def plan_dataset(
     *,
     changes: Mapping[str, Any] | None = None,
     architecture: Architecture = "dinounet",
+    backbone_options: Mapping[str, Any] | None = None,
 ) -> Plan:
     """Look at every case of a dataset, telling how far that is, and plan.
 
@@ -266,12 +314,13 @@ def plan_dataset(
         patch: rows and columns; by default what covers the median slice, or the recipe's.
         changes: fields of a named recipe that are to be other than it says.
         architecture: which network.
+        backbone_options: `taps` and `backbone_scale` of Dino U-Net, where they are asked for.
 
     Raises:
         DataError: what is wrong with the images and masks, all together.
         ConfigError: no backbone or recipe has that name, or a change is none.
     """
-    find_variant(backbone)  # before the pixels, which take longer
+    NetworkConfig(backbone=backbone, **(backbone_options or {}))  # before the pixels, which take longer
     base = recipe.base if isinstance(recipe, Recipe) else recipe
     if not isinstance(recipe, Recipe):
         choose_recipe(recipe, changes or {})
@@ -281,7 +330,7 @@ def plan_dataset(
         data = plan_as_published(data)
     if not isinstance(recipe, Recipe):
         recipe = choose_recipe(recipe, changes or {}, data)
-    return make_plan(data, recipe, backbone, architecture)
+    return make_plan(data, recipe, backbone, architecture, backbone_options)
 
 
 def read_plan(path: Path) -> Plan:

@@ -1,29 +1,44 @@
 """What a run is worth: masks of cases that it did not learn from, compared with their truth, and all of it on a page.
 
 Leaves in the run's folder `validation/` and, where cases were held out, `test/` (masks, `prediction.json`,
-`metrics.json`), and `report.html` of the latter, else of the former.
+`metrics.json`), and `report.html` of the latter, else of the former. Masks of the validation cases are as the network
+made them, and `postprocessing.json` is chosen on them; it is done to the masks of test cases, and to all later ones.
 """
 
 from __future__ import annotations
 
+import math
+import shutil
+import time
 from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 
+from dinounet.choosing import choose
 from dinounet.data.dataset import Dataset
 from dinounet.data.images import stem_of
 from dinounet.data.pairs import Case, known_files
 from dinounet.errors import DataError
-from dinounet.evaluation.evaluate import Metrics, evaluate_cases
+from dinounet.evaluation.calibration import find_probabilities
+from dinounet.evaluation.evaluate import evaluate_cases
 from dinounet.evaluation.pictures import picture_cases
+from dinounet.evaluation.records import read_metrics
 from dinounet.evaluation.report import write_report
-from dinounet.files import METRICS, PREDICTION, read_record, remove_leftovers, whole_folder, write_json
-from dinounet.inference.predictor import load, predict_files
-from dinounet.inference.record import record_prediction
+from dinounet.files import METRICS, PREDICTION, PROBABILITIES, read_record, remove_leftovers, whole_folder, write_json
+from dinounet.inference.folder import predict_files
+from dinounet.inference.loading import load
+from dinounet.inference.models import find_models
+from dinounet.inference.postprocessing import POSTPROCESSING, describe, read_postprocessing
+from dinounet.inference.predictor import Predictor
+from dinounet.inference.record import PredictionRecord, record_prediction
 from dinounet.progress import progress, say
 from dinounet.run import RECORD, REPORT, read_log, read_run, tell
 
 MOST_LEARNED = 10
 """Cases that are looked at where all were learned from: enough to see that training worked."""
+
+MOST_FOR_CALIBRATION = 2 << 30
+"""Bytes of probabilities that are written for a while, to tell their calibration; if they were more, it is left out."""
 
 NOTHING_KEPT = (
     "No case was kept from training: these masks are of cases that the network learned from. They show that it "
@@ -50,6 +65,7 @@ def review_run(dataset: Dataset, run: Path) -> Path:
     parts = {"validation": record.data.validation_cases, "test": record.data.test_cases}
     parts = {part: names for part, names in parts.items() if names}
     parts = parts or {"training": record.data.training_cases[:MOST_LEARNED]}
+    notes = [NOTHING_KEPT] if "training" in parts else []
     for part, names in parts.items():
         cases = [case for case in dataset.cases if case.name in names]
         if len(cases) < len(names):
@@ -58,8 +74,8 @@ def review_run(dataset: Dataset, run: Path) -> Path:
             )
         if not (run / part).exists():  # else a review that was interrupted goes on from there
             with whole_folder(run / part) as folder:
-                _predict_and_evaluate(cases, run, folder)
-        metrics = read_record(Metrics, run / part / METRICS, what="the metrics of a run")
+                _predict_and_evaluate(cases, run, folder, "auto" if part == "test" else "none")
+        metrics = read_metrics(run / part / METRICS)
         mean = metrics.mean_over_cases_and_classes
         say(
             "reviewed",
@@ -69,6 +85,10 @@ def review_run(dataset: Dataset, run: Path) -> Path:
             hd95=mean.hd95,
             unit=metrics.unit,
         )
+        if part == "validation" and not (run / POSTPROCESSING).exists():
+            _choose_postprocessing(cases, run)
+    if part != "training":
+        notes += _tell_postprocessing(run, part)
     write_report(
         run / REPORT,
         title=f"{record.data.name}, {part} cases",
@@ -76,20 +96,51 @@ def review_run(dataset: Dataset, run: Path) -> Path:
         pictures=picture_cases(metrics, cases, _masks_in(run / part)),
         run=tell(record),
         log=read_log(run),
-        notes=(NOTHING_KEPT,) if part == "training" else (),
+        notes=notes,
     )
     say("report", f"open {run / REPORT}", report=str(run / REPORT))
     return run / REPORT
 
 
-def _predict_and_evaluate(cases: Sequence[Case], run: Path, folder: Path) -> None:
+def _predict_and_evaluate(cases: Sequence[Case], run: Path, folder: Path, postprocessing: str) -> None:
     record = read_run(run)
-    predictor = load(run, device=record.device, precision=record.precision)
-    write_json(folder / PREDICTION, record_prediction(run, predictor))
+    predictor = load(
+        run, device=record.device, precision=record.precision, offload=record.offload, postprocessing=postprocessing
+    )
+    made, started = record_prediction(find_models([run]), predictor), time.monotonic()
+    calibrates = _bytes_of_probabilities(predictor, len(cases)) <= MOST_FOR_CALIBRATION
     with progress("predicting", len(cases)) as advance:
-        predict_files(predictor, cases, folder, on_case=advance)
+        predict_files(predictor, cases, folder, on_case=advance, probabilities=calibrates)
+    write_json(folder / PREDICTION, replace(made, images=len(cases), seconds=time.monotonic() - started))
     with progress("evaluating", len(cases)) as advance:
-        evaluate_cases(cases, _masks_in(folder), predictor.plan.data.meaning, folder / METRICS, lambda _: advance())
+        evaluate_cases(
+            cases, _masks_in(folder), predictor.plan.data.meaning, folder / METRICS, lambda _: advance(),
+            probabilities=find_probabilities(folder, [case.name for case in cases]),
+        )  # fmt: skip
+    shutil.rmtree(folder / PROBABILITIES, ignore_errors=True)
+
+
+def _bytes_of_probabilities(predictor: Predictor, cases: int) -> int:
+    data = predictor.plan.data
+    return 2 * cases * len(data.meaning.outputs) * math.prod(data.fingerprint.median_shape)
+
+
+def _choose_postprocessing(cases: Sequence[Case], run: Path) -> None:
+    post = choose(cases, _masks_in(run / "validation"), read_run(run).plan.data.meaning)
+    write_json(run / POSTPROCESSING, post)
+    say("postprocessing", describe(post) or "no postprocessing helps", classes=asdict(post)["classes"])
+
+
+def _tell_postprocessing(run: Path, part: str) -> list[str]:
+    """What a reader must know of the steps that were chosen, if any, in a sentence."""
+    used = read_record(PredictionRecord, run / part / PREDICTION, what="the record of a prediction").postprocessing
+    if used and used.does_something:
+        return [f"These masks are postprocessed as chosen on {len(used.cases)} validation cases ({describe(used)})."]
+    chosen = read_postprocessing(run)
+    if chosen and chosen.does_something:
+        words = "These masks are as the network made them; on"
+        return [f"{words} validation cases it was chosen how later masks are postprocessed ({describe(chosen)})."]
+    return []
 
 
 def _masks_in(folder: Path) -> dict[str, Path]:

@@ -109,6 +109,9 @@ class RunRecord:
     processes: int = 1
     """That share each step."""
 
+    offload: bool = False
+    """Whether the backbone's blocks stay on the disk and are brought one by one."""
+
     deterministic: bool = False
     """Only operations that give the same numbers again on the same machine."""
 

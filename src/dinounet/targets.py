@@ -30,12 +30,17 @@ def to_targets(mask: Tensor, plan: DataPlan) -> tuple[Tensor, Tensor]:
     return target.movedim(-1, 1) * known, known
 
 
-def to_classes(logits: Tensor, plan: DataPlan) -> Tensor:
-    """Classes in the plan's order, (B, H, W) int64, of logits (B, K, H, W)."""
+def to_classes(scores: Tensor, plan: DataPlan, threshold: float = 0.0) -> Tensor:
+    """Classes in the plan's order, (B, H, W) int64, of logits (B, K, H, W); of probabilities with the threshold 0.5."""
     if plan.regions is None:
-        return logits.argmax(1)
+        return scores.argmax(1)
     numbers = list(plan.labels.values())
-    classes = torch.zeros_like(logits[:, 0], dtype=torch.int64)
-    for region, logit in zip(plan.regions, logits.unbind(1), strict=True):
-        classes[logit.sigmoid() > 0.5] = numbers.index(region.written_as)
+    classes = torch.zeros_like(scores[:, 0], dtype=torch.int64)
+    for region, score in zip(plan.regions, scores.unbind(1), strict=True):
+        classes[score > threshold] = numbers.index(region.written_as)
     return classes
+
+
+def to_probabilities(logits: Tensor, plan: DataPlan) -> Tensor:
+    """Of the classes, or of each region by itself: (B, K, H, W) of logits of the same shape."""
+    return logits.softmax(1) if plan.regions is None else logits.sigmoid()

@@ -18,7 +18,7 @@ def demo(
 
     Args:
         output: Folder for dataset, run, predictions and report; but for --resume it must not exist yet.
-        weights: The backbone's: hub (where it can't be reached: random, and said so), a safetensors file, or random.
+        weights: The backbone's: hub (where it can't be reached: random, and said so), a file or folder, or random.
         resume: Go on with a demo that was interrupted.
 
     Returns:

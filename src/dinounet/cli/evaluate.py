@@ -7,7 +7,8 @@ from typing import Annotated
 
 import tyro
 
-from dinounet.evaluation.evaluate import Metrics
+from dinounet.evaluation.evaluate import TOLERANCE
+from dinounet.evaluation.records import Metrics
 
 
 def evaluate(
@@ -17,34 +18,48 @@ def evaluate(
     output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None,
     *,
     labels: str | None = None,
+    tolerance: float = TOLERANCE,
 ) -> Metrics:
-    """Compare predictions with the truth: Dice and HD95 of every class in every case, and their means.
+    """Compare predictions with the truth: overlap and distances of every class in every case, and their means.
+
+    Measures Dice, IoU, precision, recall, HD95, ASSD (average symmetric surface distance), NSD (surface Dice at a
+    tolerance) and volume difference, in mm where the spacing is known and else in pixels.
 
     Args:
         predictions: Folder of masks.
         truth: Folder of masks by the same names; formats may differ.
-        output: File for the metrics as JSON; by default metrics.json among the predictions.
+        output: File for the metrics as JSON; by default metrics.json among the predictions. A CSV file of the same name
+            goes beside it.
         labels: Classes as background=0,lesion=1, or of a truth in colours background=#000000,lesion=#ff0000 (the name
             ignore stands for pixels to leave out); by default as the predictions' or the dataset's own record tells.
+        tolerance: How far apart surfaces count as the same for NSD, in mm, or in pixels where no spacing is known.
 
     Returns:
         The metrics.
     """
     predictions, truth = Path(predictions), Path(truth)  # Python users may give strings
     import sys
+    from dataclasses import asdict
 
-    from dinounet.evaluation.evaluate import evaluate_folders, find_masks, print_table
+    from dinounet.errors import ConfigError
+    from dinounet.evaluation.evaluate import evaluate_folders, find_masks
     from dinounet.evaluation.labels import find_labels
+    from dinounet.evaluation.metrics import NAMES
+    from dinounet.evaluation.records import count_empties
+    from dinounet.evaluation.tables import print_table
     from dinounet.files import METRICS, require_file
     from dinounet.progress import progress, say
 
     found = find_labels(predictions, truth, labels)
     path = Path(output) if output else predictions / METRICS
+    if path.suffix == ".csv":
+        raise ConfigError(f"{path} is where the table goes; name the JSON file with -o, and a CSV goes beside it")
     require_file(path)
+    require_file(path.with_suffix(".csv"))
     with progress("evaluating", len(find_masks(truth, find_masks(predictions)))) as advance:
         metrics = evaluate_folders(
             predictions, truth, found.labels, path, lambda _: advance(),
-            regions=found.regions, ignore=found.ignore, colours=found.colours,
+            regions=found.regions, ignore=found.ignore, colours=found.colours, tolerance=tolerance,
         )  # fmt: skip
     if sys.stdout.isatty():
         from rich.console import Console
@@ -53,12 +68,16 @@ def evaluate(
     mean = metrics.mean_over_cases_and_classes
     say(
         "evaluated",
-        f"mean foreground Dice {mean.dice:.3f}, HD95 {mean.hd95:.2f} {metrics.unit}; "
-        f"{metrics.remark_on_ignored}all of it in {path}",
-        dice=mean.dice,
-        hd95=mean.hd95,
+        f"mean foreground Dice {mean.dice:.3f}, HD95 {mean.hd95:.2f} {metrics.unit}, NSD {mean.nsd:.3f}; "
+        f"{metrics.remark_on_ignored}all of it in {path} and {path.with_suffix('.csv').name}",
+        **{name: getattr(mean, name) for name in NAMES},
         unit=metrics.unit,
+        volume_unit=metrics.volume_unit,
+        tolerance=metrics.tolerance,
+        cases=len(metrics.cases),
+        empties=asdict(count_empties(metrics.empties)),
         ignored_pixels=metrics.ignored_pixels,
+        calibration_error=metrics.calibration.ece if metrics.calibration else None,
         metrics=str(path),
     )
     return metrics

@@ -10,6 +10,7 @@ import difflib
 import functools
 import importlib
 import io
+import keyword
 import os
 import re
 import sys
@@ -26,11 +27,15 @@ VERBS = {
     "demo": "train, predict, evaluate and report on real brain images, in minutes",
     "plan": "tell what a dataset holds and what would be done with it",
     "train": "train on a dataset",
-    "predict": "segment images with a trained run",
-    "evaluate": "compare predictions with the truth: Dice and HD95",
+    "predict": "segment images with a trained run or a bundle",
+    "evaluate": "compare predictions with the truth: Dice, HD95 and others",
+    "compare": "put models side by side on the same cases",
     "report": "put a run's results into one HTML page",
     "relabel": "write clean masks of smoothed, JPEG or painted ones",
-    "info": "list the backbones, or tell what is known of a run",
+    "export": "write a bundle of a run, or several, to share",
+    "import": "make a bundle of a checkpoint of the published Dino U-Net",
+    "push": "upload a bundle to the Hugging Face Hub",
+    "info": "list the backbones, or tell what is known of a run or a bundle",
 }
 
 DONE, OUR_FAILURE, USER_ERROR, STOPPED = 0, 1, 2, 130
@@ -101,8 +106,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def function_of(verb: str) -> Callable[..., Any]:
-    """The verb's Python function."""
-    function: Callable[..., Any] = getattr(importlib.import_module(f"dinounet.cli.{verb}"), verb)
+    """The verb's Python function, of the same name, but for a word that Python keeps for itself: `import_`."""
+    name = f"{verb}_" if keyword.iskeyword(verb) else verb
+    function: Callable[..., Any] = getattr(importlib.import_module(f"dinounet.cli.{name}"), name)
     return function
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
@@ -27,6 +27,9 @@ def plan(
     changes: Annotated[Mapping[str, Any], tyro.conf.arg(name="", constructor=RecipeFlags)] = NO_CHANGES,
     network: Architecture = "dinounet",
     backbone: str = NetworkConfig.backbone,
+    taps: tuple[int, int, int, int] | None = None,
+    backbone_scale: float = NetworkConfig.backbone_scale,
+    backbone_precision: Literal["auto", "fp32", "bf16", "int8"] = "auto",
     patch: tuple[int, int] | None = None,
     test: Path | None = None,
     labels: str | None = None,
@@ -43,7 +46,12 @@ def plan(
             plans spacing, slices, patch and batch its way). From Python also a `Recipe`.
         changes: Of a named recipe, what is to be otherwise; on the command line a flag each.
         network: What to train; unet is nnU-Net's, a baseline without a backbone.
-        backbone: Frozen backbone, as listed by `dinounet info`.
+        backbone: Frozen backbone, as listed by `dinounet info`, or timm:NAME.
+        taps: Four of its blocks to read, counted from 0; by default its usual ones.
+        backbone_scale: How many times finer its grid is than usual, from 1 to 4: it sees the image so much larger, at
+            the cost that `dinounet info backbones --backbone-scale` tells.
+        backbone_precision: How its weights are held: fp32, bf16 in half the memory, int8 in a quarter; auto is bf16 for
+            7B and fp32 for all others.
         patch: Rows and columns of a patch; by default what covers the median slice, at most 512.
         test: Text file that names, a line each, cases or groups (such as patients) to hold out for a test: they are
             not looked at, and training by this plan leaves them out too.
@@ -77,7 +85,14 @@ def plan(
         parse_channels(channels) if channels else None,
         test=read_test_list(Path(test)) if test else (),
     )
-    found = plan_dataset(dataset, recipe, backbone, patch, changes=changes, architecture=network)
+    options = {
+        "taps": tuple(taps) if taps else None,
+        "backbone_scale": backbone_scale,
+        "backbone_precision": None if backbone_precision == "auto" else backbone_precision,
+    }
+    found = plan_dataset(
+        dataset, recipe, backbone, patch, changes=changes, architecture=network, backbone_options=options
+    )
     chosen = choose_training_device(device)
     frozen = build_backbone(found.network) if isinstance(found.network, NetworkConfig) else None
     found, _ = fit_plan(
@@ -135,7 +150,7 @@ def _print(dataset: Dataset, plan: Plan) -> None:
         **({"held out": f"{len(data.test_cases)} cases: {join_some(data.test_cases)}"} if data.test_cases else {}),
         "memory": f"{memory.needed(data.patch) / 1e9:.2g} GB wanted for a patch's step on {memory.device}, "
         f"{memory.free / 1e9:.3g} GB free",
-        "network": getattr(plan.network, "backbone", plan.network.architecture) + f", {plan.recipe.duration}",
+        "network": getattr(plan.network, "backbone_in_words", plan.network.architecture) + f", {plan.recipe.duration}",
     }.items():
         table.add_row(Text(name), Text(value))
     Console().print(table)

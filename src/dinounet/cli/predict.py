@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
@@ -16,50 +17,94 @@ def predict(
     /,
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"])],
     *,
+    also: tuple[Path, ...] = (),
     format: str | None = None,
+    tta: Literal["none", "flip", "full"] = "none",
+    step: float = 0.5,
+    batch: int | Literal["auto"] = "auto",
+    probabilities: bool = False,
+    uncertainty: bool = False,
+    overlay: bool = False,
+    postprocessing: str = "auto",
+    overwrite: bool = False,
     weights: str | None = None,
     device: Device = "auto",
     precision: Precision = "auto",
+    offload: bool = False,
 ) -> list[Path]:
     """Segment images with a trained run; masks come in the images' own format and geometry.
 
     Those of DICOM series are DICOM Segmentation objects (which need the extra dicom); those of JPEGs, which would
-    change labels, are PNG.
+    change labels, are PNG. Masks that are in the folder already are kept, so that the same command goes on after an
+    interruption; images that can't be predicted are listed at the end and don't keep the others from it.
 
     Args:
-        run: Folder that `dinounet train` wrote.
+        run: Folder that `dinounet train` wrote, or a folder of such, whose probabilities are averaged.
         inputs: Images, or folders of images (`<case>_0000.nii.gz` or `<case>.nii.gz`, as the run was trained on), which
             may hold folders; a folder of DICOM files is one image.
-        output: Folder for the masks, `<case>` with the image's ending; it must not exist yet.
+        output: Folder for the masks, `<case>` with the image's ending.
+        also: Further runs, such as the other folds, whose probabilities are averaged with the first one's.
         format: Ending of all masks instead: .nii.gz, .nii, .nrrd, .mha, or for DICOM series .dcm.
+        tta: Average mirrored copies of each tile (flip, four times the work), or all mirrored and turned (full, eight).
+        step: Distance of neighbouring tiles at the most, as a share of a tile.
+        batch: Tiles at a time; auto is what the device works on well.
+        probabilities: Also write the probabilities of the classes, probabilities/<case>.npz, float16.
+        uncertainty: Also write how unsure each pixel is: uncertainty/<case>_entropy, and with several runs or copies
+            how much they disagree.
+        overlay: Also write pictures with what was found in colour, overlays/<case>.png.
+        postprocessing: auto does with masks what was chosen on the run's validation cases; none; or a file that says
+            what.
+        overwrite: Predict anew what is in the folder already.
         weights: Where the backbone's weights are, if not where they were in training.
         device: Where to compute.
         precision: How precisely; auto is bf16 where the device computes with it natively.
+        offload: Leave the backbone's weights on the disk and bring each block as it computes: slower, in little memory.
 
     Returns:
         The masks' paths.
     """
     run, inputs, output = Path(run), [Path(path) for path in inputs], Path(output)  # Python users may give strings
-    import shutil
-
-    from dinounet.files import PREDICTION, require_new, write_json
-    from dinounet.inference.predictor import choose_endings, find_inputs, load, predict_files
+    from dinounet.errors import Interrupted
+    from dinounet.files import require_outside
+    from dinounet.inference.folder import predict_folder
+    from dinounet.inference.inputs import find_inputs
+    from dinounet.inference.loading import load
+    from dinounet.inference.models import find_models
+    from dinounet.inference.outputs import Outputs, choose_endings
     from dinounet.inference.record import record_prediction
+    from dinounet.processes import my_place
     from dinounet.progress import progress, say
 
-    require_new(output, what="the predictions")
-    predictor = load(run, weights=weights, device=device, precision=precision)
-    cases = find_inputs(inputs, predictor.plan)
-    endings = choose_endings(cases, format)
-    record = record_prediction(run, predictor)
-    output.mkdir(parents=True, exist_ok=True)
-    write_json(output / PREDICTION, record)
-    try:
-        with progress("predicting", len(cases)) as advance:
-            written = predict_files(predictor, cases, output, on_case=advance, endings=endings)
-    except BaseException:
-        if [path.name for path in output.iterdir()] == [PREDICTION]:  # not one mask: leave nothing
-            shutil.rmtree(output)
-        raise
-    say("predicted", f"{output}: {len(written)} masks", output=str(output), masks=len(written))
-    return written
+    models = find_models([run, *also])
+    for folder in inputs:
+        require_outside(output, folder, what="the predictions", inside="the images")
+    team = None
+    if my_place().processes > 1:
+        from dinounet.device import choose_device
+        from dinounet.team import Team
+
+        team = Team(choose_device(device), "fp32")
+    predictor = load(
+        [run, *also] if also else run, weights=weights, device=device, precision=precision, offload=offload, tta=tta,
+        step=step, batch=batch, postprocessing=postprocessing,
+    )  # fmt: skip
+    cases = find_inputs(inputs, predictor.plan.data)
+    outputs = Outputs(output, choose_endings(cases, format), probabilities, uncertainty, overlay)
+    record = record_prediction(models, predictor)
+    with team.ending_together() if team else nullcontext(), progress("predicting", len(cases)) as advance:
+        count = team.counter("predicted") if team else lambda more: more
+        try:
+            done = predict_folder(
+                predictor, cases, outputs, record,
+                overwrite=overwrite, on_case=lambda more: advance(count(more)), team=team,
+            )  # fmt: skip
+        except KeyboardInterrupt:
+            raise Interrupted(f"stopped; the same command goes on with {output}") from None
+    say(
+        "predicted",
+        f"{output}: {len(cases)} masks" + (f", of which {len(cases) - done} were there" if done < len(cases) else ""),
+        output=str(output),
+        masks=len(cases),
+        predicted=done,
+    )
+    return [outputs.mask_of(case) for case in cases]

@@ -18,6 +18,7 @@ def report(
     run: Path | None = None,
     metrics: Path | None = None,
     title: str = "Dino U-Net",
+    pictures: int = 12,
 ) -> Path:
     """Put results into one self-contained HTML page: what was trained, curves, tables, and pictures, worst case first.
 
@@ -29,26 +30,27 @@ def report(
         run: Folder that `dinounet train` wrote, for the curves and for what was trained on what.
         metrics: What `dinounet evaluate` wrote; by default metrics.json among the predictions.
         title: Of the page.
+        pictures: Cases to picture, worst first; the tables hold all.
 
     Returns:
         The page's path.
     """
     predictions, truth, output, images = Path(predictions), Path(truth), Path(output), Path(images)
-    from dinounet.evaluation.evaluate import Metrics
     from dinounet.evaluation.pictures import make_pictures
+    from dinounet.evaluation.records import read_metrics
     from dinounet.evaluation.report import write_report
-    from dinounet.files import METRICS, read_record, require_file
+    from dinounet.files import METRICS, require_file
     from dinounet.progress import say
     from dinounet.run import read_log, read_run, tell
 
     require_file(output)
     path = Path(metrics) if metrics else predictions / METRICS
-    found = read_record(Metrics, path, what="what `dinounet evaluate` wrote")
+    found = read_metrics(path)
     write_report(
         output,
         title=title,
         metrics=found,
-        pictures=make_pictures(found, predictions, truth, images),
+        pictures=make_pictures(found, predictions, truth, images, pictures),
         run=tell(read_run(Path(run))) if run else None,
         log=read_log(Path(run)) if run else [],
     )

@@ -24,6 +24,9 @@ def train(
     changes: Annotated[Mapping[str, Any], tyro.conf.arg(name="", constructor=RecipeFlags)] = NO_CHANGES,
     network: Architecture = "dinounet",
     backbone: str = NetworkConfig.backbone,
+    taps: tuple[int, int, int, int] | None = None,
+    backbone_scale: float = NetworkConfig.backbone_scale,
+    backbone_precision: Literal["auto", "fp32", "bf16", "int8"] = "auto",
     weights: str = "hub",
     plan: Path | None = None,
     patch: tuple[int, int] | None = None,
@@ -34,6 +37,7 @@ def train(
     device: Device = "auto",
     precision: Precision = "auto",
     micro_batch: int | Literal["auto"] = "auto",
+    offload: bool = False,
     cache: Path | None = None,
     deterministic: bool = False,
     checkpoint_minutes: float = CHECKPOINT_MINUTES,
@@ -51,8 +55,14 @@ def train(
             plans spacing, slices, patch and batch its way). From Python also a `Recipe`.
         changes: Of a named recipe, what is to be otherwise; on the command line a flag each.
         network: What to train; unet is nnU-Net's, a baseline without a backbone.
-        backbone: Frozen backbone, as listed by `dinounet info`.
-        weights: The backbone's: hub (Hugging Face Hub), a safetensors file, or random.
+        backbone: Frozen backbone, as listed by `dinounet info`, or timm:NAME.
+        taps: Four of its blocks to read, counted from 0; by default its usual ones.
+        backbone_scale: How many times finer its grid is than usual, from 1 to 4: it sees the image so much larger, at
+            the cost that `dinounet info backbones --backbone-scale` tells.
+        backbone_precision: How its weights are held: fp32, bf16 in half the memory, int8 in a quarter; auto is bf16 for
+            7B and fp32 for all others. It decides the features, so prediction follows it.
+        weights: The backbone's: hub (Hugging Face Hub), random, or a file or folder: safetensors in the names of timm,
+            transformers or Meta, or Meta's .pth.
         plan: An edited plan.json to train by; backbone, recipe and patch are taken from it.
         patch: Rows and columns of a patch; by default what covers the median slice, at most 512.
         fold: Which of the dataset's splits, from 0; all trains on every case and watches none. By default 0, or all
@@ -67,6 +77,7 @@ def train(
         precision: How precisely; auto is bf16 where the device computes with it natively.
         micro_batch: Patches that go through the network together, whose gradients add up; auto is the whole batch, or
             as many as a trial step shows that there is memory for.
+        offload: Leave the backbone's weights on the disk and bring each block as it computes: slower, in little memory.
         cache: Folder for preprocessed slices, which runs may share, also at the same time; by default the run has its
             own. It holds the patients' pixels: remove it when no run needs it.
         deterministic: Only operations that give the same numbers again, to the bit, on the same machine.
@@ -94,6 +105,11 @@ def train(
     # what stands at its default is not asked for: a plan or an interrupted run decides it
     asked_recipe = None if recipe == "default" else recipe
     asked_backbone = None if backbone == NetworkConfig.backbone else backbone
+    asked_options = {
+        **({"taps": tuple(taps)} if taps else {}),
+        **({} if backbone_scale == NetworkConfig.backbone_scale else {"backbone_scale": backbone_scale}),
+        **({} if backbone_precision == "auto" else {"backbone_precision": backbone_precision}),
+    }
     asked_network = None if network == "dinounet" else network
     at_once = None if micro_batch == "auto" else micro_batch
     changes = dict(changes)
@@ -102,22 +118,22 @@ def train(
     elif resume:
         resume_run(
             data, output, device=device, cache=Path(cache) if cache else None,
-            recipe=asked_recipe, **changes, network=asked_network, backbone=asked_backbone, patch=patch, fold=fold,
-            test=read_test_list(Path(test)) if test else None,
+            recipe=asked_recipe, **changes, network=asked_network, backbone=asked_backbone, **asked_options,
+            patch=patch, fold=fold, test=read_test_list(Path(test)) if test else None,
             plan=read_plan(Path(plan)) if plan else None,
             labels=parse_labels(labels) if labels else None,
             channels=parse_channels(channels) if channels else None,
             weights=None if weights == "hub" else source_of(weights),
             precision=None if precision == "auto" else precision, deterministic=deterministic or None,
-            micro_batch=at_once, track=track, checkpoint_minutes=checkpoint_minutes,
+            micro_batch=at_once, offload=offload, track=track, checkpoint_minutes=checkpoint_minutes,
         )  # fmt: skip
     else:
         start_run(
             data, output, recipe=asked_recipe, changes=changes, architecture=asked_network, backbone=asked_backbone,
-            patch=patch, fold=fold, test=Path(test) if test else None, labels=labels, channels=channels,
-            plan_file=Path(plan) if plan else None, weights=weights, device=device, precision=precision,
-            micro_batch=at_once, cache=Path(cache) if cache else None, deterministic=deterministic, track=track,
-            checkpoint_minutes=checkpoint_minutes,
+            backbone_options=asked_options, patch=patch, fold=fold, test=Path(test) if test else None, labels=labels,
+            channels=channels, plan_file=Path(plan) if plan else None, weights=weights, device=device,
+            precision=precision, micro_batch=at_once, offload=offload, cache=Path(cache) if cache else None,
+            deterministic=deterministic, track=track, checkpoint_minutes=checkpoint_minutes,
         )  # fmt: skip
     if report and my_place().rank == 0:  # one of several processes does
         try:

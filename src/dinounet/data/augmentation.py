@@ -27,44 +27,52 @@ def make_transform(augmentation: Augmentation, patch: tuple[int, int]) -> Any:
     """A callable on image=(C, h, w) float and segmentation=(1, h, w) tensors that returns a dict of the same."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        from batchgeneratorsv2.transforms.intensity.brightness import MultiplicativeBrightnessTransform
-        from batchgeneratorsv2.transforms.intensity.contrast import BGContrast, ContrastTransform
-        from batchgeneratorsv2.transforms.intensity.gamma import GammaTransform
-        from batchgeneratorsv2.transforms.intensity.gaussian_noise import GaussianNoiseTransform
-        from batchgeneratorsv2.transforms.noise.gaussian_blur import GaussianBlurTransform
-        from batchgeneratorsv2.transforms.spatial.low_resolution import SimulateLowResolutionTransform
         from batchgeneratorsv2.transforms.spatial.mirroring import MirrorTransform
         from batchgeneratorsv2.transforms.spatial.spatial import SpatialTransform
         from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
-        from batchgeneratorsv2.transforms.utils.random import RandomTransform
 
     mirror = MirrorTransform(allowed_axes=(0, 1))
     if augmentation == "none":
         return ComposeTransforms([])
     if augmentation == "flip":
         return ComposeTransforms([mirror])
+    furthest = math.pi if max(patch) <= ELONGATED * min(patch) else math.pi / 12
+    spatial = SpatialTransform(
+        patch,
+        patch_center_dist_from_border=0,
+        random_crop=False,
+        p_elastic_deform=0,
+        p_rotation=0.2,
+        rotation=(-furthest, furthest),
+        p_scaling=0.2,
+        scaling=(0.7, 1.4),
+        p_synchronize_scaling_across_axes=1,
+        bg_style_seg_sampling=False,
+    )
+    return ComposeTransforms([spatial, *make_intensity_transform().transforms, mirror])
+
+
+def make_intensity_transform() -> Any:
+    """The part of nnU-Net's that changes values and moves no pixel: on image=(C, h, w) float, to a dict of the same."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from batchgeneratorsv2.transforms.intensity.brightness import MultiplicativeBrightnessTransform
+        from batchgeneratorsv2.transforms.intensity.contrast import BGContrast, ContrastTransform
+        from batchgeneratorsv2.transforms.intensity.gamma import GammaTransform
+        from batchgeneratorsv2.transforms.intensity.gaussian_noise import GaussianNoiseTransform
+        from batchgeneratorsv2.transforms.noise.gaussian_blur import GaussianBlurTransform
+        from batchgeneratorsv2.transforms.spatial.low_resolution import SimulateLowResolutionTransform
+        from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
+        from batchgeneratorsv2.transforms.utils.random import RandomTransform
 
     def sometimes(transform: Any, probability: float) -> Any:
         return RandomTransform(transform, apply_probability=probability)
 
-    furthest = math.pi if max(patch) <= ELONGATED * min(patch) else math.pi / 12
     around_one = BGContrast((0.75, 1.25))
     every_channel: dict[str, Any] = {"synchronize_channels": False, "p_per_channel": 1}
     gamma: dict[str, Any] = {"gamma": BGContrast((0.7, 1.5)), "p_retain_stats": 1, **every_channel}
     return ComposeTransforms(
         [
-            SpatialTransform(
-                patch,
-                patch_center_dist_from_border=0,
-                random_crop=False,
-                p_elastic_deform=0,
-                p_rotation=0.2,
-                rotation=(-furthest, furthest),
-                p_scaling=0.2,
-                scaling=(0.7, 1.4),
-                p_synchronize_scaling_across_axes=1,
-                bg_style_seg_sampling=False,
-            ),
             sometimes(GaussianNoiseTransform(noise_variance=(0, 0.1), p_per_channel=1, synchronize_channels=True), 0.1),
             sometimes(
                 GaussianBlurTransform(
@@ -87,7 +95,6 @@ def make_transform(augmentation: Augmentation, patch: tuple[int, int]) -> Any:
             ),
             sometimes(GammaTransform(p_invert_image=1, **gamma), 0.1),
             sometimes(GammaTransform(p_invert_image=0, **gamma), 0.3),
-            mirror,
         ]
     )
 

@@ -57,19 +57,19 @@ class CachedCase:
     @property
     def image(self) -> np.memmap[Any, Any]:
         """(S, C, H, W) float32."""
-        return _open(self.folder / "image.npy")
+        return open_array(self.folder / "image.npy")
 
     @property
     def mask(self) -> np.memmap[Any, Any]:
         """(S, H, W) uint8, classes in the plan's order, and IGNORED."""
-        return _open(self.folder / "mask.npy")
+        return open_array(self.folder / "mask.npy")
 
     def expect(self, index: int, rows: slice) -> None:
         """Tell the system which rows of which slice are read next: it then gets these from the disk, and no others."""
         image, mask = self.image, self.mask
         for channel in range(image.shape[1]):
-            _expect(image[index, channel, rows], image)
-        _expect(mask[index, rows], mask)
+            expect(image[index, channel, rows], image)
+        expect(mask[index, rows], mask)
 
     @property
     def places(self) -> dict[int, np.ndarray]:
@@ -103,29 +103,23 @@ def build_cache(
         UserError: the disk has too little room; then nothing is left of what was made here.
     """
     folders = {case.name: root / f"{case.name}-{_key(case, plan)}" for case in cases}
-    with _alone_in(root, tell):
+    with alone_in(root, tell):
         missing = [case for case in cases if not folders[case.name].exists()]
         needs = [estimate(case, plan) for case in missing]
-        _require_room(sum(need.on_disk for need in needs), root, tell)
+        require_room(sum(need.on_disk for need in needs), root, tell)
         for _ in range(len(cases) - len(missing)):
             on_case()
-        try:
-            problems = prepare_cases(missing, needs, plan, [folders[case.name] for case in missing], on_case)
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
-                raise
-            for case in missing:
-                shutil.rmtree(folders[case.name], ignore_errors=True)
-            raise UserError(
-                f"{root} can't hold the cache ({error.strerror}); make room, or name a folder elsewhere with --cache"
-            ) from None
+        made = [folders[case.name] for case in missing]
+        with removed_if_disk_is_full(made, root):
+            problems = prepare_cases(missing, needs, plan, made, on_case)
     if problems:
         raise DataError(join_some(problems))
     return [CachedCase(case.name, folders[case.name]) for case in cases]
 
 
-@lru_cache(2 * OPEN_CASES)
-def _open(path: Path) -> np.memmap[Any, Any]:
+@lru_cache(3 * OPEN_CASES)
+def open_array(path: Path) -> np.memmap[Any, Any]:
+    """Map a file of NumPy's into memory; it stays open while few others are asked for."""
     array: np.memmap[Any, Any] = np.load(path, mmap_mode="r")
     if HAS_ADVICE:  # otherwise the system reads around each page that is touched, on some machines megabytes
         array._mmap.madvise(mmap.MADV_RANDOM)  # type: ignore[attr-defined]
@@ -137,7 +131,8 @@ def _open_places(folder: Path) -> dict[int, np.ndarray]:
     return {int(path.stem.removeprefix("places_")): np.load(path) for path in sorted(folder.glob("places_*.npy"))}
 
 
-def _expect(part: np.ndarray, whole: np.memmap[Any, Any]) -> None:
+def expect(part: np.ndarray, whole: np.memmap[Any, Any]) -> None:
+    """Tell the system that this part of a mapped file is read next."""
     if HAS_ADVICE:
         start = whole.offset + part.ctypes.data - whole.ctypes.data
         page = start - start % mmap.PAGESIZE
@@ -145,7 +140,7 @@ def _expect(part: np.ndarray, whole: np.memmap[Any, Any]) -> None:
 
 
 @contextmanager
-def _alone_in(root: Path, tell: Callable[[str], None]) -> Iterator[None]:
+def alone_in(root: Path, tell: Callable[[str], None]) -> Iterator[None]:
     """Wait until no other process fills the cache, and remove what one that was killed has left."""
     root.mkdir(parents=True, exist_ok=True)
     lock = FileLock(root / ".lock")
@@ -162,12 +157,27 @@ def _alone_in(root: Path, tell: Callable[[str], None]) -> Iterator[None]:
         lock.release()
 
 
+@contextmanager
+def removed_if_disk_is_full(made: Sequence[Path], root: Path) -> Iterator[None]:
+    """Within the block a full disk removes these folders again, and is a UserError."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
+            raise
+        for folder in made:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise UserError(
+            f"{root} can't hold the cache ({error.strerror}); make room, or name a folder elsewhere with --cache"
+        ) from None
+
+
 def _remove_partial(root: Path) -> None:
     for left in root.glob(f"{PARTIAL}*"):
         shutil.rmtree(left, ignore_errors=True)
 
 
-def _require_room(wanted: int, root: Path, tell: Callable[[str], None]) -> None:
+def require_room(wanted: int, root: Path, tell: Callable[[str], None]) -> None:
     """Tell how large a large cache will be; raise a UserError if the disk has less room than these bytes."""
     free = shutil.disk_usage(root).free
     if wanted > free:

@@ -184,7 +184,7 @@ def parse_channels(text: str) -> tuple[str, ...]:
 
 def _read_nnunet(root: Path, test: Sequence[str]) -> Dataset:
     description = read_json(root / "dataset.json", what="the description of an nnU-Net dataset")
-    channels, labels, ending = _read_description(description, root / "dataset.json")
+    channels, labels, ending = read_description(description, root / "dataset.json")
     for folder in ("imagesTr", "labelsTr"):
         if not (root / folder).is_dir():
             raise DataError(f"{root} has no folder {folder}; an nnU-Net dataset keeps its training data there")
@@ -264,7 +264,12 @@ def _join_channels(files: Sequence[Path], channels: int, ending: str, folder: Pa
     return cases
 
 
-def _read_description(description: Any, path: Path) -> tuple[tuple[str, ...], Labels, str]:
+def read_description(description: Any, path: Path) -> tuple[tuple[str, ...], Labels, str]:
+    """Channels, labels and the images' ending, as nnU-Net's `dataset.json` has them.
+
+    Raises:
+        DataError: what is missing or wrong, all together.
+    """
     if not isinstance(description, Mapping):
         raise DataError(f"{path} holds no object; see nnU-Net's dataset format")
     wanted = {"channel_names": Mapping, "labels": Mapping, "file_ending": str}

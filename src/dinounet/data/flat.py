@@ -6,7 +6,7 @@ axes say so (ImageJ's and OME's do).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -16,6 +16,7 @@ import numpy as np
 from dinounet.errors import DataError
 
 if TYPE_CHECKING:
+    from PIL.Image import Image as PictureFile
     from tifffile import TiffPageSeries
 
 JPEG_ENDINGS = (".jpg", ".jpeg")
@@ -70,23 +71,41 @@ def write_flat(path: Path, labels: np.ndarray, colours: Mapping[int, str] | None
 def _read_picture(path: Path, of: Purpose) -> np.ndarray:
     from PIL import Image
 
-    with _without_limit(), Image.open(path) as file:
-        pages = getattr(file, "n_frames", 1)
-        if pages > 1:
-            raise DataError(f"{path} holds {pages} pages; split it into files of one page")
-        _refuse_turned(path, file.getexif().get(ORIENTATION, 1))
-        if file.mode == "P" and of == "image":
-            raise DataError(f"{path} has a palette; convert it to grey levels or RGB")
-        if file.mode in ("CMYK", "YCbCr", "LAB", "HSV"):
-            raise DataError(f"{path} has its colours in {file.mode}; convert it to RGB")
-        pixels = _read_deep_colours(path) if _has_deep_colours(path) else np.asarray(file)
-        if "A" in file.getbands():
-            pixels = _without_alpha(path, pixels)
+    with without_limit(), Image.open(path) as file:
+        return picture_pixels(file, path, of, deep=_read_deep_colours if _has_deep_colours(path) else None)
+
+
+def picture_pixels(
+    picture: PictureFile, path: Path, of: Purpose = "image", deep: Callable[[Path], np.ndarray] | None = None
+) -> np.ndarray:
+    """Pixels (C, 1, Y, X) of a picture of Pillow's.
+
+    Args:
+        picture: opened, not necessarily loaded.
+        path: its file, or what it is called in errors.
+        of: image or mask.
+        deep: reads what Pillow would read with fewer bits than are stored.
+
+    Raises:
+        DataError: as `read_flat`.
+    """
+    pages = getattr(picture, "n_frames", 1)
+    if pages > 1:
+        raise DataError(f"{path} holds {pages} pages; split it into files of one page")
+    _refuse_turned(path, picture.getexif().get(ORIENTATION, 1))
+    if picture.mode == "P" and of == "image":
+        raise DataError(f"{path} has a palette; convert it to grey levels or RGB")
+    if picture.mode in ("CMYK", "YCbCr", "LAB", "HSV"):
+        raise DataError(f"{path} has its colours in {picture.mode}; convert it to RGB")
+    pixels = deep(path) if deep else np.asarray(picture)
+    if "A" in picture.getbands():
+        pixels = _without_alpha(path, pixels)
+    pixels = pixels.astype(np.uint8) if pixels.dtype == bool else pixels
     return np.moveaxis(pixels if pixels.ndim == 3 else pixels[..., None], -1, 0)[:, None]
 
 
 @contextmanager
-def _without_limit() -> Iterator[None]:
+def without_limit() -> Iterator[None]:
     """Without Pillow's limit on pixels, which protects servers from strangers' files."""
     from PIL import Image
 
@@ -184,7 +203,7 @@ def _tiff_pixels(path: Path, series: TiffPageSeries) -> np.ndarray:
         return ~pixels if pixels.dtype == bool else (2**page.bitspersample - 1) - pixels
     from PIL import Image
 
-    with _without_limit(), Image.open(path) as file:
+    with without_limit(), Image.open(path) as file:
         pages = []
         for part in series.pages:
             assert part is not None

@@ -142,6 +142,16 @@ def require_finite(array: np.ndarray, source: Path) -> None:
         raise DataError(f"{source} holds {count} pixels that are NaN or infinite; repair or exclude it")
 
 
+def require_colour(channel: np.ndarray, name: str, source: Path) -> None:
+    """Raise a DataError if what is normalised as a colour holds more than a byte."""
+    if channel.min() < 0 or channel.max() > 255:
+        raise DataError(
+            f"{source} holds {channel.min():g} to {channel.max():g} in the channel {name}, but colours go from 0 to "
+            "255; convert it to 8 bits, or train with another name for the channel, which normalises it by its own "
+            "mean and deviation"
+        )
+
+
 def require_same_grid(volume: Volume, like: Volume) -> None:
     """Raise a DataError unless both have the same shape and geometry, up to rounding in the files' headers."""
     if volume.shape != like.shape:

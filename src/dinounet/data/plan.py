@@ -16,7 +16,7 @@ import numpy as np
 
 from dinounet.data.dataset import Dataset
 from dinounet.data.fingerprint import Fingerprint, Intensities, Seen, look_at, measure_intensities, principal_components
-from dinounet.data.images import Volume, coarsest_axis
+from dinounet.data.images import Volume, coarsest_axis, require_colour
 from dinounet.data.labels import Labels, Region
 from dinounet.data.masks import check_case
 from dinounet.data.naming import common_folder, infer_labels
@@ -248,12 +248,8 @@ def _require_colours(image: Volume, channels: Sequence[str]) -> None:
     coloured = [_normalisation_of(name).startswith("rgb") for name in channels]
     for z in range(image.shape[0] if any(coloured) else 0):
         for name, channel, colour in zip(channels, image.array[..., z, :, :], coloured, strict=True):
-            if not colour or (channel.min() >= 0 and channel.max() <= 255):
-                continue
-            raise DataError(
-                f"{image.source} holds {channel.min():g} to {channel.max():g} in the channel {name}, but colours go "
-                "from 0 to 255; give the channel another name, which normalises it by its own mean and deviation"
-            )
+            if colour:
+                require_colour(channel, name, image.source)
 
 
 def _triple(numbers: np.ndarray) -> tuple[float, float, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import os
 import signal
@@ -19,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from dinounet.data.choice import Choice, choose_evenly
+from dinounet.data.images import Volume
 from dinounet.data.labels import IGNORED
 from dinounet.data.masks import check_case
 from dinounet.data.pairs import Case
@@ -71,15 +73,25 @@ def estimate(case: Case, plan: DataPlan) -> Needs:
     """What a case is going to need, as its header tells; where that doesn't tell, the plan's median case."""
     channels = len(plan.channels)
     found = look_into(case.images)
+    pixels = math.prod(_shape_of(found, plan))
     if found is None:
-        pixels = int(np.prod(plan.fingerprint.median_shape, dtype=np.int64))
         return Needs(pixels * (4 * channels + 1), pixels * (8 * channels + MASK_BYTES), must_be_whole=True)
-    rows, columns = resampled_size(found, plan)
     return Needs(
-        found.shape[slice_axis(found, plan)] * rows * columns * (4 * channels + 1),
+        pixels * (4 * channels + 1),
         bytes_to_read(found) + pixels_of(found) * MASK_BYTES,
         must_be_whole=not can_stay(found, plan.slice_axis),
     )
+
+
+def estimate_shape(case: Case, plan: DataPlan) -> tuple[int, int, int]:
+    """Slices, rows and columns that a case is going to have, as far as is known without reading it."""
+    return _shape_of(look_into(case.images), plan)
+
+
+def _shape_of(found: Volume | None, plan: DataPlan) -> tuple[int, int, int]:
+    if found is None:
+        return plan.fingerprint.median_shape
+    return found.shape[slice_axis(found, plan)], *resampled_size(found, plan)
 
 
 def prepare_cases(
@@ -188,11 +200,11 @@ def _prepare(case: Case, plan: DataPlan, folder: Path, memory: int) -> str | Non
         background = [0] if plan.ignore is None else [0, IGNORED]
         chosen: dict[int, Choice] = {}
         with whole_folder(folder) as temporary:
-            with _array_file(temporary / "image.npy", (slices, len(plan.channels), *size), np.float32) as write:
+            with array_file(temporary / "image.npy", (slices, len(plan.channels), *size), np.float32) as write:
                 for index in range(slices):
                     write(image_to_slices(image, plan, slice(index, index + 1), moments))
             random = np.random.default_rng(0)
-            with _array_file(temporary / "mask.npy", (slices, *size), np.uint8) as write:
+            with array_file(temporary / "mask.npy", (slices, *size), np.uint8) as write:
                 for index in range(slices):
                     classes = mask_to_slices(mask, plan, slice(index, index + 1))
                     write(classes)
@@ -204,7 +216,7 @@ def _prepare(case: Case, plan: DataPlan, folder: Path, memory: int) -> str | Non
                         places[:, 0] = index
                         chosen[label] = choose_evenly(chosen.get(label), places, PLACES_A_CLASS, random)
             for label, (places, _) in chosen.items():
-                with _array_file(temporary / f"places_{label}.npy", places.shape, places.dtype) as write:
+                with array_file(temporary / f"places_{label}.npy", places.shape, places.dtype) as write:
                     write(places)
     except DataError as error:
         return str(error)
@@ -214,7 +226,7 @@ def _prepare(case: Case, plan: DataPlan, folder: Path, memory: int) -> str | Non
 
 
 @contextmanager
-def _array_file(path: Path, shape: tuple[int, ...], dtype: Any) -> Iterator[Callable[[np.ndarray], None]]:
+def array_file(path: Path, shape: tuple[int, ...], dtype: Any) -> Iterator[Callable[[np.ndarray], None]]:
     """Write an array part by part into NumPy's own format.
 
     Plainly, and not through a memory map, because a disk that is full then raises an error and doesn't kill us.

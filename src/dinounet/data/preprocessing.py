@@ -1,4 +1,4 @@
-"""From a volume to slices that the network reads, as the plan says; and for a mask the way back.
+"""From a volume to slices that the network reads, as the plan says.
 
 Normalisation and resampling follow nnU-Net's ("ZScoreNormalization", "CTNormalization"; cubic for images, linear
 one-hot for labels, within slices only). It goes slice by slice, so that a volume may be larger than memory.
@@ -7,14 +7,19 @@ one-hot for labels, within slices only). It goes slice by slice, so that a volum
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from dinounet.data.images import Volume
+from dinounet.data.images import Volume, require_colour
 from dinounet.data.labels import IGNORED
 from dinounet.data.plan import ChannelPlan, DataPlan
+from dinounet.data.rows import Rows
+
+BLOCK = 1 << 22
+"""Pixels that are measured together."""
 
 Moments = tuple[float, float]
 """What is subtracted from a channel, and what it is divided by then, where the whole case decides that."""
@@ -31,16 +36,61 @@ def image_to_slices(
         part: of the slices, those that are wanted.
         moments: from `measure_channels`, which is asked if they are not given.
     """
-    axis, size = slice_axis(image, plan), resampled_size(image, plan)
     moments = measure_channels(image, plan.channels) if moments is None else moments
-    indices = range(image.shape[axis])[part]
-    slices = np.empty((len(indices), len(plan.channels), *size), np.float32)
+    indices = range(image.shape[slice_axis(image, plan)])[part]
+    slices = np.empty((len(indices), len(plan.channels), *resampled_size(image, plan)), np.float32)
     for result, index in zip(slices, indices, strict=True):
-        channels = zip(_cut(image, axis, index), plan.channels, moments, strict=True)
-        for place, (channel, how, known) in enumerate(channels):
-            normalised = normalise(channel, how, known)
-            result[place] = normalised if normalised.shape == size else _resize(normalised, size)
+        result[:] = Slice(image, plan, index, moments).rows()
     return slices
+
+
+@dataclass
+class Slice:
+    """A slice of an image as the network reads it, which is made as its rows are asked for."""
+
+    image: Volume
+    """In memory or in its file."""
+
+    plan: DataPlan
+    """Says how."""
+
+    index: int
+    """Its place along the plan's axis."""
+
+    moments: Sequence[Moments]
+    """From `measure_channels`."""
+
+    _whole: np.ndarray | None = None
+    """Where it can't be made row by row: it is resampled, or its file gives whole planes only."""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Rows and columns at the plan's spacing."""
+        return resampled_size(self.image, self.plan)
+
+    def rows(self, first: int = 0, last: int | None = None) -> np.ndarray:
+        """Some of its rows, (C, last - first, W) float32.
+
+        Raises:
+            DataError: its file turns out to be broken there, or not to hold colours.
+        """
+        part = slice(first, last)
+        if self._whole is not None:
+            return self._whole[:, part]
+        if self.size == slice_size(self.image, self.plan) and isinstance(self.image.array, np.ndarray | Rows):
+            return np.stack(self._normalised(part))
+        whole = self._normalised(slice(None))
+        self._whole = np.stack([part if part.shape == self.size else _resize(part, self.size) for part in whole])
+        return self._whole[:, part]
+
+    def _normalised(self, part: slice) -> list[np.ndarray]:
+        stored = _cut(self.image, slice_axis(self.image, self.plan), self.index, part)
+        channels = []
+        for channel, how, known in zip(stored, self.plan.channels, self.moments, strict=True):
+            if how.normalisation.startswith("rgb"):
+                require_colour(channel, how.name, self.image.source)
+            channels.append(normalise(channel, how, known))
+        return channels
 
 
 def mask_to_slices(mask: Volume, plan: DataPlan, part: slice = slice(None)) -> np.ndarray:
@@ -62,31 +112,27 @@ def mask_to_slices(mask: Volume, plan: DataPlan, part: slice = slice(None)) -> n
 def measure_channels(image: Volume, channels: Sequence[ChannelPlan]) -> list[Moments]:
     """What each channel is normalised by where the whole case decides, in double precision.
 
-    One pass over the planes; means and deviations are joined as by Chan, Golub and LeVeque (1979).
+    One pass over the image, some rows at a time; means and deviations are joined as by Chan, Golub and LeVeque (1979).
     """
     rules = [channel.normalisation for channel in channels]
     mean, squares = np.zeros((2, len(rules)))
     low, high = np.full(len(rules), np.inf), np.full(len(rules), -np.inf)
     if {*rules} & {"zscore", "rescale_to_0_1"}:
-        for z in range(image.shape[0]):
-            pixels = _cut(image, 0, z).reshape(len(rules), -1).astype(np.float64)
+        seen = 0
+        for block in _blocks(image):
+            pixels = block.reshape(len(rules), -1).astype(np.float64)
             low, high = np.minimum(low, pixels.min(1)), np.maximum(high, pixels.max(1))
-            own = pixels.mean(1)
+            own, more = pixels.mean(1), pixels.shape[1]
             shift = own - mean
-            squares += pixels.var(1) * pixels.shape[1] + shift**2 * pixels.shape[1] * z / (z + 1)
-            mean += shift / (z + 1)
+            squares += pixels.var(1) * more + shift**2 * more * seen / (seen + more)
+            seen += more
+            mean += shift * more / seen
     deviation = np.sqrt(squares / np.prod(image.shape, dtype=np.int64))
     ranges = zip(rules, mean, deviation, low, high, strict=True)
     return [
         (float(least), float(most - least)) if rule == "rescale_to_0_1" else (float(middle), float(spread))
         for rule, middle, spread, least, most in ranges
     ]
-
-
-def slices_to_mask(slices: np.ndarray, volume: Volume, plan: DataPlan) -> np.ndarray:
-    """Slices of classes at the volume's own size, (S, H, W), as labels on its axes (Z, Y, X)."""
-    labels = np.array(list(plan.labels.values()), np.uint8 if max(plan.labels.values()) < 256 else np.uint16)
-    return np.moveaxis(labels[slices], 0, slice_axis(volume, plan))
 
 
 def slice_axis(volume: Volume, plan: DataPlan) -> int:
@@ -133,10 +179,24 @@ def normalise(channel: np.ndarray, how: ChannelPlan, moments: Moments) -> np.nda
     return channel
 
 
-def _cut(volume: Volume, axis: int, index: int) -> np.ndarray:
-    """A slice of an image, (C, H, W), or of a mask, (H, W), as stored."""
-    where: Any = (..., index, *[slice(None)] * (2 - axis))
-    return volume.array[where]
+def _cut(volume: Volume, axis: int, index: int, rows: slice = slice(None)) -> np.ndarray:
+    """Rows of a slice of an image, (C, H, W), or of a mask, (H, W), as stored."""
+    return volume.array[in_slice(axis, index, rows)]
+
+
+def in_slice(axis: int, index: int, rows: slice = slice(None)) -> Any:
+    """What to index an array (..., Z, Y, X) by for rows of one slice along an axis."""
+    others = [rows, slice(None)]
+    return (..., *others[:axis], index, *others[axis:])
+
+
+def _blocks(image: Volume) -> Iterator[np.ndarray]:
+    """All of an image, (C, rows, X) at a time."""
+    depth, height, width = image.shape
+    together = max(1, BLOCK // (len(image.array) * width)) if isinstance(image.array, np.ndarray | Rows) else height
+    for z in range(depth):
+        for first in range(0, height, together):
+            yield _cut(image, 0, z, slice(first, first + together))
 
 
 def _resize_labels(classes: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -51,11 +51,15 @@ class Patches(Dataset[tuple[Tensor, Tensor]]):
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         with own_randomness(self.seed, index):
-            case = self.cases[np.random.randint(len(self.cases))]
-            on_foreground = index % self.batch >= self.first_foreground
-            image, mask = cut_patch(case, self._centre(case, on_foreground), self.cut)
+            case, centre = self.draw(index)
+            image, mask = cut_patch(self.cases[case], centre, self.cut)
             result = self.transform(image=torch.from_numpy(image), segmentation=torch.from_numpy(mask)[None])
         return result["image"].float(), result["segmentation"][0].long()
+
+    def draw(self, index: int) -> tuple[int, tuple[int, int, int]]:
+        """Number of the case that the n-th patch is cut from, and its centre there; within its own randomness."""
+        number = np.random.randint(len(self.cases))
+        return number, self._centre(self.cases[number], index % self.batch >= self.first_foreground)
 
     def case_of(self, index: int) -> str:
         """Name of the case that the n-th patch is cut from."""

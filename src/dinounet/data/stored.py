@@ -1,9 +1,9 @@
 """Images and masks that stay in their files and are read plane by plane, because whole they would not fit into memory.
 
-NIfTI through nibabel (also compressed, where reading planes in order costs one pass over the file), and MHA that is not
-compressed through SimpleITK. All else is read whole, in the type it is stored in.
-Only planes along z can be read so: a volume that is cut into slices along another axis is read whole too, because each
-of its slices would need every plane.
+NIfTI through nibabel (also compressed, where reading planes in order costs one pass over the file), MHA that is not
+compressed through SimpleITK, and of flat images some rows at a time (`rows.py`). All else is read whole, in the type it
+is stored in. Only planes along z can be read so: a volume that is cut into slices along another axis is read whole too,
+because each of its slices would need every plane.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any, cast
 
 import numpy as np
 
+from dinounet.data.flat import FLAT_ENDINGS
 from dinounet.data.images import (
     VOLUME_ENDINGS,
     Volume,
@@ -29,6 +30,7 @@ from dinounet.data.images import (
 from dinounet.data.labels import Labels
 from dinounet.data.masks import read_truth, whole_numbers
 from dinounet.data.pairs import Case
+from dinounet.data.rows import look_into_rows
 from dinounet.errors import DataError
 
 MASK_BYTES = 16
@@ -46,8 +48,8 @@ class Planes:
 
     def __getitem__(self, key: Any) -> np.ndarray:
         assert self.read is not None
-        _, z, _, _ = key
-        return self.read(z)
+        _, z, rows, _ = key
+        return self.read(z)[..., rows, :]
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -64,6 +66,10 @@ def open_image(paths: Sequence[Path], most: int, slice_axis: int = 0) -> Volume:
     Raises:
         DataError: as `read_image`; what is left in its files, as soon as the wrong plane is read.
     """
+    if len(paths) == 1 and ending_of(paths[0]) in FLAT_ENDINGS and paths[0].is_file():
+        rows = look_into_rows(paths[0])
+        flat = None if rows is None else Volume(cast(np.ndarray, rows), None, paths[0])
+        return read_image(paths) if flat is None or bytes_to_read(flat) <= most else flat
     found = look_into(paths)
     if found is None or bytes_to_read(found) <= most or not can_stay(found, slice_axis):
         return read_image(paths)

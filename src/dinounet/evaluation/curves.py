@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import html
 import io
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 POINTS = 300
 """A longer curve is drawn as the means of so many stretches."""
@@ -54,7 +58,7 @@ class Chart:
     """At least one."""
 
     svg: str
-    """An element to stand within a page; it holds no text but numbers and "step"."""
+    """An element to stand within a page; it holds no text but numbers and the names of the axes."""
 
 
 def make_charts(log: Sequence[Mapping[str, Any]], colours: Mapping[str, str]) -> list[Chart]:
@@ -101,12 +105,7 @@ def _shorten(curve: Curve) -> Curve:
 
 
 def _draw(title: str, curves: Sequence[Curve], limits: tuple[float, float] | None, last_step: float) -> str:
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
-
-    with rc_context({"svg.fonttype": "none", "svg.hashsalt": title, "font.size": 9}):
-        figure = Figure(figsize=(4.8, 2.7), layout="constrained")
-        axes = figure.subplots()
+    def draw(axes: Axes) -> None:
         for curve in curves:
             colour = INK if curve.colour == "currentcolor" else curve.colour
             marker = "o" if len(curve.values) <= 40 else ""
@@ -115,22 +114,44 @@ def _draw(title: str, curves: Sequence[Curve], limits: tuple[float, float] | Non
         if limits:
             axes.set_ylim(*limits)
         axes.set_xlabel("step", color=INK)
+        axes.set_ylabel(title.rsplit(" ", 1)[-1].replace("Loss", "loss"), color=INK)
+
+    ends = ", ".join(f"{curve.name} {curve.last:.3f}" for curve in curves)
+    return draw_svg(draw, title, f"{title} against step, at the end: {ends}")
+
+
+def draw_svg(draw: Callable[[Axes], None], name: str, label: str, size: tuple[float, float] = (4.8, 2.7)) -> str:
+    """An SVG element to stand within a page, whose ink is that of the text around it.
+
+    Args:
+        draw: draws on the axes, in `INK` what is to have the page's ink.
+        name: unlike that of any other drawing on the page.
+        label: what is to be seen, for those who can't.
+        size: in inches; as an element it is as wide as its place.
+    """
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": name, "font.size": 10}):
+        figure = Figure(figsize=size, layout="constrained")
+        axes = figure.subplots()
+        draw(axes)
         axes.tick_params(color=INK, labelcolor=INK, width=0.6, length=3)
         axes.grid(axis="y", color=INK, alpha=0.15, linewidth=0.6)
         axes.spines[["top", "right"]].set_visible(False)
         axes.spines[["bottom", "left"]].set(color=INK, linewidth=0.6, alpha=0.5)
         file = io.StringIO()
         figure.savefig(file, format="svg", transparent=True)
-    return _embed(file.getvalue(), title)
+    return _embed(file.getvalue(), name, label)
 
 
-def _embed(svg: str, title: str) -> str:
-    """Make a file's SVG an element of a page: what is drawn, in its font, with names like no other chart's."""
+def _embed(svg: str, name: str, label: str) -> str:
+    """Make a file's SVG an element of a page: what is drawn, in its font, with names like no other drawing's."""
     view_box = re.search(r'viewBox="[^"]*"', svg)
     assert view_box is not None
     drawn = svg[svg.index(">", svg.index("<svg")) + 1 :]
     drawn = re.sub(r"<(metadata|style)\b.*?</\1>| font-family: [^;]*;", "", drawn, flags=re.DOTALL)
     drawn = drawn.replace("xlink:href", "href").replace(INK, "currentcolor")
-    prefix = title.lower().replace(" ", "-")
+    prefix = name.lower().replace(" ", "-")
     drawn = re.sub(r'(\bid="|href="#|url\(#)', rf"\1{prefix}-", drawn)
-    return f'<svg role="img" aria-label="{title} against step" {view_box.group()}>{drawn.strip()}'
+    return f'<svg role="img" aria-label="{html.escape(label)}" {view_box.group()}>{drawn.strip()}'

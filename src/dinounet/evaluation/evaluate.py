@@ -1,188 +1,47 @@
-"""A folder of predictions against a folder of truths: `metrics.json`, and a table of it."""
+"""A folder of predictions against a folder of truths: `metrics.json`."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from dinounet.data.images import Volume, require_same_grid
 from dinounet.data.labels import Labels, Region
-from dinounet.data.masks import read_mask, read_truth, with_empty_slices
+from dinounet.data.masks import read_mask, read_truth, where, with_empty_slices
 from dinounet.data.pairs import Case, ClassFiles, class_files, mask_files, name_of
-from dinounet.errors import ConfigError, DataError
-from dinounet.evaluation.metrics import POLICY, dice, hd95
-from dinounet.files import join_some, write_json
+from dinounet.errors import ConfigError, DataError, noted
+from dinounet.evaluation.bootstrap import BOOTSTRAP, intervals_of_means
+from dinounet.evaluation.calibration import NUMBERS, count_decisions, find_probabilities, summarise_decisions
+from dinounet.evaluation.metrics import NAMES, POLICY, measure
+from dinounet.evaluation.records import (
+    EMPTY,
+    Calibration,
+    CaseMetrics,
+    ClassMetrics,
+    EmptyCounts,
+    MeanMetrics,
+    Metrics,
+    Unit,
+    VolumeUnit,
+    write_metrics,
+)
+from dinounet.files import PREDICTION, join_some
 
-if TYPE_CHECKING:
-    from rich.console import Console
-
-FORMAT = 1
-
-Empty = Literal["both", "truth", "prediction"]
-Unit = Literal["mm", "px"]
-
-EMPTY: dict[tuple[bool, bool], Empty | None] = {
-    (True, True): None,
-    (True, False): "prediction",
-    (False, True): "truth",
-    (False, False): "both",
-}
-"""Where a class is empty, by whether truth and prediction hold it."""
-WORDS = {"both": "empty in both", "truth": "not in the truth", "prediction": "missed"}
-"""What it means that a class is empty there."""
-
-
-@dataclass(frozen=True)
-class ClassMetrics:
-    """How well one class of one case was found."""
-
-    dice: float
-    """From 0 to 1."""
-
-    hd95: float
-    """In the case's unit."""
-
-    empty: Empty | None = None
-    """Where the class has no pixel, if anywhere; both numbers are then the policy's."""
-
-
-@dataclass(frozen=True)
-class CaseMetrics:
-    """How well one case was segmented."""
-
-    case: str
-    """The file's name without ending."""
-
-    unit: Unit
-    """Of HD95: mm, or px where the truth's format knows of no spacing."""
-
-    classes: dict[str, ClassMetrics]
-    """By name, without the background; or the regions."""
-
-    ignored_pixels: int = 0
-    """Of the truth, which were left out of both masks."""
-
-    @property
-    def dice(self) -> float:
-        """Mean over the classes."""
-        return _mean([found.dice for found in self.classes.values()])
-
-    @property
-    def hd95(self) -> float:
-        """Mean over the classes, in `unit`."""
-        return _mean([found.hd95 for found in self.classes.values()])
-
-
-@dataclass(frozen=True)
-class MeanMetrics:
-    """Means, empty masks counted as the policy says."""
-
-    dice: float
-    """From 0 to 1."""
-
-    hd95: float
-    """In the cases' unit."""
-
-
-@dataclass(frozen=True)
-class EmptyCounts:
-    """In how many cases one class is empty where."""
-
-    both: int
-    """Neither there nor found."""
-
-    truth: int
-    """Found, but not there."""
-
-    prediction: int
-    """There, but missed."""
-
-
-@dataclass(frozen=True)
-class Metrics:
-    """What `metrics.json` holds."""
-
-    labels: dict[str, int]
-    """Names and numbers of the classes, with the background, which is not evaluated."""
-
-    policy: str
-    """What an empty mask counts."""
-
-    cases: tuple[CaseMetrics, ...]
-    """Sorted by name."""
-
-    mean_over_cases: dict[str, MeanMetrics]
-    """Of each class."""
-
-    mean_over_cases_and_classes: MeanMetrics
-    """Of everything; each case and class weighs the same."""
-
-    empties: dict[str, EmptyCounts]
-    """Of each class."""
-
-    regions: tuple[Region, ...] | None = None
-    """What was evaluated instead of classes."""
-
-    ignore: int | None = None
-    """Number in the truth's masks of the pixels that were left out."""
-
-    colours: dict[str, str] | None = None
-    """Of a truth in colours, what stands for each class, whose numbers are ours."""
-
-    format: int = FORMAT
-    """Version of this file's keys."""
-
-    def __post_init__(self) -> None:
-        if self.format != FORMAT:
-            raise ConfigError(
-                f"format is {self.format} but this version of dinounet reads {FORMAT}; use another version"
-            )
-        if not self.cases or len({case.unit for case in self.cases}) > 1:
-            raise ConfigError("cases must be at least one, and their units all mm or all px; evaluate again")
-
-    @property
-    def unit(self) -> Unit:
-        """Of every HD95."""
-        return self.cases[0].unit
-
-    @property
-    def meaning(self) -> Labels:
-        """What masks hold."""
-        return Labels(self.labels, self.regions, self.ignore, self.colours)
-
-    @property
-    def classes(self) -> dict[str, tuple[int, ...]]:
-        """What was evaluated, classes or regions, and the numbers that stand for it in masks."""
-        return self.meaning.foreground
-
-    @property
-    def ignored_pixels(self) -> int:
-        """Of all cases."""
-        return sum(case.ignored_pixels for case in self.cases)
-
-    @property
-    def remark_on_ignored(self) -> str:
-        """What an ignore label left out, as the begin of a sentence; empty without one."""
-        if self.ignore is None:
-            return ""
-        return f"{self.ignored_pixels:,} pixels that the truth ignores ({self.ignore}) are left out of both masks; "
-
-    @property
-    def worst_first(self) -> tuple[CaseMetrics, ...]:
-        """The cases by rising mean Dice; of equals, the farther one first."""
-        return tuple(sorted(self.cases, key=lambda case: (case.dice, -case.hd95, case.case)))
+TOLERANCE = 1.0
+"""Of NSD, in mm or px."""
 
 
 def find_masks(folder: Path, cases: Iterable[str] = ()) -> dict[str, Path | ClassFiles]:
     """A folder's masks by case (`pairs.name_of`), sorted; files in other formats are passed over.
 
     Args:
-        folder: of masks, and of folders of them.
+        folder: of masks, and of folders of them; where `prediction.json` lies, only what lies beside it counts, since
+            probabilities and pictures may be in folders below.
         cases: names of cases that it may have a mask a class of.
 
     Raises:
@@ -191,6 +50,8 @@ def find_masks(folder: Path, cases: Iterable[str] = ()) -> dict[str, Path | Clas
     if not folder.is_dir():
         raise DataError(f"{folder} is not a folder; give one that holds a mask for each case")
     masks = mask_files(folder)
+    if (folder / PREDICTION).exists():
+        masks = [path for path in masks if path.parent == folder]
     classes = class_files(masks, folder, cases)
     if classes:
         return {case: classes[case] for case in sorted(classes)}
@@ -215,31 +76,47 @@ def evaluate_folders(
     regions: tuple[Region, ...] | None = None,
     ignore: int | None = None,
     colours: dict[str, str] | None = None,
+    tolerance: float = TOLERANCE,
 ) -> Metrics:
     """Compare masks with the truth, case by case; files are paired by name without ending, formats may differ.
 
     Args:
         predictions: folder with a mask for each case of the truth, and no other.
-        truth: folder of masks; their spacing is what HD95 is measured by.
+        truth: folder of masks; their spacing is what distances are measured by.
         labels: names and numbers of the classes; 0 is background and not evaluated.
-        output: the file to write the metrics to as JSON.
+        output: the file to write the metrics to as JSON; a table of them goes beside it as CSV.
         on_case: is called with the name of each case that is done.
         regions: to evaluate instead of classes.
         ignore: number of the truth's pixels that are left out of both masks.
         colours: of a truth in colours, what stands for each class.
+        tolerance: of NSD, in mm, or in px where the truth knows of no spacing.
 
     Raises:
+        ConfigError: the tolerance is not above 0.
         DataError: all that is wrong with the masks, together: a mask is missing, superfluous or unreadable, the grids
-            of a pair differ, a value is no label, or some cases are measured in mm and others in pixels.
+            of a pair differ, a value is no label, or some cases are measured in other units than others.
     """
     known = Labels(dict(labels), regions, ignore, colours)
-    if not known.foreground:
-        raise DataError(f"the labels {dict(labels)} name no class but background; name at least one, such as lesion=1")
+    cases, predicted, problems = pair_folders(predictions, truth)
+    probabilities: dict[str, Path] = {}
+    with noted(problems):
+        probabilities = find_probabilities(predictions, [case.name for case in cases])
+    return evaluate_cases(
+        cases, predicted, known, output, on_case,
+        problems=problems, tolerance=tolerance, probabilities=probabilities,
+    )  # fmt: skip
+
+
+def pair_folders(predictions: Path, truth: Path) -> tuple[list[Case], dict[str, Path | ClassFiles], list[str]]:
+    """The cases that both folders hold, the file of each one's predicted mask, and what is wrong with their names.
+
+    Raises:
+        DataError: a folder is missing or holds no mask, or a case's mask twice.
+    """
     predicted = find_masks(predictions)
     truths = find_masks(truth, predicted)
     problems = _name_problems(predictions, truth, predicted.keys(), truths.keys())
-    cases = [Case(name, (), truths[name]) for name in sorted(truths.keys() & predicted.keys())]
-    return evaluate_cases(cases, predicted, known, output, on_case, problems=problems)
+    return [Case(name, (), truths[name]) for name in sorted(truths.keys() & predicted.keys())], predicted, problems
 
 
 def evaluate_cases(
@@ -250,6 +127,8 @@ def evaluate_cases(
     on_case: Callable[[str], None] | None = None,
     *,
     problems: Sequence[str] = (),
+    tolerance: float = TOLERANCE,
+    probabilities: Mapping[str, Path] | None = None,
 ) -> Metrics:
     """Compare the masks of cases, wherever they are, with their truth; see `evaluate_folders`.
 
@@ -257,13 +136,20 @@ def evaluate_cases(
         cases: whose truth is known.
         predicted: the file of each case's predicted mask, by its name.
         known: what the numbers in the masks stand for.
-        output: the file to write the metrics to as JSON.
+        output: the file to write the metrics to as JSON; a table of them goes beside it as CSV.
         on_case: is called with the name of each case that is done.
         problems: what is known to be wrong already; told together with all else.
+        tolerance: of NSD.
+        probabilities: the file of each case's, to find out how well they are calibrated; none to leave that out.
     """
+    if not known.foreground:
+        raise DataError(f"the labels {known.labels} name no class but background; name at least one, such as lesion=1")
+    if not 0 < tolerance < math.inf:
+        raise ConfigError(f"the tolerance is {tolerance}; it must be above 0, in mm, or in px without a spacing")
     wrong: list[str] = []
-    units: dict[Unit, list[str]] = {"mm": [], "px": []}
+    units: dict[tuple[Unit, VolumeUnit], list[str]] = {}
     evaluated = []
+    decisions = np.zeros((2, NUMBERS), np.int64)
     for case in cases:
         try:
             prediction = read_mask(predicted[case.name], known)
@@ -274,74 +160,56 @@ def evaluate_cases(
             continue
         may_hold = known.given, known.labels
         wrong += [text for mask, may in zip(pair, may_hold, strict=True) if (text := _unknown(mask, may))]
-        units["px" if pair[0].spacing is None else "mm"].append(case.name)
+        units.setdefault(_units(pair[0]), []).append(case.name)
         if not problems and not wrong:  # measuring takes long; once something is wrong, only look for more of it
-            evaluated.append(_evaluate_case(case.name, *pair, known))
+            evaluated.append(_evaluate_case(case.name, *pair, known, tolerance))
+            if probabilities:
+                with noted(wrong):
+                    decisions += count_decisions(probabilities[case.name], pair[0].array, known)
         if on_case is not None:
             on_case(case.name)
     found = [*problems, *([join_some(wrong)] if wrong else [])]
-    if all(units.values()):
-        found.append(
-            f"the truth mixes masks with a spacing in mm ({join_some(units['mm'])}) and without one "
-            f"({join_some(units['px'])}), whose HD95 have no common mean; evaluate them apart"
-        )
+    if len(units) > 1:
+        found.append(_mixture(units))
     if found:
         raise DataError("; ".join(found))
-    metrics = summarise(evaluated, known)
+    calibration = summarise_decisions(decisions, known) if probabilities else None
+    metrics = summarise(evaluated, known, tolerance, calibration)
     if output is not None:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        write_json(output, metrics)
+        write_metrics(output, metrics)
     return metrics
 
 
-def summarise(cases: Sequence[CaseMetrics], known: Labels) -> Metrics:
-    """Means and counts over cases, which must all have the same classes and unit."""
-    by_class = {name: [case.classes[name] for case in cases] for name in known.foreground}
-    means = {name: _mean_metrics(found) for name, found in by_class.items()}
+def summarise(
+    cases: Sequence[CaseMetrics], known: Labels, tolerance: float, calibration: Calibration | None = None
+) -> Metrics:
+    """Means with intervals, and counts, over cases, which must all have the same classes and units."""
+    names = list(known.foreground)
+    numbers = numbers_of(cases)
+    with_overall = np.concatenate([numbers, numbers.mean(axis=1, keepdims=True)], axis=1)
+    intervals = intervals_of_means(with_overall)
+    *means, overall = [
+        MeanMetrics(**dict(zip(NAMES, mean, strict=True)), intervals=dict(zip(NAMES, around, strict=True)))
+        for mean, around in zip(with_overall.mean(axis=0).tolist(), intervals, strict=True)
+    ]
     empties = {
-        name: EmptyCounts(*(sum(one.empty == where for one in found) for where in ("both", "truth", "prediction")))
-        for name, found in by_class.items()
+        name: EmptyCounts(
+            *(sum(case.classes[name].empty == where for case in cases) for where in ("both", "truth", "prediction"))
+        )
+        for name in names
     }
-    overall = _mean_metrics([one for found in by_class.values() for one in found])
+    by_class = dict(zip(names, means, strict=True))
     return Metrics(
-        known.labels, POLICY, tuple(cases), means, overall, empties,
-        regions=known.regions, ignore=known.ignore, colours=known.colours,
+        known.labels, POLICY, BOOTSTRAP, tolerance, tuple(cases), by_class, overall, empties,
+        calibration=calibration, regions=known.regions, ignore=known.ignore, colours=known.colours,
     )  # fmt: skip
 
 
-def describe_empties(metrics: Metrics) -> str:
-    """The empty masks in a sentence."""
-    counts = {where: sum(getattr(count, where) for count in metrics.empties.values()) for where in WORDS}
-    pairs = len(metrics.cases) * len(metrics.empties)
-    return (
-        f"Of {pairs} pairs of case and class, missed entirely (only the prediction is empty): {counts['prediction']}; "
-        f"found where there is nothing (only the truth is empty): {counts['truth']}; empty in both: {counts['both']}."
+def numbers_of(cases: Sequence[CaseMetrics]) -> np.ndarray:
+    """All measures as an array: (cases, classes, NAMES)."""
+    return np.array(
+        [[[getattr(found, name) for name in NAMES] for found in case.classes.values()] for case in cases], np.float64
     )
-
-
-def print_table(metrics: Metrics, console: Console) -> None:
-    """Print every case and class, the means, the policy and how often it applied."""
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table("case", "class", box=SIMPLE_HEAD)
-    table.add_column("Dice", justify="right", no_wrap=True)
-    table.add_column(f"HD95 ({metrics.unit})", justify="right", no_wrap=True)
-    table.add_column("")
-    for case in metrics.cases:
-        for index, (name, found) in enumerate(case.classes.items()):
-            first, remark = "" if index else case.case, WORDS[found.empty] if found.empty else ""
-            table.add_row(Text(first), Text(name), f"{found.dice:.3f}", f"{found.hd95:.2f}", remark)
-    table.add_section()
-    for index, (name, mean) in enumerate(metrics.mean_over_cases.items()):
-        first = "" if index else f"mean over {len(metrics.cases)} cases"
-        table.add_row(first, Text(name), f"{mean.dice:.3f}", f"{mean.hd95:.2f}", style="bold")
-    mean = metrics.mean_over_cases_and_classes
-    table.add_row("mean over cases and classes", "", f"{mean.dice:.3f}", f"{mean.hd95:.2f}", style="bold")
-    console.print(table)
-    remark = metrics.remark_on_ignored.replace("; ", ". ")
-    console.print(f"{remark}{metrics.policy} {describe_empties(metrics)}", style="dim", highlight=False, markup=False)
 
 
 def _name_problems(predictions: Path, truth: Path, predicted: AbstractSet[str], truths: AbstractSet[str]) -> list[str]:
@@ -355,27 +223,43 @@ def _name_problems(predictions: Path, truth: Path, predicted: AbstractSet[str], 
 
 
 def _unknown(mask: Volume, labels: Mapping[str, int]) -> str:
-    unknown = np.unique(mask.array[np.isin(mask.array, list(labels.values()), invert=True)])
-    if not unknown.size:
+    known = where(mask.array, list(labels.values()))
+    if known.all():
         return ""
+    unknown = np.unique(mask.array[~known])
     values = join_some([str(value) for value in unknown]).replace(";", ",")
     named = ", ".join(f"{name}={label}" for name, label in labels.items())
     return f"{mask.source} holds the values {values} but the labels are {named}; name them or correct the mask"
 
 
-def _evaluate_case(case: str, truth: Volume, prediction: Volume, known: Labels) -> CaseMetrics:
-    counts = np.ones(truth.shape, bool) if known.ignore is None else truth.array != known.ignore
-    found = {}
-    for name, numbers in known.foreground.items():
-        a, b = (np.isin(mask.array, numbers) & counts for mask in (truth, prediction))
-        empty = EMPTY[bool(a.any()), bool(b.any())]
-        found[name] = ClassMetrics(dice(a, b), hd95(a, b, truth.spacing or (1.0, 1.0, 1.0)), empty)
-    return CaseMetrics(case, "px" if truth.spacing is None else "mm", found, int(np.count_nonzero(~counts)))
+def _units(truth: Volume) -> tuple[Unit, VolumeUnit]:
+    if truth.spacing is None:
+        return "px", "px"
+    return "mm", "mm2" if truth.is_flat else "ml"
 
 
-def _mean_metrics(found: Sequence[ClassMetrics]) -> MeanMetrics:
-    return MeanMetrics(_mean([one.dice for one in found]), _mean([one.hd95 for one in found]))
+def _mixture(units: Mapping[tuple[Unit, VolumeUnit], Sequence[str]]) -> str:
+    kinds = {"px": "masks without a spacing", "mm2": "flat masks in mm", "ml": "volumes in mm"}
+    parts = [f"{kinds[volume]} ({join_some(names)})" for (_, volume), names in units.items()]
+    return f"the truth mixes {' and '.join(parts)}, which have no common mean; evaluate them apart"
 
 
-def _mean(numbers: Sequence[float]) -> float:
-    return sum(numbers) / len(numbers)
+def _evaluate_case(case: str, truth: Volume, prediction: Volume, known: Labels, tolerance: float) -> CaseMetrics:
+    ignored = None if known.ignore is None else truth.array == known.ignore
+    unit, volume_unit = _units(truth)
+    found = {
+        name: _evaluate_class(truth, prediction, numbers, ignored, tolerance)
+        for name, numbers in known.foreground.items()
+    }
+    return CaseMetrics(case, unit, volume_unit, found, 0 if ignored is None else int(np.count_nonzero(ignored)))
+
+
+def _evaluate_class(
+    truth: Volume, prediction: Volume, numbers: Sequence[int], ignored: np.ndarray | None, tolerance: float
+) -> ClassMetrics:
+    a, b = (where(mask.array, numbers) for mask in (truth, prediction))
+    if ignored is not None:
+        a[ignored] = b[ignored] = False
+    spacing = truth.spacing or (1.0, 1.0, 1.0)
+    voxel = math.prod(spacing) / (1000 if _units(truth)[1] == "ml" else 1)  # of a flat image the slice is 1 thick
+    return ClassMetrics(**asdict(measure(a, b, spacing, tolerance, voxel)), empty=EMPTY[bool(a.any()), bool(b.any())])

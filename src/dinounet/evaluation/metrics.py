@@ -1,23 +1,71 @@
-"""Dice and HD95 of one class in one case.
+"""How well one class of one case was found: overlap, and how far the surfaces are apart.
 
-Dice (doi:10.2307/1932409) is the share of voxels in common; HD95 is the 95th percentile of the distances between the
-two surfaces, the larger of both directions, as MONAI computes it. Axes of length 1 are dropped, since a flat image is
-two-dimensional: in three dimensions all its pixels would lie on the surface.
+Dice (doi:10.2307/1932409) and IoU count the voxels in common. Between surfaces, HD95 is the 95th percentile of the
+distances, the larger of both directions; ASSD is the mean of the distances of both; NSD (normalised surface Dice, arXiv
+1809.04430) is the share of both surfaces that is no farther from the other than a tolerance. A mask's surface are its
+voxels with a face neighbour outside of it, and each weighs the same, as in MONAI, to which all of this is equal;
+DeepMind's surface-distance weighs elements of area between voxels instead, and so differs a little.
+
+Axes of length 1 are dropped, since a flat image is two-dimensional: in three dimensions all its pixels would lie on the
+surface.
 """
 
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
+from dinounet.errors import ConfigError
+
 POLICY = (
-    "A class that is empty in both truth and prediction scores Dice 1 and HD95 0; a class that is empty in only one of "
-    "them scores Dice 0 and as HD95 the diagonal of the whole image. No case is left out of a mean."
+    "A class that is empty in both truth and prediction scores 1 in Dice, IoU, NSD, precision and recall, and 0 in "
+    "HD95, ASSD and volume difference. A class that is empty in only one of them scores 0 in Dice, IoU, NSD, precision "
+    "and recall, and as HD95 and ASSD the diagonal of the whole image. No case is left out of a mean."
 )
-"""What an empty mask counts, in a sentence for readers of the numbers."""
+"""What an empty mask counts, in sentences for readers of the numbers."""
+
+NAMES = ("dice", "iou", "nsd", "precision", "recall", "hd95", "assd", "volume_difference")
+"""Of all measures, in the order of tables."""
+
+ROUNDING = 1e-6
+"""By so much of it a distance may exceed the tolerance: a spacing's last digits must not decide."""
+
+
+@dataclass(frozen=True)
+class Measures:
+    """How well something was found."""
+
+    dice: float
+    """Twice the overlap over the sum of both masks, from 0 to 1."""
+
+    iou: float
+    """The overlap over the union of both masks, from 0 to 1."""
+
+    nsd: float
+    """Share of both surfaces that is within the tolerance of the other, from 0 to 1."""
+
+    precision: float
+    """Share of the prediction that is true, from 0 to 1."""
+
+    recall: float
+    """Share of the truth that was found, from 0 to 1."""
+
+    hd95: float
+    """95th percentile of the distances between the surfaces, in `unit`."""
+
+    assd: float
+    """Mean distance between the surfaces, in `unit`."""
+
+    volume_difference: float
+    """Prediction minus truth, in `volume_unit`."""
+
+    def __post_init__(self) -> None:
+        wrong = [f"{name} = {getattr(self, name)}" for name in NAMES if not math.isfinite(getattr(self, name))]
+        if wrong:  # as no measurement gives, but Python reads from JSON
+            raise ConfigError(f"has {', '.join(wrong)}, which is no finite number; evaluate again")
 
 
 def dice(truth: np.ndarray, prediction: np.ndarray) -> float:
@@ -26,33 +74,84 @@ def dice(truth: np.ndarray, prediction: np.ndarray) -> float:
     return 2 * np.count_nonzero(truth & prediction) / total if total else 1.0
 
 
-def hd95(truth: np.ndarray, prediction: np.ndarray, spacing: Sequence[float]) -> float:
-    """95th percentile of the Hausdorff distance of two boolean masks, in the unit of `spacing`.
-
-    A mask's surface are its voxels with a face neighbour outside of it; beyond the image is outside. Both empty are 0
-    apart, one empty is the image's diagonal away.
+def measure(
+    truth: np.ndarray, prediction: np.ndarray, spacing: Sequence[float], tolerance: float = 1.0, voxel: float = 1.0
+) -> Measures:
+    """Compare two boolean masks; `POLICY` tells what empty ones count.
 
     Args:
         truth: of any number of dimensions.
         prediction: of the same shape.
         spacing: distance of neighbours along each axis.
+        tolerance: of NSD, in the unit of `spacing`.
+        voxel: volume of one voxel.
     """
     axes = [axis for axis, length in enumerate(truth.shape) if length > 1] or [0]
-    spacing = [float(spacing[axis]) for axis in axes]
+    steps = [float(spacing[axis]) for axis in axes]
     shape = [truth.shape[axis] for axis in axes]
     truth, prediction = truth.reshape(shape), prediction.reshape(shape)
-    if not truth.any() and not prediction.any():
-        return 0.0
-    if not truth.any() or not prediction.any():
-        return math.hypot(*(length * step for length, step in zip(shape, spacing, strict=True)))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        from monai.metrics import compute_hausdorff_distance
+    there, found, common = (int(np.count_nonzero(mask)) for mask in (truth, prediction, truth & prediction))
+    difference = (found - there) * voxel
+    if not there and not found:
+        return Measures(1.0, 1.0, 1.0, 1.0, 1.0, hd95=0.0, assd=0.0, volume_difference=0.0)
+    if not there or not found:
+        far = math.hypot(*(length * step for length, step in zip(shape, steps, strict=True)))
+        return Measures(0.0, 0.0, 0.0, 0.0, 0.0, hd95=far, assd=far, volume_difference=difference)
+    ways = surface_distances(truth, prediction, steps)
+    both = np.concatenate(ways)
+    return Measures(
+        dice=dice(truth, prediction),
+        iou=common / (there + found - common),
+        nsd=float(np.mean(both <= tolerance * (1 + ROUNDING))),
+        precision=common / found,
+        recall=common / there,
+        hd95=max(float(np.percentile(way, 95)) for way in ways),
+        assd=float(both.mean()),
+        volume_difference=difference,
+    )
 
-        # the distances depend on nothing beyond the masks but that it is background
-        box = _bounding_box(truth | prediction)
-        pair = [np.pad(mask[box], 1)[None, None] for mask in (prediction, truth)]
-        return float(compute_hausdorff_distance(*pair, include_background=True, percentile=95, spacing=spacing))
+
+def surface_distances(a: np.ndarray, b: np.ndarray, spacing: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+    """From every voxel of each mask's surface the distance to the other's, in the unit of `spacing`.
+
+    By trees of the surfaces' voxels, as MONAI: distance transforms of the whole box, which give the same numbers, take
+    several times as long, and tens of bytes a pixel. Voxels of both surfaces, mostly the most, need no search.
+
+    Args:
+        a: a boolean mask with a voxel at least.
+        b: another of the same shape.
+        spacing: distance of neighbours along each axis.
+    """
+    from scipy.spatial import KDTree
+
+    box = _bounding_box(a | b)  # the distances depend on nothing beyond it but that this is background
+    shape = a[box].shape
+    surfaces = [np.flatnonzero(_surface(mask[box])) for mask in (a, b)]
+    points = [np.stack(np.unravel_index(surface, shape), axis=1) * spacing for surface in surfaces]
+    ways = []
+    for own, other in ((0, 1), (1, 0)):
+        apart = np.isin(surfaces[own], surfaces[other], assume_unique=True, invert=True)
+        way = np.zeros(len(apart))
+        if apart.any():
+            tree = KDTree(points[other], balanced_tree=False, compact_nodes=False)
+            way[apart] = tree.query(points[own][apart], workers=-1)[0]
+        ways.append(way)
+    return ways[0], ways[1]
+
+
+def _surface(mask: np.ndarray) -> np.ndarray:
+    """The voxels with a face neighbour outside; beyond the array is outside.
+
+    What SciPy's binary erosion takes away, several times as fast.
+    """
+    surface = mask.copy()
+    for axis in range(mask.ndim):
+        inner, whole = np.moveaxis(surface, axis, 0), np.moveaxis(mask, axis, 0)
+        inner[1:] &= whole[:-1]
+        inner[:-1] &= whole[1:]
+        inner[[0, -1]] = False
+    surface ^= mask  # so far it was the inside
+    return surface
 
 
 def _bounding_box(mask: np.ndarray) -> tuple[slice, ...]:

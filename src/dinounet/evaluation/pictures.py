@@ -1,10 +1,14 @@
-"""One slice of a case in four panels, for the report: image, truth, prediction, and where they differ."""
+"""One slice of a case in four panels, for the report: image, truth, prediction, and where they differ.
+
+The page holds the image once and lays over it what the other panels add, which is of a few flat colours and small: four
+whole pictures of a noisy image would be five times as large.
+"""
 
 from __future__ import annotations
 
 import io
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,21 +17,27 @@ import numpy as np
 from dinounet.data.images import Volume, coarsest_axis, read_image, require_same_grid
 from dinounet.data.masks import read_mask, read_truth
 from dinounet.data.pairs import Case, ClassFiles, image_files, name_of
-from dinounet.drawing import colours_of, paint, to_grey_levels
-from dinounet.errors import DataError
-from dinounet.evaluation.evaluate import CaseMetrics, Metrics, find_masks
+from dinounet.drawing import colours_of, outline_of, rgb_of, to_grey_levels
+from dinounet.errors import ConfigError, DataError
+from dinounet.evaluation.evaluate import find_masks
+from dinounet.evaluation.records import CaseMetrics, Metrics
+from dinounet.files import join_some
 
-ERRORS = {"predicted, not there": "#d55e00", "there, missed": "#56b4e9", "taken for another class": "#f0e442"}
+CONFUSED = "taken for another class"
+"""What can't happen where there is one class."""
+
+ERRORS = {"predicted, not there": "#d55e00", "there, missed": "#56b4e9", CONFUSED: "#f0e442"}
 """Colours of the error panel."""
 
+MOST = 12
+"""Cases that are pictured unless told otherwise."""
+
 SMALLEST, LARGEST = 512, 1024
-"""Width up to which a slice is enlarged, by a whole factor, and side above which it is reduced; pixels."""
+"""Width up to which masks are enlarged, by a whole factor, so that outlines are thin; side above which a slice is
+reduced. In pixels."""
 
 FILL, FILL_OF_ERRORS = 0.5, 0.9
 """Opacity of a class or an error over the image; the outlines are opaque."""
-
-DIMMED = 0.5
-"""Brightness of the image under the errors, so that light colours stand out."""
 
 
 @dataclass(frozen=True)
@@ -40,8 +50,8 @@ class Panel:
     text: str
     """What it shows, for those who can't see it."""
 
-    png: bytes
-    """The file's content."""
+    layer: bytes | None
+    """What lies over the image, as PNG, transparent elsewhere; None of the image itself."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +73,9 @@ class CasePicture:
     aspect: float
     """Width of the slice over its height, in mm where they are known."""
 
+    image: bytes
+    """The slice, as PNG."""
+
     panels: tuple[Panel, ...]
     """Image, truth, prediction and errors."""
 
@@ -72,7 +85,7 @@ def make_pictures(
     predictions: Path,
     truth: Path,
     images: Path,
-    most: int = 12,
+    most: int = MOST,
 ) -> list[CasePicture]:
     """Picture the worst cases, worst first, each in the slice with the most wrongly labelled pixels.
 
@@ -85,25 +98,32 @@ def make_pictures(
         most: so many cases at most.
 
     Raises:
+        ConfigError: `most` is negative.
         DataError: an image or mask is missing, unreadable, or doesn't fit the others.
     """
+    if most < 0:
+        raise ConfigError(f"pictures is {most}; give 0 or more cases to picture")
+    if not images.is_dir():
+        raise DataError(f"{images} is not a folder; give the one with the images of the cases")
     predicted = find_masks(predictions)
     truths = find_masks(truth, predicted)
-    files = {name_of(path, images): path for path in image_files(images)} if images.is_dir() else {}
-    cases = []
-    for case in metrics.worst_first[:most]:
-        for folder, masks in ((truth, truths), (predictions, predicted)):
-            if case.case not in masks:
-                raise DataError(f"{folder} holds no mask of {case.case}, which the metrics name; evaluate again")
-        name = next((name for name in (f"{case.case}_0000", case.case) if name in files), None)
-        if name is None:
-            raise DataError(f"{images} holds no image of {case.case} ({case.case}_0000 or {case.case}); add it")
-        cases.append(Case(case.case, (files[name],), truths[case.case]))
+    names = [case.case for case in metrics.worst_first[:most]]
+    for folder, masks in ((truth, truths), (predictions, predicted)):
+        if absent := [name for name in names if name not in masks]:
+            raise DataError(f"{folder} holds no mask of {join_some(absent)}, which the metrics name; evaluate again")
+    files = {name_of(path, images): path for path in image_files(images)}
+    shown = {name: files.get(f"{name}_0000", files.get(name)) for name in names}
+    if absent := [name for name, path in shown.items() if path is None]:
+        wanted = f"{absent[0]}_0000 or {absent[0]}" + (", and so on" if len(absent) > 1 else "")
+        raise DataError(
+            f"{images} holds no image of {join_some(absent)} ({wanted}); add {'them' if len(absent) > 1 else 'it'}"
+        )
+    cases = [Case(name, (path,), truths[name]) for name, path in shown.items() if path is not None]
     return picture_cases(metrics, cases, predicted, most)
 
 
 def picture_cases(
-    metrics: Metrics, cases: Iterable[Case], predicted: Mapping[str, Path | ClassFiles], most: int = 12
+    metrics: Metrics, cases: Iterable[Case], predicted: Mapping[str, Path | ClassFiles], most: int = MOST
 ) -> list[CasePicture]:
     """Picture the worst of cases, wherever their files are; see `make_pictures`.
 
@@ -134,31 +154,25 @@ def _make_picture(case: CaseMetrics, image: Volume, truth: Volume, prediction: V
     index = _telling_slice(truth.array, prediction.array, axis)
     true, predicted = (np.take(mask.array, index, axis) for mask in (truth, prediction))
     channels = image.array if len(image.array) == 3 else image.array[:1]
+    base = to_grey_levels(np.take(channels, index, axis + 1), *np.percentile(channels, (0.5, 99.5)))
     size = _size_shown(*true.shape)
-    base = _resize(to_grey_levels(np.take(channels, index, axis + 1), *np.percentile(channels, (0.5, 99.5))), size)
-
-    colours = colours_of(metrics.classes)
-    drawn = []
-    for mask in (true, predicted):
-        shown = _resize(mask.astype(np.int32), size)
-        drawn.append(
-            paint(base, [(np.isin(shown, metrics.classes[name]), colour) for name, colour in colours.items()], FILL)
-        )
-    wrong = _errors(true, predicted)
-    regions = [(_resize(where.astype(np.uint8), size) > 0, ERRORS[name]) for name, where in wrong.items()]
-    drawn.append(paint(base * DIMMED, regions, FILL_OF_ERRORS))
-
     slices = truth.shape[axis]
     place = f"{case.case}, slice {index + 1} of {slices}" if slices > 1 else case.case
+    colours = colours_of(metrics.classes)
+    panels = [Panel("Image", f"{place}: the image", None)]
+    for title, what, mask in (("Truth", "true", true), ("Prediction", "predicted", predicted)):
+        shown = _resize(mask.astype(np.int32), size)
+        regions = [(np.isin(shown, metrics.classes[name]), colour) for name, colour in colours.items()]
+        text = f"{place}: the {what} outlines of {', '.join(colours)}"
+        panels.append(Panel(title, text, _png(_layer(regions, size, FILL))))
+    wrong = _errors(true, predicted)
+    regions = [(_resize(where.astype(np.uint8), size) > 0, ERRORS[name]) for name, where in wrong.items()]
     counts = [f"{np.count_nonzero(where)} pixels {name}" for name, where in wrong.items() if where.any()]
-    panels = (
-        Panel("Image", f"{place}: the image", _png(base)),
-        Panel("Truth", f"{place}: the true outlines of {', '.join(colours)}", _png(drawn[0])),
-        Panel("Prediction", f"{place}: the predicted outlines of {', '.join(colours)}", _png(drawn[1])),
-        Panel("Errors", f"{place}: {', '.join(counts) or 'no wrong pixel'}", _png(drawn[2])),
-    )
+    text = f"{place}: {', '.join(counts) or 'no wrong pixel'}"
+    panels.append(Panel("Errors", text, _png(_layer(regions, size, FILL_OF_ERRORS))))
     rows, columns = (truth.shape[i] * spacing[i] for i in range(3) if i != axis)
-    return CasePicture(case.case, case.dice, index, slices, columns / rows, panels)
+    small = _resize(base, size) if max(base.shape[:2]) > LARGEST else base
+    return CasePicture(case.case, case.dice, index, slices, columns / rows, _png(small), tuple(panels))
 
 
 def _telling_slice(truth: np.ndarray, prediction: np.ndarray, axis: int) -> int:
@@ -194,9 +208,22 @@ def _resize(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return np.asarray(Image.fromarray(np.ascontiguousarray(pixels)).resize((size[1], size[0]), how))
 
 
+def _layer(regions: Sequence[tuple[np.ndarray, str]], size: tuple[int, int], opacity: float) -> np.ndarray:
+    """Regions in their colours, outlined, as RGBA to lie over an image; a later one lies over an earlier one."""
+    premultiplied, alpha = np.zeros((*size, 3), np.float32), np.zeros(size, np.float32)
+    for where, colour in regions:
+        own = where * np.where(outline_of(where), 1.0, opacity)
+        premultiplied = own[..., None] * np.array(rgb_of(colour)) + (1 - own[..., None]) * premultiplied
+        alpha = own + (1 - own) * alpha
+    colours = premultiplied / np.maximum(alpha, 1e-6)[..., None]
+    return np.dstack((colours, alpha * 255)).round().astype(np.uint8)
+
+
 def _png(pixels: np.ndarray) -> bytes:
+    """RGB or RGBA as PNG, in shades of grey where that loses nothing."""
     from PIL import Image
 
+    grey = pixels.shape[2] == 3 and (pixels == pixels[..., :1]).all()
     file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "png", optimize=True)
+    Image.fromarray(np.ascontiguousarray(pixels[..., 0] if grey else pixels)).save(file, "png", optimize=True)
     return file.getvalue()

@@ -6,6 +6,7 @@ It stands alone: pictures and curves are inside, and opening it asks nothing of 
 from __future__ import annotations
 
 import base64
+import hashlib
 import importlib.resources
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,11 +15,19 @@ from typing import Any
 
 from dinounet.drawing import colours_of
 from dinounet.evaluation.curves import make_charts
-from dinounet.evaluation.evaluate import WORDS, Metrics, describe_empties
-from dinounet.evaluation.pictures import ERRORS, CasePicture
+from dinounet.evaluation.distributions import MOST_DOTS, make_distributions
+from dinounet.evaluation.failures import find_failures
+from dinounet.evaluation.metrics import NAMES
+from dinounet.evaluation.pictures import CONFUSED, ERRORS, CasePicture
+from dinounet.evaluation.records import WORDS, Metrics, describe_empties
+from dinounet.evaluation.reliability import draw_reliability
+from dinounet.evaluation.tables import describe_tolerance, title_of, write_interval, write_number
 from dinounet.files import whole_file
 
-TEMPLATE = "report.html.jinja"
+TEMPLATE, STYLE, SCRIPT = "report.html.jinja", "report.css", "report.js"
+
+MOST_LISTED, MOST_OPEN = 20, 30
+"""Failures of a kind that are listed at once, and cases up to which their table stands open; more are folded away."""
 
 FACTS = {
     "Data": {
@@ -78,30 +87,47 @@ def write_report(
     import jinja2
 
     run = run or {}
+    made = {
+        "Command": shlex.join(run.get("command", ())),
+        "Versions": _join(run.get("versions", {})),
+        "Machine": _join(run.get("machine", {})),
+    }
     colours = colours_of(metrics.classes)
-    source = importlib.resources.files(__package__).joinpath(TEMPLATE).read_text(encoding="utf-8")
+    files = importlib.resources.files(__package__)
+    style, script = (files.joinpath(name).read_text(encoding="utf-8") for name in (STYLE, SCRIPT))
     environment = jinja2.Environment(
-        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
-    )
+        loader=jinja2.FunctionLoader(lambda name: files.joinpath(name).read_text(encoding="utf-8")),
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined,
+    )  # fmt: skip
     environment.filters["data_uri"] = lambda png: "data:image/png;base64," + base64.b64encode(png).decode()
-    html = environment.from_string(source).render(
+    html = environment.get_template(TEMPLATE).render(
         title=title,
+        style=style,
+        script=script,
+        script_hash="sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         notes=list(dict.fromkeys((*notes, *run.get("notes", ())))),
         metrics=metrics,
         anchors={picture.case: f"case-{index}" for index, picture in enumerate(pictures, start=1)},
+        rows={case.case: f"row-{index}" for index, case in enumerate(metrics.worst_first, start=1)},
+        columns={name: title_of(name, metrics) for name in NAMES},
+        write_number=write_number,
+        write_interval=write_interval,
+        tolerance=describe_tolerance(metrics),
+        reliability=draw_reliability(metrics.calibration) if metrics.calibration else None,
+        distributions=make_distributions(metrics),
+        failures=find_failures(metrics),
+        most_dots=MOST_DOTS,
+        most_listed=MOST_LISTED,
+        most_open=MOST_OPEN,
         pictures=pictures,
         charts=make_charts(log, colours),
         colours=colours,
-        errors=ERRORS,
+        errors={name: colour for name, colour in ERRORS.items() if len(colours) > 1 or name != CONFUSED},
         words=WORDS,
         empties=describe_empties(metrics),
         facts={name: text for name, parts in FACTS.items() if (text := _tell(run, parts))},
         record=list(_flatten(run)),
-        made={
-            "Command": shlex.join(run.get("command", ())),
-            "Versions": _join(run.get("versions", {})),
-            "Machine": _join(run.get("machine", {})),
-        },
+        made={name: text for name, text in made.items() if text},
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(path) as temporary:

@@ -1,82 +1,113 @@
-"""A trained network, ready for images: `dinounet.load(RUN).predict(image)`."""
+"""A trained network, or several, ready for images: `dinounet.load(RUN).predict(image)`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
-from dinounet.data.dataset import find_cases, refuse_same_names
-from dinounet.data.dicom import is_series
-from dinounet.data.dicom_seg import require_highdicom, write_segmentation
-from dinounet.data.flat import JPEG_ENDINGS
-from dinounet.data.images import (
-    KNOWN,
-    SEGMENTATION_ENDING,
-    VOLUME_ENDINGS,
-    Volume,
-    ending_of,
-    require_finite,
-    unknown_format,
-    write_mask,
-)
+from dinounet.data.images import Volume
 from dinounet.data.masks import check_channels
-from dinounet.data.pairs import Case, image_files
-from dinounet.data.preprocessing import image_to_slices, measure_channels, slice_axis, slice_size, slices_to_mask
-from dinounet.data.stored import open_image
-from dinounet.device import Device, Precision, choose_device, choose_precision
-from dinounet.errors import ConfigError, DataError, UserError, WeightsError
-from dinounet.files import join_some, whole_file
-from dinounet.inference.tiling import predict_tiled
-from dinounet.memory import free_memory
-from dinounet.network.build import Network, build_network
-from dinounet.network.weights import BackboneRecord, fill_backbone
+from dinounet.data.preprocessing import Slice, measure_channels, slice_axis, slice_size
+from dinounet.data.tiles import STEP
+from dinounet.data.views import View
+from dinounet.errors import UserError
+from dinounet.inference.ahead import ahead
+from dinounet.inference.inputs import Image, as_volume, check_kind, open_input
+from dinounet.inference.postprocessing import Postprocessing
+from dinounet.inference.segmentation import JUST_LABELS, Draft, Segmentation, Wanted
+from dinounet.inference.tiling import Canvas, Enlarger, make_grid
+from dinounet.inference.views import VIEWS, TestTimeAugmentation
+from dinounet.network.build import Network
+from dinounet.network.weights import BackboneRecord
 from dinounet.plans import Plan
-from dinounet.run import MODEL, read_run, versions
-from dinounet.targets import to_classes
 
-BATCH = 4
-"""Tiles that go through the network together."""
+Key = TypeVar("Key")
+
+Batch = int | Literal["auto"]
+"""Tiles that go through the network together; auto: as many as the device works on well and has memory for."""
+
+PIXELS_TOGETHER = 512 * 512
+"""That a CPU works on at a time: more brings nothing, and takes memory."""
+
+MOST_TOGETHER = 64
+"""Tiles at a time, however small they are."""
+
+BATCHES_AHEAD = 2
+"""That are read and normalised while the network is busy."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to predict, beyond what the plan says."""
+
+    tta: TestTimeAugmentation = "none"
+    """Which mirrored and turned copies of a tile are averaged."""
+
+    step: float = STEP
+    """Distance of neighbouring tiles at the most, as a share of a tile."""
+
+    batch: Batch = "auto"
+    """Tiles at a time."""
+
+    def __post_init__(self) -> None:
+        if self.tta not in VIEWS:
+            raise UserError(f"tta is {self.tta!r}; choose {', '.join(VIEWS)}")
+        if not 0 < self.step <= 1:
+            raise UserError(f"step is {self.step}; it must be more than 0 and at most 1, a whole tile")
+        if self.batch != "auto" and (not isinstance(self.batch, int) or self.batch < 1):
+            raise UserError(f"batch is {self.batch!r}; it must be auto or a number from 1")
 
 
 class Predictor:
     """Segments images as a run's plan says.
 
     Args:
-        network: trained, its backbone filled.
-        plan: of the run.
-        backbone: what the network stands on; None for a U-Net.
+        networks: trained, their backbones filled; the probabilities of several are averaged.
+        plan: of the runs.
+        backbone: what the networks stand on; None for U-Nets.
         device: where to compute.
-        precision: fp32 or bf16.
+        precision: fp32, bf16 or fp16.
+        settings: how.
+        postprocessing: what is done with a mask before it is given out.
     """
 
     def __init__(
-        self, network: Network, plan: Plan, backbone: BackboneRecord | None, device: str, precision: str
+        self,
+        networks: Sequence[Network],
+        plan: Plan,
+        backbone: BackboneRecord | None,
+        device: str,
+        precision: str,
+        settings: Settings = Settings(),
+        postprocessing: Postprocessing | None = None,
     ) -> None:
-        self.network = network.to(device).eval()
+        self.networks = [network.to(device).eval() for network in networks]
         self.plan = plan
         self.backbone = backbone
         self.device = device
         self.precision = precision
+        self.settings = settings
+        self.postprocessing = postprocessing
+        self._pixels_together = PIXELS_TOGETHER
 
     @property
     def labels(self) -> dict[str, int]:
         """Names and numbers of the classes."""
         return self.plan.data.labels
 
-    def predict(self, image: str | Path | Sequence[str | Path] | np.ndarray) -> np.ndarray:
+    def predict(self, image: Image) -> np.ndarray:
         """Labels of an image.
 
         Args:
-            image: a file, a list of one file a channel, or an array: (H, W), (C, H, W), or (C, Z, H, W) with slices
-                along the plan's axis. Arrays are taken to have the plan's spacing.
+            image: a file or a folder of DICOM files, a list of one file a channel, a picture of Pillow's, or an array
+                or tensor: (H, W), (C, H, W), or (C, Z, H, W) with slices along the plan's axis. Arrays are taken to
+                have the plan's spacing.
 
         Returns:
             the plan's labels, (H, W) for a flat image and an array of two or three axes, else (Z, H, W).
@@ -84,194 +115,189 @@ class Predictor:
         Raises:
             DataError: it can't be read, or isn't what the network was trained on.
         """
-        volume = self._volume(image)
+        volume, flat = as_volume(image, self.plan.data)
         labels = self.predict_volume(volume)
-        flat = image.ndim < 4 if isinstance(image, np.ndarray) else volume.is_flat
         return labels[0] if flat else labels
+
+    def predict_proba(self, image: Image) -> np.ndarray:
+        """Probabilities of the classes, with the background, or of the regions, which may overlap.
+
+        Args:
+            image: as for `predict`.
+
+        Returns:
+            float16, (K, H, W) for a flat image, else (K, Z, H, W).
+        """
+        volume, flat = as_volume(image, self.plan.data)
+        found = self.segment_volume(volume, Wanted(probabilities=True)).probabilities
+        assert found is not None
+        return found[:, 0] if flat else found
 
     def predict_volume(self, volume: Volume) -> np.ndarray:
         """Labels (Z, Y, X) of a volume, on its own grid."""
-        # as bytes, which hold all classes: of a large volume these are the most that is held
-        labels = [to_classes(logits, self.plan.data).byte().cpu().numpy() for logits in self._logits(volume)]
-        return slices_to_mask(np.concatenate(labels), volume, self.plan.data)
+        return self.segment_volume(volume).labels
 
-    @torch.inference_mode()
-    def _logits(self, volume: Volume) -> Iterable[Tensor]:
-        """Logits (S, K, H, W) of a few slices at a time, at the volume's own size."""
-        check_channels(volume, [channel.name for channel in self.plan.data.channels])
-        data = self.plan.data
-        moments, size = measure_channels(volume, data.channels), slice_size(volume, data)
-        for first in range(0, volume.shape[slice_axis(volume, data)], BATCH):
-            slices = image_to_slices(volume, data, slice(first, first + BATCH), moments)
-            some = torch.from_numpy(slices).to(self.device)
-            logits = predict_tiled(some, data.patch, BATCH, self._network)
-            if logits.shape[-2:] != size:
-                logits = F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
-            yield logits
-
-    def _network(self, tiles: Tensor) -> Tensor:
-        with torch.autocast(self.device, dtype=torch.bfloat16, enabled=self.precision == "bf16"):
-            return self.network(tiles)
-
-    def _volume(self, image: Any) -> Volume:
-        if isinstance(image, np.ndarray):
-            if image.ndim not in (2, 3, 4):
-                raise DataError(f"the array has shape {image.shape}; give (H, W), (C, H, W) or (C, Z, H, W)")
-            array = image[None] if image.ndim == 2 else image
-            array = array[:, None] if array.ndim == 3 else array
-            volume = Volume(array.astype(np.float32), None, Path("the array"))
-            require_finite(volume.array, volume.source)
-            return volume
-        return self.read([image] if isinstance(image, str | Path) else image)
+    def segment_volume(self, volume: Volume, wanted: Wanted = JUST_LABELS) -> Segmentation:
+        """Labels of a volume, and what else is wanted."""
+        for _, found in self.segment([(None, volume)], wanted):
+            if isinstance(found, UserError):
+                raise found
+            return found
+        raise AssertionError("every image is answered")
 
     def read(self, paths: Sequence[str | Path]) -> Volume:
-        """Read an image from one file a channel, or from one file with several channels.
+        """Read an image from one file a channel, or from one file with several channels; see `open_input`."""
+        return open_input(paths, self.plan.data)
+
+    def segment(
+        self, images: Iterable[tuple[Key, Volume | UserError]], wanted: Wanted = JUST_LABELS
+    ) -> Iterator[tuple[Key, Segmentation | UserError]]:
+        """Segment images one after another; those that can't be are answered by their error.
+
+        Reading, normalising and cutting into tiles is done in a thread, while the network is busy with the tiles
+        before; tiles of one size share a batch, whichever slice or image they are of. Of what the network answers, no
+        more is held than a row of tiles.
+
+        Args:
+            images: each with a key to know it by; read as they are asked for.
+            wanted: beside the labels.
+        """
+        for event in ahead(self._prepare(images, wanted), BATCHES_AHEAD):
+            if isinstance(event, _Failure):
+                if event.draft is not None:
+                    event.draft.given_up = True
+                yield event.key, event.error
+                continue
+            views = self._look(event.pixels, wanted.uncertainty)
+            for tile, logits in zip(event.tiles, views, strict=True):
+                if tile.draft.given_up:
+                    continue
+                for first, rows in tile.canvas.add(tile.row, tile.column, logits):
+                    for start, enlarged in tile.enlarger.add(first, rows):
+                        tile.draft.take(tile.slice_index, start, enlarged)
+                if tile.draft.is_complete:
+                    yield tile.key, tile.draft.finish(self.postprocessing)
+
+    def _prepare(self, images: Iterable[tuple[Any, Volume | UserError]], wanted: Wanted) -> Iterator[_Batch | _Failure]:
+        """Batches of tiles, and images that can't be segmented."""
+        tiles: list[_Tile] = []
+        pixels: list[np.ndarray] = []
+        for key, volume in images:
+            draft = None
+            try:
+                if isinstance(volume, UserError):
+                    raise volume
+                check_channels(volume, [channel.name for channel in self.plan.data.channels])
+                check_kind(volume, self.plan.data)
+                draft = Draft(volume, self.plan.data, wanted)
+                for tile, part in self._cut(key, volume, draft):
+                    if tiles and (part.shape != pixels[0].shape or len(tiles) >= self._tiles_together(part)):
+                        yield _Batch(tiles, np.stack(pixels))
+                        tiles, pixels = [], []
+                    tiles.append(tile)
+                    pixels.append(part)
+            except UserError as error:
+                kept = [place for place, tile in enumerate(tiles) if tile.draft is not draft]
+                tiles, pixels = [tiles[place] for place in kept], [pixels[place] for place in kept]
+                yield _Failure(key, draft, error)
+        if tiles:
+            yield _Batch(tiles, np.stack(pixels))
+
+    def _cut(self, key: Any, volume: Volume, draft: Draft) -> Iterator[tuple[_Tile, np.ndarray]]:
+        """Tiles of an image, slice by slice, with their pixels (C, h, w)."""
+        data = self.plan.data
+        moments, wanted_size = measure_channels(volume, data.channels), slice_size(volume, data)
+        for index in range(volume.shape[slice_axis(volume, data)]):
+            slice = Slice(volume, data, index, moments)
+            grid = make_grid(slice.size, data.patch, self.settings.step)
+            canvas, enlarger = Canvas(grid), Enlarger(grid.size, wanted_size)
+            for row in grid.rows:
+                strip = slice.rows(row, row + grid.tile[0])
+                for column in grid.columns:
+                    pixels = strip[..., column : column + grid.tile[1]]
+                    yield _Tile(key, draft, index, canvas, enlarger, row, column), pixels
+
+    def _tiles_together(self, pixels: np.ndarray) -> int:
+        """How many tiles of this size make a batch, their mirrored copies counted in."""
+        return max(1, self._inputs_together(pixels.shape[-2:]) // len(VIEWS[self.settings.tta]))
+
+    def _inputs_together(self, size: tuple[int, ...]) -> int:
+        if self.settings.batch != "auto":
+            return self.settings.batch
+        return min(max(1, self._pixels_together // (size[0] * size[1])), MOST_TOGETHER)
+
+    @torch.inference_mode()
+    def _look(self, pixels: np.ndarray, keep_views: bool) -> Tensor:
+        """Logits (B, V, K, h, w) of tiles (B, C, h, w), V for each network, or for each network and mirrored copy."""
+        tiles = torch.from_numpy(pixels).to(self.device)
+        views = VIEWS[self.settings.tta]
+        found: list[Tensor] = []
+        for network in self.networks:
+            answers: list[Tensor] = []
+            for transposed in sorted({view.transposed for view in views}):
+                same_size = [view for view in views if view.transposed == transposed]
+                answers += self._see(network, tiles, same_size)
+            found += answers if keep_views else [torch.stack(answers).mean(0) if len(answers) > 1 else answers[0]]
+        return torch.stack(found, 1)
+
+    def _see(self, network: Network, tiles: Tensor, views: Sequence[View]) -> list[Tensor]:
+        """Logits of tiles in each view, as the tiles lie."""
+        copies = torch.cat([view.see(tiles) for view in views])
+        logits: list[Tensor] = []
+        done = 0
+        while done < len(copies):
+            together = self._inputs_together(copies.shape[-2:])
+            try:
+                logits.append(self._ask(network, copies[done : done + together]))
+            except (torch.OutOfMemoryError, RuntimeError) as error:
+                if not _is_out_of_memory(error):
+                    raise
+                self._halve(min(together, len(copies) - done), copies.shape[-2:])
+                continue
+            done += together
+        return [view.put_back(part) for view, part in zip(views, torch.cat(logits).chunk(len(views)), strict=True)]
+
+    def _ask(self, network: Network, tiles: Tensor) -> Tensor:
+        dtype = torch.float16 if self.precision == "fp16" else torch.bfloat16
+        with torch.autocast(self.device.partition(":")[0], dtype=dtype, enabled=self.precision != "fp32"):
+            return network(tiles).float()
+
+    def _halve(self, together: int, size: tuple[int, ...]) -> None:
+        """Go on with fewer tiles at a time.
 
         Raises:
-            DataError: it can't be read, or doesn't tell the spacing that the network needs to know.
+            UserError: not even one fits.
         """
-        data = self.plan.data
-        most = free_memory() // 4
-        volume, spacing = open_image([Path(path) for path in paths], most, data.slice_axis), data.spacing
-        if spacing is not None and volume.spacing is None and data.unknown_spacing is None:
-            raise DataError(
-                f"{volume.source} doesn't tell its pixels' size in mm, but the run was trained at {spacing[0]:.3g} x "
-                f"{spacing[1]:.3g} mm; save it in a format that does, such as .nii.gz"
-            )
-        return volume
+        if together == 1 or self.settings.batch != "auto":
+            raise UserError(
+                f"{together} tiles of {size[0]} x {size[1]} pixels don't fit into the memory of {self.device}; "
+                + ("choose --device cpu" if together == 1 else "choose a smaller --batch, or auto")
+            ) from None
+        self._pixels_together = together // 2 * size[0] * size[1]
 
 
-def load(
-    run: str | Path, *, weights: str | None = None, device: Device = "auto", precision: Precision = "auto"
-) -> Predictor:
-    """Load a run for prediction.
-
-    Args:
-        run: the folder that `dinounet train` wrote.
-        weights: where to find the backbone's weights if not where they were in training.
-        device: where to compute.
-        precision: how precisely.
-
-    Raises:
-        UserError: the folder is no finished run, or the backbone isn't the one that it was trained on.
-    """
-    folder = Path(run)
-    record = read_run(folder)
-    if not (folder / MODEL).is_file():
-        raise DataError(f"{folder} holds no {MODEL}: its training is not finished; go on with it by --resume")
-    if weights and record.backbone is None:
-        raise ConfigError(f"{folder} is a U-Net, which has no backbone; leave --weights out")
-    network = build_network(record.plan.network)
-    found = record.backbone and _fill(network, record.backbone, weights, record.plan.recipe.seed, folder)
-    try:
-        network.load_state_dict(load_file(folder / MODEL))
-    except (SafetensorError, RuntimeError) as error:
-        raise WeightsError(f"{folder / MODEL} is damaged ({str(error).splitlines()[0]}); copy the run again") from None
-    chosen = choose_device(device)
-    return Predictor(network, record.plan, found, chosen, choose_precision(precision, chosen))
+class _Tile(NamedTuple):
+    key: Any
+    draft: Draft
+    slice_index: int
+    canvas: Canvas
+    enlarger: Enlarger
+    row: int
+    column: int
 
 
-def _fill(network: Any, known: BackboneRecord, weights: str | None, seed: int, run: Path) -> BackboneRecord:
-    """Give the network the backbone that its run was trained on."""
-    found = fill_backbone(network.backbone, known.name, weights or known.weights, seed)
-    if found.sha256 != known.sha256:
-        raise WeightsError(
-            f"the weights from {found.weights} are not those that {run} was trained on (sha256 {found.sha256[:12]}, "
-            f"not {known.sha256[:12]}); pass the right ones with --weights"
-        )
-    return found
+class _Batch(NamedTuple):
+    tiles: list[_Tile]
+    pixels: np.ndarray
+    """(B, C, h, w)"""
 
 
-def find_inputs(inputs: Sequence[Path], plan: Plan) -> list[Case]:
-    """The images that a list of files and folders holds, as cases of the plan's channels.
-
-    A folder is searched with the folders in it, unless it is an image itself: a DICOM series.
-
-    Raises:
-        DataError: there is no input, one does not exist, is no image or holds none, or two have the same name.
-    """
-    channels, ending = len(plan.data.channels), plan.data.file_ending
-    single: list[Path] = []
-    cases: list[Case] = []
-    for path in inputs:
-        if not path.exists():
-            raise DataError(f"{path} does not exist")
-        if not path.is_dir() and not ending_of(path):
-            raise unknown_format(path)
-        if not path.is_dir() or is_series(path):
-            single.append(path)
-            continue
-        found = image_files(path)
-        if not found:
-            raise DataError(f"{path} holds no image in a known format ({KNOWN})")
-        cases += find_cases(found, channels, ending, path)
-    cases += find_cases(single, channels, ending)
-    if not cases:
-        raise DataError("no image is named; name images, or folders of them, after the run")
-    refuse_same_names(cases)
-    return sorted(cases, key=lambda case: case.name)
+class _Failure(NamedTuple):
+    key: Any
+    draft: Draft | None
+    """What was begun of it."""
+    error: UserError
 
 
-def predict_files(
-    predictor: Predictor,
-    cases: Sequence[Case],
-    output: Path,
-    on_case: Callable[[], None] = lambda: None,
-    endings: Mapping[str, str] | None = None,
-) -> list[Path]:
-    """Predict cases into a folder: `<case><ending>`, in the input's geometry and the format that `endings` tells of
-    each case (see `choose_endings`), or else `mask_path`.
-
-    A file that can't be predicted doesn't keep the others from it.
-
-    Raises:
-        UserError: after the others are done, names those that failed.
-    """
-    written, problems = [], []
-    colours = predictor.plan.data.meaning.palette
-    for case in cases:
-        path = output / f"{case.name}{endings[case.name]}" if endings else mask_path(output, case)
-        try:
-            volume = predictor.read(case.images)
-            labels = predictor.predict_volume(volume)
-            if ending_of(path) == SEGMENTATION_ENDING:
-                with whole_file(path) as temporary:
-                    write_segmentation(temporary, labels, volume.source, predictor.labels, versions()["dinounet"])
-            else:
-                write_mask(path, labels, like=volume, colours=colours)
-        except UserError as error:
-            problems.append(str(error))
-        else:
-            written.append(path)
-        on_case()
-    if problems:
-        raise DataError(f"{len(problems)} of {len(cases)} images could not be predicted: {join_some(problems)}")
-    return written
-
-
-def choose_endings(cases: Sequence[Case], format: str | None) -> dict[str, str]:
-    """In which format each case's mask is to be written: the image's own, or one for all.
-
-    Raises:
-        ConfigError: masks can't be written in that format, or highdicom isn't installed and is needed.
-    """
-    known = (*VOLUME_ENDINGS, SEGMENTATION_ENDING)
-    if format is not None and format not in known:
-        raise ConfigError(f"--format is {format}; masks of every size and place can be {', '.join(known)}")
-    others = [str(case.images[0]) for case in cases if not case.images[0].is_dir()]
-    if format == SEGMENTATION_ENDING and others:
-        raise ConfigError(f"--format is {format}, which is for DICOM series only, but there is {join_some(others, 3)}")
-    endings = {
-        case.name: format or (SEGMENTATION_ENDING if case.images[0].is_dir() else ending_of(mask_path(Path(), case)))
-        for case in cases
-    }
-    if SEGMENTATION_ENDING in endings.values():
-        require_highdicom()
-    return endings
-
-
-def mask_path(folder: Path, case: Case) -> Path:
-    """Where a case's predicted mask lies: in the image's own format, but for JPEG, which would change labels (PNG), and
-    for DICOM series (NIfTI, which needs no other package)."""
-    ending = ending_of(case.images[0]) or ".nii.gz"
-    return folder / f"{case.name}{'.png' if ending in JPEG_ENDINGS else ending}"
+def _is_out_of_memory(error: Exception) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

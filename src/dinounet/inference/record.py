@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
-import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from dinounet.data.labels import Region
+from dinounet.errors import ConfigError
+from dinounet.inference.models import TrainedModel
+from dinounet.inference.postprocessing import Postprocessing
 from dinounet.inference.predictor import Predictor
+from dinounet.inference.views import TestTimeAugmentation
 from dinounet.network.weights import BackboneRecord
-from dinounet.run import MODEL, command, machine, now, versions
+from dinounet.run import command, machine, now, versions
 
-FORMAT = 1
+FORMAT = 2
+
+
+@dataclass(frozen=True)
+class ModelRecord:
+    """One of the trained networks."""
+
+    run: str
+    """The trained run's folder or bundle, as given, or its name and commit on the Hub."""
+
+    sha256: str
+    """Of its model file."""
 
 
 @dataclass(frozen=True)
@@ -27,20 +41,23 @@ class PredictionRecord:
     ignore: int | None
     """Number for pixels that nobody has judged in the truth; no predicted mask holds it."""
 
-    run: str
-    """The trained run's folder, as given."""
-
-    model_sha256: str
-    """Of the run's model file."""
+    models: tuple[ModelRecord, ...]
+    """Whose probabilities were averaged."""
 
     backbone: BackboneRecord | None
-    """What the model stands on; a U-Net has none."""
+    """What the models stand on; a U-Net has none."""
 
     device: str
     """Where it was computed."""
 
     precision: str
-    """fp32 or bf16."""
+    """fp32, bf16 or fp16."""
+
+    tta: TestTimeAugmentation
+    """Which copies of each tile were averaged."""
+
+    step: float
+    """Distance of neighbouring tiles at the most, as a share of a tile."""
 
     command: tuple[str, ...]
     """As typed."""
@@ -54,27 +71,58 @@ class PredictionRecord:
     started: str
     """Time in UTC."""
 
+    images: int = 0
+    """So many were predicted."""
+
+    seconds: float = 0.0
+    """In so much time, reading and writing included, loading the model not."""
+
     colours: dict[str, str] | None = None
     """Of colour-coded data, the colour of each class in the truth, which predicted masks have as their palette."""
+
+    postprocessing: Postprocessing | None = None
+    """What was done to the masks after the network."""
 
     format: int = FORMAT
     """Version of this file's keys."""
 
+    def __post_init__(self) -> None:
+        if self.format != FORMAT:
+            raise ConfigError(
+                f"format is {self.format} but this version of dinounet reads {FORMAT}; predict into another folder"
+            )
 
-def record_prediction(run: Path, predictor: Predictor) -> PredictionRecord:
-    """The record of what a predictor that was loaded from a run is about to predict."""
+
+def record_prediction(models: Sequence[TrainedModel], predictor: Predictor) -> PredictionRecord:
+    """The record of what a predictor that was loaded from these models is about to predict."""
+    data, settings = predictor.plan.data, predictor.settings
     return PredictionRecord(
         labels=predictor.labels,
-        regions=predictor.plan.data.regions,
-        ignore=predictor.plan.data.ignore,
-        run=str(run),
-        model_sha256=hashlib.sha256((run / MODEL).read_bytes()).hexdigest(),
+        regions=data.regions,
+        ignore=data.ignore,
+        models=tuple(ModelRecord(model.named, model.sha256) for model in models),
         backbone=predictor.backbone,
         device=predictor.device,
         precision=predictor.precision,
+        tta=settings.tta,
+        step=settings.step,
+        postprocessing=predictor.postprocessing,
         command=command(),
         versions=versions(),
         machine=machine(),
         started=now(),
-        colours=predictor.plan.data.colours,
+        colours=data.colours,
     )
+
+
+def differences(known: PredictionRecord, new: PredictionRecord) -> str:
+    """What would make masks of one prediction differ from those of another, in words; "" if nothing would."""
+    if [model.sha256 for model in known.models] != [model.sha256 for model in new.models]:
+        return f"by {', '.join(model.run for model in known.models)}"
+    names = ("labels", "regions", "ignore", "precision", "tta", "step", "postprocessing", "colours")
+    found = [
+        f"{name} {getattr(known, name)}" if name in ("precision", "tta", "step") else f"other {name}"
+        for name in names
+        if getattr(known, name) != getattr(new, name)
+    ]
+    return ", ".join(found)

@@ -65,14 +65,26 @@ class Extractor(nn.Module):
 class Adapter(nn.Module):
     """From an image and the backbone's taps to a pyramid that holds both detail and meaning.
 
-    Shapes: image (B, C, H, W), taps four of (B, H/16 * W/16, D) -> four of (B, D, H/s, W/s), s = 4, 8, 16, 32.
-    H and W are multiples of 32.
+    Shapes: image (B, C, H, W), taps four of (B, h * w, D) -> four of (B, D, H/s, W/s), s = 4, 8, 16, 32.
+    H and W are multiples of 32; `grids` holds h and w of each tap, H/16 and W/16 as published. Taps of other widths,
+    which the stages of a convolutional backbone have, are projected to D first.
     """
 
     def __init__(
-        self, in_channels: int, width: int, *, stem_width: int, heads: int, points: int, drop_path: float
+        self,
+        in_channels: int,
+        width: int,
+        *,
+        stem_width: int,
+        heads: int,
+        points: int,
+        drop_path: float,
+        tap_widths: Sequence[int],
     ) -> None:
         super().__init__()
+        self.project_taps = nn.ModuleList(
+            nn.Identity() if tap_width == width else nn.Linear(tap_width, width) for tap_width in tap_widths
+        )
         self.prior = SpatialPrior(in_channels, stem_width, width)
         self.level_embedding = nn.Parameter(torch.empty(3, width))
         # one extractor a tap; the last tap is read by two more
@@ -91,10 +103,10 @@ class Adapter(nn.Module):
                 module.reset_parameters()
         nn.init.normal_(self.level_embedding)
 
-    def forward(self, image: Tensor, taps: Sequence[Tensor]) -> list[Tensor]:
+    def forward(self, image: Tensor, taps: Sequence[Tensor], grids: Sizes) -> list[Tensor]:
+        taps = [project(tap) for project, tap in zip(self.project_taps, taps, strict=True)]
         quarter, *coarser = self.prior(image)
         levels = [(map.shape[-2], map.shape[-1]) for map in coarser]  # at 1/8, 1/16 and 1/32
-        grid = levels[1]  # the backbone's tokens stand at 1/16
         tokens = torch.cat(
             [
                 map.flatten(2).transpose(1, 2) + embedding
@@ -103,11 +115,12 @@ class Adapter(nn.Module):
             dim=1,
         )
         reference = cell_centres(levels, image.device)
-        for extractors, tap in zip(self.interactions, taps, strict=True):
+        for extractors, tap, grid in zip(self.interactions, taps, grids, strict=True):
             for extractor in cast(nn.ModuleList, extractors):
                 # a quarter of a step's memory, for a twentieth of its time
                 tokens = recomputed(partial(extractor, levels=levels, grid=grid), tokens, tap, reference)
-        return self._merge(quarter, split_into_maps(tokens, levels), [split_into_maps(tap, [grid])[0] for tap in taps])
+        tap_maps = [split_into_maps(tap, [grid])[0] for tap, grid in zip(taps, grids, strict=True)]
+        return self._merge(quarter, split_into_maps(tokens, levels), tap_maps)
 
     def _merge(self, quarter: Tensor, coarser: list[Tensor], taps: list[Tensor]) -> list[Tensor]:
         maps = [quarter + self.up(coarser[0]), *coarser]

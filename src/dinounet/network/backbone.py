@@ -1,13 +1,15 @@
-"""The frozen vision transformer: an image in, four token grids out.
+"""The frozen backbone: an image in, four token grids out.
 
-DINOv3 (arXiv 2508.10104) or DINOv2 (arXiv 2304.07193) through timm, whose numbers are those of Meta's code. It never
-trains: whatever mode the network around it is in, it stays in evaluation mode, runs without gradient, and belongs to no
-checkpoint.
+DINOv3 (arXiv 2508.10104) or DINOv2 (arXiv 2304.07193), as a vision transformer or as a ConvNeXt, through timm, whose
+numbers are those of Meta's code. It never trains: whatever mode the network around it is in, it stays in evaluation
+mode, runs without gradient, and belongs to no checkpoint.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import timm
@@ -17,35 +19,68 @@ from torch import Tensor, nn
 
 from dinounet.errors import ConfigError
 from dinounet.network.config import NetworkConfig
-from dinounet.network.variants import find_variant
+from dinounet.network.held import Held, hold_linears, outlined
+from dinounet.network.variants import PYRAMID, find_variant
 
 GRID = 16
 """Pixels along the side of a token, as the adapter counts them."""
 
 
 class FrozenBackbone(nn.Module):
-    """Reads the patch tokens of four blocks, each after the final norm.
+    """Reads the patch tokens of four blocks, each after the final norm, or the four stages of a pyramid.
 
-    Shapes: (B, 3, H, W), H and W multiples of 16, -> four of (B, H/16 * W/16, D).
+    Shapes: (B, 3, H, W), H and W multiples of 32, -> four of (B, h * w, widths[i]), h and w as `grids` says: those of a
+    transformer H/16 and W/16 times the scale; those of a pyramid H/4 to H/32 times the scale.
 
-    A backbone whose own patches are of 14 pixels is given the image at 14/16 of its size, so that the grid is the same.
+    The image is resized to what gives that grid: a backbone whose own patches are of 14 pixels sees it at 14/16 of its
+    size, and at a scale of 2 every backbone sees it at twice that.
+
+    A pyramid's stages have no common norm: each place is normalised over its channels, without parameters, so that no
+    stage drowns another. (What a norm's own weights would do, the trained projection behind it can.)
 
     Its parameters need no gradient, and neither `state_dict()` nor a strict `load_state_dict()` of a network that holds
     it knows them: a checkpoint is 25 MB for S instead of 110 (and 0.9 GB instead of 27 for 7B).
+
+    Args:
+        vit: a model of timm's with `forward_intermediates` and `feature_info`.
+        taps: which of its intermediate outputs to read.
+        scale: how many times finer than usual the grid is, along each side.
+        precision: how its linear layers' weights are held.
+        on_disk: whether those of its blocks are brought from the disk one by one.
     """
 
-    def __init__(self, vit: nn.Module, taps: tuple[int, ...], patch: int = GRID) -> None:
+    def __init__(
+        self, vit: nn.Module, taps: tuple[int, ...], scale: float = 1.0, precision: Held = "fp32", on_disk: bool = False
+    ) -> None:
         super().__init__()
         self.vit: Any = vit.requires_grad_(False)
         self.taps = taps
-        self.patch = patch
+        self.scale = scale
+        self.precision = precision
+        self.on_disk = on_disk
+        features: Any = vit.feature_info
+        read = [features[tap] for tap in taps]
+        self.widths: list[int] = [tap["num_chs"] for tap in read]
+        self.strides: list[int] = [tap["reduction"] for tap in read]
+        self.is_pyramid = self.strides == list(PYRAMID)
+        self._norms = not self.is_pyramid and not isinstance(getattr(self.vit, "norm", None), nn.Identity | None)
         self.eval()
         self.register_load_state_dict_post_hook(_miss_no_frozen_tensor)
 
     @property
     def width(self) -> int:
-        """Channels of a token, D."""
-        return self.vit.embed_dim
+        """Channels of a token as the adapter sees it, D: of a pyramid, those of its stage at 1/16."""
+        return self.widths[2]
+
+    def grids(self, size: Sequence[int]) -> list[tuple[int, int]]:
+        """Rows and columns of each tap for an image of that height and width."""
+        rows, columns = self.seen(size)
+        return [(rows // stride, columns // stride) for stride in self.strides]
+
+    def seen(self, size: Sequence[int]) -> list[int]:
+        """Height and width at which the backbone sees an image."""
+        usual, own = (PYRAMID[-1],) * 2 if self.is_pyramid else (GRID, self.strides[0])
+        return [round(side * self.scale / usual) * own for side in size]
 
     def train(self, mode: bool = True) -> FrozenBackbone:
         """Stays in evaluation mode: in train mode the published code rescales RoPE at random: noisy features."""
@@ -55,39 +90,67 @@ class FrozenBackbone(nn.Module):
         """Adds nothing; the weights themselves are `self.vit.state_dict()`."""
         return OrderedDict() if destination is None else destination
 
+    def drop_weights(self) -> None:
+        """Give back the memory of its weights, where every tap is known: it can't see an image any more."""
+        self.vit = nn.Identity()
+
     @torch.no_grad()
     def forward(self, image: Tensor) -> list[Tensor]:
-        if self.patch != GRID:
-            size = [side // GRID * self.patch for side in image.shape[-2:]]
+        size = self.seen(image.shape[-2:])
+        if size != list(image.shape[-2:]):
             with torch.autocast(image.device.type, enabled=False):  # not in bfloat16, which the CPU can't
                 image = F.interpolate(image.float(), size=size, mode="bilinear", align_corners=False, antialias=True)
-        return self.vit.forward_intermediates(
-            image, indices=list(self.taps), norm=True, stop_early=True, output_fmt="NLC", intermediates_only=True
+        return self.read(image)
+
+    def read(self, image: Tensor) -> list[Tensor]:
+        """The taps of an image that has the size `seen` already."""
+        taps = self.vit.forward_intermediates(
+            image,
+            indices=list(self.taps),
+            norm=self._norms,
+            stop_early=True,
+            output_fmt="NCHW" if self.is_pyramid else "NLC",
+            intermediates_only=True,
         )
+        if self.is_pyramid:
+            taps = [tap.flatten(2).transpose(1, 2) for tap in taps]
+        return taps if self._norms else [F.layer_norm(tap, tap.shape[-1:]) for tap in taps]
 
 
-def build_backbone(config: NetworkConfig) -> FrozenBackbone:
-    """Build the configured backbone with timm's initial values; `dinounet.network.weights` fills it.
+def build_backbone(config: NetworkConfig, *, offload: bool = False) -> FrozenBackbone:
+    """Build the configured backbone; `dinounet.network.weights` fills it.
+
+    In float32 and in memory it has timm's initial values, otherwise zeros; there never is a float32 copy then.
+
+    Args:
+        config: of the network.
+        offload: leave its blocks' weights on the disk, from where each is brought when it computes.
 
     Raises:
-        ConfigError: timm can't build it so, or a tap lies beyond its last block.
+        ConfigError: timm can't build it so, or it has not the layers that the precision or the disk is for.
     """
-    variant = find_variant(config.backbone)
-    arguments = {"dynamic_img_size": True, **config.backbone_args}
+    variant, precision = find_variant(config.backbone), config.precision_of_backbone
+    arguments = {**({} if variant.stages else {"dynamic_img_size": True}), **config.backbone_args}
+    is_plain = precision == "fp32" and not offload
     try:
-        vit = timm.create_model(variant.timm_name, pretrained=False, num_classes=0, **arguments)
-        if config.backbone_args:  # some arguments only fail when they are used
-            with torch.no_grad():
-                vit(torch.zeros(1, 3, 2 * variant.patch, 2 * variant.patch, device=vit.cls_token.device))
+        if config.backbone_args and not is_plain:  # tried without memory
+            with torch.device("meta"):
+                _try(timm.create_model(variant.timm_name, pretrained=False, num_classes=0, **arguments), variant.patch)
+        with nullcontext() if is_plain else outlined():
+            vit = timm.create_model(variant.timm_name, pretrained=False, num_classes=0, **arguments)
+        if config.backbone_args and is_plain:
+            _try(vit, variant.patch)
     except (TypeError, AssertionError, ValueError, RuntimeError) as error:
         raise ConfigError(f"backbone {config.backbone} can't be built with {config.backbone_args}: {error}") from error
-    taps = config.taps or variant.taps
-    if taps[-1] >= len(vit.blocks):
-        raise ConfigError(
-            f"network.taps names block {taps[-1]} but {config.backbone} ends with block {len(vit.blocks) - 1}; "
-            "choose smaller numbers"
-        )
-    return FrozenBackbone(vit, taps, variant.patch)
+    if not is_plain:
+        hold_linears(vit, config.backbone, precision, on_disk=offload)
+    return FrozenBackbone(vit, config.taps or variant.taps, config.backbone_scale, precision, offload)
+
+
+@torch.no_grad()
+def _try(vit: nn.Module, patch: int) -> None:
+    """Some of timm's arguments only fail when they are used."""
+    vit(torch.zeros(1, 3, 4 * patch, 4 * patch, device=next(vit.parameters()).device))
 
 
 def _miss_no_frozen_tensor(backbone: nn.Module, incompatible: Any) -> None:

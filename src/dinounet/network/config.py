@@ -7,7 +7,13 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from dinounet.errors import ConfigError
-from dinounet.network.variants import find_variant
+from dinounet.network.variants import find_variant, usual_precision
+
+NO_SIZES = ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir")
+"""Arguments by which timm would read files that a configuration names."""
+
+LARGEST_SCALE = 4
+"""Of the image that the backbone sees: then a token of 16 pixels stands for 4 of the image."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +28,7 @@ class NetworkConfig:
     """Tells this configuration from a U-Net's."""
 
     backbone: str = "dinov3_vits16"
-    """Name of the frozen backbone, as listed by `dinounet info`."""
+    """Name of the frozen backbone, as listed by `dinounet info`, or timm:NAME."""
 
     in_channels: int = 1
     """Channels of an input image, C."""
@@ -35,6 +41,12 @@ class NetworkConfig:
 
     taps: tuple[int, int, int, int] | None = None
     """Backbone blocks that the adapter reads, counted from 0; None for the backbone's usual four."""
+
+    backbone_scale: float = 1.0
+    """How many times finer than 1/16 the backbone's grid is, along each side: it sees the image so much larger."""
+
+    backbone_precision: Literal["fp32", "bf16", "int8"] | None = None
+    """How its linear layers' weights are held, which decides the features; None for the backbone's usual way."""
 
     stem_width: int = 64
     """Channels of the spatial prior's first convolutions, c."""
@@ -61,7 +73,7 @@ class NetworkConfig:
     """Arguments for timm that override the named backbone's, such as depth, embed_dim and num_heads of a tiny one."""
 
     def __post_init__(self) -> None:
-        find_variant(self.backbone)
+        variant = find_variant(self.backbone)
         for name in (
             "in_channels", "num_classes", "stem_width", "attention_heads", "attention_points", "rank",
             "convolutions_per_stage",
@@ -70,12 +82,47 @@ class NetworkConfig:
                 raise ConfigError(f"network.{name} is {getattr(self, name)}; it must be at least 1")
         if not 0 <= self.drop_path < 1:
             raise ConfigError(f"network.drop_path is {self.drop_path}; it must be from 0 up to, not including, 1")
+        check_scale(self.backbone_scale)
         if len(self.widths) != 4 or min(self.widths) < 1:
             raise ConfigError(f"network.widths is {list(self.widths)}; it must be four numbers of at least 1")
-        if self.taps is not None and (len(self.taps) != 4 or sorted({*self.taps, -1})[1:] != list(self.taps)):
+        for name in NO_SIZES:
+            if name in self.backbone_args:
+                raise ConfigError(f"network.backbone_args has {name}; leave it out, weights are chosen by --weights")
+        if self.taps is None:
+            return
+        blocks = self.backbone_args.get("depth", variant.depth)
+        if len(self.taps) != 4 or sorted({*self.taps, -1})[1:] != list(self.taps):
             raise ConfigError(
                 f"network.taps is {list(self.taps)}; it must be four different blocks, from 0, in ascending order"
             )
+        if variant.stages and self.taps != variant.taps:
+            raise ConfigError(
+                f"network.taps is {list(self.taps)} but {self.backbone} has four stages, which are all read; leave "
+                "taps out"
+            )
+        if not variant.stages and self.taps[-1] >= blocks:
+            raise ConfigError(
+                f"network.taps names block {self.taps[-1]} but {self.backbone} ends with block {blocks - 1}; "
+                "choose smaller numbers"
+            )
+
+    @property
+    def precision_of_backbone(self) -> Literal["fp32", "bf16", "int8"]:
+        """How its linear layers' weights are held."""
+        return self.backbone_precision or usual_precision(find_variant(self.backbone))
+
+    @property
+    def backbone_in_words(self) -> str:
+        """Its name, and how it is read."""
+        taps = ", ".join(map(str, self.taps or find_variant(self.backbone).taps))
+        held = "" if self.precision_of_backbone == "fp32" else f", held in {self.precision_of_backbone}"
+        return f"{self.backbone}, taps {taps}, scale {self.backbone_scale:g}{held}"
+
+
+def check_scale(scale: float) -> None:
+    """Raise a ConfigError unless a backbone can see an image so much larger."""
+    if not 1 <= scale <= LARGEST_SCALE:
+        raise ConfigError(f"network.backbone_scale is {scale:g}; it must be a number from 1 to {LARGEST_SCALE}")
 
 
 @dataclass(frozen=True)

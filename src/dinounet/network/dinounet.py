@@ -6,6 +6,7 @@ Dino U-Net (arXiv 2508.20909), figure 2. Tensors in, tensors out: nothing here k
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -61,6 +62,7 @@ class DinoUNet(nn.Module):
             heads=config.attention_heads,
             points=config.attention_points,
             drop_path=config.drop_path,
+            tap_widths=self.backbone.widths,
         )
         self.fapm = FidelityAwareProjection(width, config.rank, config.widths)
         self.enlarge = nn.ModuleList(Enlarge(skip_width) for skip_width in config.widths)
@@ -68,11 +70,12 @@ class DinoUNet(nn.Module):
         projection = torch.full((3, config.in_channels), 1 / config.in_channels) if mixes else None
         self.register_buffer("channel_projection", projection)
 
-    def forward(self, image: Tensor) -> Tensor | list[Tensor]:
+    def forward(self, image: Tensor, *taps: Tensor) -> Tensor | list[Tensor]:
+        """Logits; `taps` are what `see` gives for this image, where that is known already."""
         require_shape(image, self.config.in_channels)
         height, width = image.shape[-2:]
         with products_by_onednn(image.device):
-            skips = self.encode(pad_to_stride(image))
+            skips = self.encode(pad_to_stride(image), taps)
         if self.training and self.config.deep_supervision:
             return [
                 logits[..., : math.ceil(height / 2**scale), : math.ceil(width / 2**scale)]
@@ -81,18 +84,24 @@ class DinoUNet(nn.Module):
         (logits,) = self.decoder(skips)
         return logits[..., :height, :width]
 
-    def encode(self, image: Tensor) -> list[Tensor]:
+    def see(self, image: Tensor) -> list[Tensor]:
+        """What the frozen backbone reads in an image of any size: its four taps, (B, h * w, D)."""
+        with products_by_onednn(image.device):
+            return self.backbone(self._three_channels(pad_to_stride(image)))
+
+    def encode(self, image: Tensor, taps: Sequence[Tensor] = ()) -> list[Tensor]:
         """The decoder's skips, finest first: (B, widths[i], H/2^i, W/2^i); the image's sides are multiples of 32."""
         if image.shape[1] == 1:
             image = image.expand(-1, 3, -1, -1)
         if not torch.is_grad_enabled():  # backward is faster, and autograd's memory less, in PyTorch's own order
             image = image.contiguous(memory_format=torch.channels_last)
-        maps = self.adapter(image, self.backbone(self._three_channels(image)))
+        taps = [tap.to(image.dtype) for tap in taps] or self.backbone(self._three_channels(image))
+        maps = self.adapter(image, taps, self.backbone.grids(image.shape[-2:]))
         return [enlarge(map) for enlarge, map in zip(self.enlarge, self.fapm(maps), strict=True)]
 
     def _three_channels(self, image: Tensor) -> Tensor:
         if self.channel_projection is None:
-            return image
+            return image.expand(-1, 3, -1, -1)
         return torch.einsum("rc,bchw->brhw", self.channel_projection, image)
 
 

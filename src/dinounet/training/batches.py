@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pickle import UnpicklingError
-from typing import Any
+from typing import Any, Protocol
 
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from dinounet.data.augmentation import Augmentation
 from dinounet.data.cache import CachedCase
@@ -48,6 +48,16 @@ class Shares:
         return self.last_step - self.first_step
 
 
+class Numbered(Protocol):
+    """What is told of a sequence of patches."""
+
+    batch: int
+    """How many make a batch."""
+
+    def case_of(self, index: int) -> str:
+        """Name of the case that the n-th patch is of."""
+
+
 def make_patches(cases: Sequence[CachedCase], plan: Plan, augmentation: Augmentation) -> Patches:
     """The endless sequence of a plan's patches."""
     return Patches(
@@ -60,7 +70,7 @@ def make_patches(cases: Sequence[CachedCase], plan: Plan, augmentation: Augmenta
     )
 
 
-def make_loader(patches: Patches, shares: Shares, workers: int) -> DataLoader[Any]:
+def make_loader(patches: Dataset[Any], shares: Shares, workers: int) -> DataLoader[Any]:
     """The batches of a process, prepared by other processes."""
     return DataLoader(
         patches,
@@ -71,7 +81,7 @@ def make_loader(patches: Patches, shares: Shares, workers: int) -> DataLoader[An
     )
 
 
-def next_batch(batches: Iterator[Any], patches: Patches, step: int, stop: Callable[[], bool]) -> Any:
+def next_batch(batches: Iterator[Any], patches: Numbered, step: int, stop: Callable[[], bool]) -> Any:
     """The next batch; None if it can't be made because a signal to stop has ended the workers, too.
 
     Raises:
@@ -87,7 +97,7 @@ def next_batch(batches: Iterator[Any], patches: Patches, step: int, stop: Callab
 
 
 @contextmanager
-def blaming_workers(patches: Patches, step: Callable[[], int], stop: Callable[[], bool]) -> Iterator[None]:
+def blaming_workers(patches: Numbered, step: Callable[[], int], stop: Callable[[], bool]) -> Iterator[None]:
     """Within the block the death of a worker, which is told as soon as it happens, names the cases that it held.
 
     Raises:
@@ -106,7 +116,7 @@ def is_worker_dead(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and "DataLoader worker" in str(error)
 
 
-def _unprepared(error: Exception, patches: Patches, step: int) -> UserError:
+def _unprepared(error: Exception, patches: Numbered, step: int) -> UserError:
     if hasattr(signal, "SIGCHLD"):
         with suppress(ValueError):  # only the main thread may; PyTorch would tell of the death again, amid what follows
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -117,7 +127,7 @@ def _unprepared(error: Exception, patches: Patches, step: int) -> UserError:
     )
 
 
-def cases_of(patches: Patches, step: int) -> str:
+def cases_of(patches: Numbered, step: int) -> str:
     """Names of the cases in the batch of a step, counted from 0."""
     names = {patches.case_of(index) for index in range(step * patches.batch, (step + 1) * patches.batch)}
     return ", ".join(sorted(names))

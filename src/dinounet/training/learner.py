@@ -15,9 +15,9 @@ from torch import Tensor
 
 from dinounet.errors import UserError
 from dinounet.progress import say
+from dinounet.team import Team
 from dinounet.training.batch_norm import STATISTICS
 from dinounet.training.loss import Loss
-from dinounet.training.team import Team
 
 
 class Learner:
@@ -48,7 +48,7 @@ class Learner:
         """What keeps gradients of fp16 from vanishing; None in other precisions."""
         return getattr(self.team.fabric.strategy.precision, "scaler", None)
 
-    def learn(self, step: int, image: Tensor, mask: Tensor) -> float | None:
+    def learn(self, step: int, image: Tensor, mask: Tensor, *taps: Tensor) -> float | None:
         """Take a step; return its loss, or None if loss or gradient is not finite, when nothing has changed.
 
         Drop path draws from a generator that is seeded anew in every step, by the run's seed, the step and the process:
@@ -58,6 +58,7 @@ class Learner:
             step: counted from 1.
             image: (B, C, h, w), this process's share.
             mask: (B, h, w).
+            taps: what the backbone sees of the image, where that is known already.
 
         Raises:
             UserError: not even a single patch fits into memory; or, with several processes, a part doesn't.
@@ -68,7 +69,7 @@ class Learner:
             torch.manual_seed(seed_of(self.seed, step, self.team.rank))
             self.optimizer.zero_grad()
             try:
-                loss = self._accumulate(image, mask)
+                loss = self._accumulate(image, mask, *taps)
                 break
             except (RuntimeError, MemoryError) as error:
                 if not _is_out_of_memory(error):
@@ -118,15 +119,16 @@ class Learner:
         for name, part in self._statistics():
             part.copy_(statistics[name])
 
-    def _accumulate(self, image: Tensor, mask: Tensor) -> float:
+    def _accumulate(self, image: Tensor, mask: Tensor, *taps: Tensor) -> float:
         """Gradients of a batch, part by part; returns the mean loss."""
         total, done = 0.0, 0
-        for some, truth in zip(image.split(self.micro_batch), mask.split(self.micro_batch), strict=True):
+        parts = (tensor.split(self.micro_batch) for tensor in (image, mask, *taps))
+        for some, truth, *seen in zip(*parts, strict=True):
             began = time.monotonic()
             done += len(some)
             waits = self.team.size > 1 and done < len(image)  # gradients meet once, after the last part
             with self.team.fabric.no_backward_sync(self.network) if waits else nullcontext():
-                loss = loss_of_all(self.team, self.loss_of, self.network(some), truth) * (len(some) / len(image))
+                loss = loss_of_all(self.team, self.loss_of, self.network(some, *seen), truth) * (len(some) / len(image))
                 value = loss.item()
                 middle = time.monotonic()
                 # each process has its own patches' share of the gradient; the mean of the shares is taken, not the sum

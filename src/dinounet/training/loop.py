@@ -14,12 +14,14 @@ from pathlib import Path
 from typing import Literal
 
 from dinounet.data.cache import CachedCase
+from dinounet.data.sampling import Patches
 from dinounet.errors import Interrupted, UserError
 from dinounet.files import write_json
 from dinounet.network.build import Network
 from dinounet.plans import CHECKPOINT_MINUTES
 from dinounet.progress import say
 from dinounet.run import CHECKPOINT, LOG, MODEL, PREVIOUS_CHECKPOINT, RECORD, RunRecord
+from dinounet.team import Team
 from dinounet.training.average import Average
 from dinounet.training.batch_norm import share_batch_norm
 from dinounet.training.batches import (
@@ -34,11 +36,11 @@ from dinounet.training.batches import (
 from dinounet.training.budget import Budget
 from dinounet.training.checkpoint import load_checkpoint, save_checkpoint, save_tensors
 from dinounet.training.examples import write_example
+from dinounet.training.features import CachedFeatures, SeenPatches, SeenTiles
 from dinounet.training.journal import cut_log, journal
 from dinounet.training.learner import Learner
 from dinounet.training.loss import make_loss
 from dinounet.training.optimizer import learning_rate_at, make_optimizer
-from dinounet.training.team import Team
 from dinounet.training.tracking import tracking
 from dinounet.training.validation import VALIDATION_BATCHES, validate
 
@@ -54,6 +56,7 @@ def fit(
     validation: Sequence[CachedCase],
     *,
     team: Team,
+    features: CachedFeatures | None = None,
     resume: bool = False,
     workers: int = 1,
     checkpoint_minutes: float = CHECKPOINT_MINUTES,
@@ -67,6 +70,7 @@ def fit(
         training: cases to learn from.
         validation: cases to watch; may be none.
         team: this process and those that train with it; the first one writes.
+        features: of these cases, where the backbone need not run.
         resume: go on from the run's checkpoint.
         workers: processes that prepare patches.
         checkpoint_minutes: time between two checkpoints, up to a step.
@@ -91,7 +95,10 @@ def fit(
     step, seconds_before, skipped = (known["step"], known["seconds"], known["skipped"]) if known else (0, 0.0, 0)
     budget = Budget(recipe, seconds_before)
 
-    patches, watched = make_patches(training, plan, recipe.augmentation), make_patches(validation, plan, "none")
+    patches: Patches | SeenTiles = make_patches(training, plan, recipe.augmentation)
+    watched: Patches | SeenPatches = make_patches(validation, plan, "none")
+    if features:
+        patches, watched = features.training, features.validation
     mine = Shares(recipe.batch, step, budget.last_step, team.rank, team.size)
     loader = team.fabric.setup_dataloaders(make_loader(patches, mine, workers), use_distributed_sampler=False)
     watch = make_loader(watched, Shares(recipe.batch, 0, VALIDATION_BATCHES, team.rank, team.size), workers=0)

@@ -114,7 +114,7 @@ def watch_memory(device: str) -> Iterator[list[int]]:
     def in_use() -> int:
         return torch.mps.driver_allocated_memory() if device == "mps" else psutil.Process().memory_info().rss
 
-    _give_back_freed()
+    give_back_freed()
     before, done = in_use(), threading.Event()
 
     def watch() -> None:
@@ -130,7 +130,7 @@ def watch_memory(device: str) -> Iterator[list[int]]:
         watcher.join()
 
 
-def _give_back_freed() -> None:
+def give_back_freed() -> None:
     """Make the C library return what it keeps of freed memory: else a block would find its own place there already."""
     gc.collect()
     with suppress(OSError, AttributeError):  # another C library than glibc returns it by itself, or never

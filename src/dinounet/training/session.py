@@ -5,10 +5,13 @@ from __future__ import annotations
 import math
 import shlex
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
+
+import torch
 
 from dinounet.data.cache import CachedCase, build_cache
 from dinounet.data.dataset import Dataset, hash_dataset, parse_channels, read_dataset
@@ -19,6 +22,7 @@ from dinounet.errors import ConfigError, DataError, Interrupted, WeightsError
 from dinounet.files import remove_leftovers, require_folder, require_new, require_outside, write_json
 from dinounet.network.backbone import FrozenBackbone, build_backbone
 from dinounet.network.config import NetworkConfig
+from dinounet.network.dinounet import DinoUNet
 from dinounet.network.weights import fill_backbone
 from dinounet.plans import (
     CHECKPOINT_MINUTES,
@@ -34,10 +38,12 @@ from dinounet.plans import (
 from dinounet.processes import my_place
 from dinounet.progress import progress, say
 from dinounet.run import CACHE, PLAN, RECORD, DataRecord, RunRecord, command, machine, now, read_run, versions
+from dinounet.team import Team, require_shares
+from dinounet.training.features import CachedFeatures, cache_features, choose_features
 from dinounet.training.loop import fit
+from dinounet.training.memory import give_back_freed
 from dinounet.training.planning import build_planned, check_plan, choose_fold, fit_plan, split
 from dinounet.training.reproducible import reproducible
-from dinounet.training.team import Team, require_shares
 from dinounet.training.tracking import require_trackers
 
 
@@ -49,6 +55,7 @@ def start_run(
     changes: Mapping[str, Any] | None = None,
     architecture: Architecture | None = None,
     backbone: str | None = None,
+    backbone_options: Mapping[str, Any] | None = None,
     weights: str = "hub",
     plan_file: Path | None = None,
     patch: tuple[int, int] | None = None,
@@ -60,6 +67,7 @@ def start_run(
     precision: Precision = "auto",
     micro_batch: int | None = None,
     cache: Path | None = None,
+    offload: bool = False,
     deterministic: bool = False,
     track: tuple[TrackerName, ...] = (),
     notes: tuple[str, ...] = (),
@@ -82,9 +90,10 @@ def start_run(
             if team.leads:
                 frozen = _make_run(
                     data, output, recipe=recipe, changes=changes, architecture=architecture, backbone=backbone,
-                    weights=weights, plan_file=plan_file, patch=patch, fold=fold, test=test, labels=labels,
-                    channels=channels, device=chosen, precision=computed, micro_batch=micro_batch,
-                    processes=team.size, deterministic=deterministic, track=track, notes=notes,
+                    backbone_options=backbone_options or {}, weights=weights, plan_file=plan_file, patch=patch,
+                    fold=fold, test=test, labels=labels, channels=channels, device=chosen, precision=computed,
+                    micro_batch=micro_batch, offload=offload, processes=team.size, cache=cache or output / CACHE,
+                    deterministic=deterministic, track=track, notes=notes,
                 )  # fmt: skip
         return _go_on(data, output, read_run(output), team, frozen, checkpoint_minutes, cache, resume=False)
 
@@ -97,6 +106,7 @@ def _make_run(
     changes: Mapping[str, Any] | None,
     architecture: Architecture | None,
     backbone: str | None,
+    backbone_options: Mapping[str, Any],
     weights: str,
     plan_file: Path | None,
     patch: tuple[int, int] | None,
@@ -107,7 +117,9 @@ def _make_run(
     device: Literal["cpu", "cuda", "mps"],
     precision: Literal["fp32", "bf16", "fp16"],
     micro_batch: int | None,
+    offload: bool,
     processes: int,
+    cache: Path,
     deterministic: bool,
     track: tuple[TrackerName, ...],
     notes: tuple[str, ...],
@@ -116,7 +128,7 @@ def _make_run(
     require_new(output, what="the run")
     require_outside(output, data, what="the run")
     planned = recipe if isinstance(recipe, Recipe) else choose_recipe(recipe or "default", changes or {})
-    if plan_file and (recipe or changes or architecture or backbone or patch):
+    if plan_file and (recipe or changes or architecture or backbone or backbone_options or patch):
         raise ConfigError(
             f"{plan_file} holds recipe, network, backbone and patch already; change them there, or leave it out"
         )
@@ -134,12 +146,13 @@ def _make_run(
     # weights before pixels: what can fail fast, fails first
     frozen = known = None
     if architecture == "dinounet":
-        config = edited.network if edited else NetworkConfig(backbone=backbone or NetworkConfig.backbone)
+        named = backbone or NetworkConfig.backbone
+        config = edited.network if edited else NetworkConfig(backbone=named, **backbone_options)
         assert isinstance(config, NetworkConfig)
-        frozen = build_backbone(config)
+        frozen = build_backbone(config, offload=offload)
         known = fill_backbone(frozen, config.backbone, weights, seed)
-    elif backbone or weights != "hub":
-        say("network", "a U-Net has no backbone; --backbone and --weights are not used")
+    elif backbone or backbone_options or offload or weights != "hub":
+        say("network", "a U-Net has no backbone; what is asked of one is not used")
     plan = edited or plan_dataset(
         dataset,
         recipe or "default",
@@ -147,6 +160,7 @@ def _make_run(
         patch,
         changes=changes,
         architecture=architecture,
+        backbone_options=backbone_options,
     )
     check_plan(plan, dataset)
     batch_is_given = bool(edited) or decides_batch(recipe or "default", changes or {})
@@ -165,8 +179,9 @@ def _make_run(
     if micro_batch is None and at_once < share:
         micro_batch = at_once
         say("memory", f"{at_once} of {share} patches go through the network at a time", part=at_once)
+    features = choose_features(plan, network, training, bool(validation), cache, device, precision)
     record = RunRecord(
-        plan=plan,
+        plan=replace(plan, features=features),
         data=DataRecord(
             dataset.name,
             _hash(dataset),
@@ -185,6 +200,7 @@ def _make_run(
         machine=machine(),
         started=now(),
         micro_batch=micro_batch,
+        offload=offload,
         processes=processes,
         deterministic=deterministic,
         track=track,
@@ -206,6 +222,7 @@ def resume_run(
     *,
     device: Device = "auto",
     micro_batch: int | None = None,
+    offload: bool = False,
     cache: Path | None = None,
     track: tuple[TrackerName, ...] = (),
     checkpoint_minutes: float = CHECKPOINT_MINUTES,
@@ -218,6 +235,7 @@ def resume_run(
         output: the run's folder.
         device: where to compute from here on; by default where it was started.
         micro_batch: patches at a time from here on; by default as before.
+        offload: compute the backbone from the disk from here on; else as before.
         cache: folder of preprocessed slices; by default in the run's folder.
         track: who is told from here on; by default as before.
         checkpoint_minutes: time between two checkpoints.
@@ -242,6 +260,9 @@ def resume_run(
         "recipe": plan.recipe if isinstance(asked.get("recipe"), Recipe) else plan.recipe.base,
         "network": plan.network.architecture,
         "backbone": record.backbone and record.backbone.name,
+        "taps": getattr(plan.network, "taps", None),
+        "backbone_scale": getattr(plan.network, "backbone_scale", None),
+        "backbone_precision": getattr(plan.network, "precision_of_backbone", None),
         "plan": plan,
         "patch": plan.data.patch,
         "fold": record.fold,
@@ -254,6 +275,8 @@ def resume_run(
     }
     if asked.get("test") is not None:
         asked["test"] = read_dataset(data, test=asked["test"]).test_cases
+    if asked.get("plan") is not None:  # which doesn't decide on them
+        asked["plan"] = replace(asked["plan"], features=plan.features)
     for name, value in asked.items():
         if value is not None and value != started_with[name]:
             raise ConfigError(f"{output} was started with another {name}; resume it without that option, or train anew")
@@ -265,6 +288,7 @@ def resume_run(
             device=team.device,
             processes=team.size,
             micro_batch=micro_batch or record.micro_batch,
+            offload=offload or record.offload,
             track=track or record.track,
         )
         with team.leader_first("checked"):
@@ -290,21 +314,20 @@ def _go_on(
     resume: bool,
 ) -> RunRecord:
     """Train a run whose folder is there, from its start or its checkpoint."""
-    plan = record.plan
-    if isinstance(plan.network, NetworkConfig) and frozen is None:
-        assert record.backbone is not None
-        frozen = build_backbone(plan.network)
-        found = fill_backbone(frozen, record.backbone.name, record.backbone.weights, plan.recipe.seed)
-        if found.sha256 != record.backbone.sha256:
-            raise WeightsError(f"the weights in {found.weights} have changed since {output} was started; train anew")
+    plan, features = record.plan, None
+    keeps_features = plan.features is not None and plan.features.cached
+    if isinstance(plan.network, NetworkConfig) and frozen is None and not keeps_features:
+        frozen = _fill_again(record, output)
     try:
-        with team.leader_first("cached"):
-            training, validation = _cache(record, data, output, cache, team)
         with reproducible(record.deterministic):
+            with team.leader_first("cached"), _removing_what_has_not_begun(record, output, team):
+                training, validation = _cache(record, data, output, cache or output / CACHE, team)
+                if keeps_features:
+                    features, frozen = _see(record, output, cache or output / CACHE, training, validation, frozen)
             network = build_planned(plan, frozen)
             record = fit(
                 network, record, output, training, validation,
-                team=team, resume=resume, checkpoint_minutes=checkpoint_minutes,
+                team=team, features=features, resume=resume, checkpoint_minutes=checkpoint_minutes,
             )  # fmt: skip
     except (KeyboardInterrupt, Interrupted) as stop:
         where = str(stop) or f"stopped; the last checkpoint is of step {read_run(output).steps_done}"
@@ -319,24 +342,65 @@ def _go_on(
     return record
 
 
+def _fill_again(record: RunRecord, output: Path) -> FrozenBackbone:
+    """The backbone as it was when the run was started."""
+    plan = record.plan
+    assert isinstance(plan.network, NetworkConfig) and record.backbone is not None
+    frozen = build_backbone(plan.network, offload=record.offload)
+    found = fill_backbone(frozen, record.backbone.name, record.backbone.weights, plan.recipe.seed)
+    if found.sha256 != record.backbone.sha256:
+        raise WeightsError(f"the weights in {found.weights} have changed since {output} was started; train anew")
+    return frozen
+
+
 def _cache(
-    record: RunRecord, data: Path, output: Path, cache: Path | None, team: Team
+    record: RunRecord, data: Path, output: Path, cache: Path, team: Team
 ) -> tuple[list[CachedCase], list[CachedCase]]:
     """The training and validation cases' preprocessed slices, in the run's own folder unless another is named."""
     training, validation = split(read_dataset(data, test=record.data.test_cases), record.fold)
     cases = [*training, *validation]
+    if team.leads and not (output / PLAN).exists():
+        write_json(output / PLAN, record.plan)
+    with progress("caching", len(cases)) as advance:
+        found = build_cache(cases, record.plan.data, cache, advance, lambda text: say("cache", text))
+    return found[: len(training)], found[len(training) :]
+
+
+def _see(
+    record: RunRecord,
+    output: Path,
+    cache: Path,
+    training: Sequence[CachedCase],
+    validation: Sequence[CachedCase],
+    frozen: FrozenBackbone | None,
+) -> tuple[CachedFeatures, FrozenBackbone]:
+    """What the backbone sees, kept on disk, and a backbone without weights, which is all that is needed then."""
+    assert isinstance(record.plan.network, NetworkConfig)
+    with torch.device("meta"):
+        without_weights = build_backbone(record.plan.network)
+
+    def network() -> DinoUNet:
+        planned = build_planned(record.plan, frozen or _fill_again(record, output))
+        assert isinstance(planned, DinoUNet)
+        return planned.to(record.device)
+
+    features = cache_features(network, record, training, validation, cache, without_weights)
+    for backbone in (frozen, without_weights):
+        if backbone is not None:
+            backbone.drop_weights()
+    give_back_freed()
+    return features, without_weights
+
+
+@contextmanager
+def _removing_what_has_not_begun(record: RunRecord, output: Path, team: Team) -> Iterator[None]:
+    """Within the block an error, such as a full disk, removes a run without a step: it can't be gone on with."""
     try:
-        if team.leads and not (output / PLAN).exists():
-            write_json(output / PLAN, record.plan)
-        with progress("caching", len(cases)) as advance:
-            found = build_cache(
-                cases, record.plan.data, cache or output / CACHE, advance, lambda text: say("cache", text)
-            )
-    except Exception:  # such as a full disk: there is nothing yet that could be gone on with
+        yield
+    except Exception:
         if team.leads and not record.steps_done:
             shutil.rmtree(output, ignore_errors=True)
         raise
-    return found[: len(training)], found[len(training) :]
 
 
 def _check_options(

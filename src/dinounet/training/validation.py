@@ -9,9 +9,9 @@ from torch import Tensor
 
 from dinounet.plans import Plan
 from dinounet.targets import to_classes, to_targets
+from dinounet.team import Team
 from dinounet.training.learner import loss_of_all
 from dinounet.training.loss import Loss
-from dinounet.training.team import Team
 
 VALIDATION_BATCHES = 10
 """Batches in a look, as published; nnU-Net takes 50."""
@@ -36,9 +36,9 @@ def validate(
     losses: list[float] = []
     seen: list[Seen] = []
     device = next(network.parameters()).device
-    for image, mask in loader:
-        image, mask = image.to(device), mask.to(device)
-        logits = network(image)
+    for batch in loader:
+        image, mask, *taps = (tensor.to(device) for tensor in batch)
+        logits = network(image, *taps)
         losses.append(loss_of_all(team, loss_of, logits, mask).item())
         target, known = to_targets(mask, plan.data)
         classes = to_classes(logits, plan.data)

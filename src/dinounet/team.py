@@ -1,4 +1,4 @@
-"""Several processes that train one network: what they share, what one does before the others, how they end together.
+"""Several processes that train one network, or share images: what one does before the others, how they end together.
 
 Lightning Fabric starts them and averages the gradients. A process that fails leaves a word in the store that all of
 them reach, so that the first one can say it, once, for all.
@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -78,6 +78,34 @@ class Team:
         yield
         if self.leads and self.store:
             self.store.set(what, "done")
+
+    def meet(self, what: str) -> None:
+        """Wait until every process has come here, without a limit of time, hearing of an error meanwhile."""
+        if self.store is None:
+            return
+        self.store.add(what, 1)
+        while self.store.add(what, 0) < self.size:
+            self._hear()
+            time.sleep(SECONDS_BETWEEN_LOOKS)
+
+    def collect(self, what: str, text: str) -> list[str]:
+        """What every process has to say, for all of them, in their order."""
+        if self.store is None:
+            return [text]
+        self.store.set(f"{what} {self.rank}", text)
+        self.meet(what)
+        return [self.store.get(f"{what} {rank}").decode() for rank in range(self.size)]
+
+    def counter(self, what: str) -> Callable[[int], int]:
+        """What adds to a common number, and gives how much it has grown since this process asked last."""
+        known = 0
+
+        def add(more: int) -> int:
+            nonlocal known
+            before, known = known, self.store.add(f"{what} (number)", more)
+            return known - before
+
+        return add
 
     def setup(self, network: Network, optimizer: torch.optim.Optimizer) -> tuple[Any, Any]:
         """Network and optimizer on their device; with several processes, gradients of what is trained are averaged."""

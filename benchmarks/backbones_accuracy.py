@@ -1,0 +1,135 @@
+"""Backbones side by side: the same data, folds, seeds and steps; prints the paper's kind of table.
+
+    python benchmarks/backbones_accuracy.py DATASET WORK --models dinov3_vits16=hub dinov3_vitb16=hub unet \
+        --features off on --folds 0 1 2 3 4 --seeds 0 1 2 --steps 1000
+
+DATASET is one of nnU-Net's layout, or plain images and masks. A model is a backbone with its weights (hub, random, or a
+file), or unet. Runs are kept in WORK: what is finished isn't run again, what was interrupted goes on. Every run is
+measured on its fold's validation cases; a case's number is the mean over classes and seeds, and the intervals are
+bootstrapped over cases. With `--crops` the dataset is written first, from the micrograph `axon_sem`: eight squares of
+256 pixels from its left half to learn from, four from its right to be measured on.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from statistics import mean
+
+import numpy as np
+import torch
+from PIL import Image
+
+import dinounet
+from dinounet.evaluation.bootstrap import BOOTSTRAP, intervals_of_means
+from dinounet.evaluation.records import Metrics, read_metrics
+from dinounet.files import METRICS
+from dinounet.run import RECORD, RunRecord, read_run
+
+SIDE = 256
+LEARN = [(row, column) for row in (0, 256, 512, 768) for column in (0, 256)]
+WATCH = [(row, column) for row in (0, 512) for column in (1028, 1284)]
+"""Upper left corners of the squares."""
+
+
+def write_crops(data: Path, root: Path) -> None:
+    """A dataset in nnU-Net's layout with one split."""
+    image, mask = (np.asarray(Image.open(data / f"{name}.png")) for name in ("image", "mask"))
+    classes = np.searchsorted((0, 128, 255), mask if mask.ndim == 2 else mask[..., 0])
+    names = [f"nerve_row{row}_column{column}" for row, column in LEARN + WATCH]
+    for folder in ("imagesTr", "labelsTr"):
+        (root / folder).mkdir(parents=True)
+    for name, (row, column) in zip(names, LEARN + WATCH, strict=True):
+        window = np.s_[row : row + SIDE, column : column + SIDE]
+        Image.fromarray(np.ascontiguousarray(image[window])).save(root / "imagesTr" / f"{name}_0000.png")
+        Image.fromarray(classes[window].astype(np.uint8)).save(root / "labelsTr" / f"{name}.png")
+    description = {
+        "channel_names": {"0": "SEM"},
+        "labels": {"background": 0, "myelin": 1, "axon": 2},
+        "numTraining": len(names),
+        "file_ending": ".png",
+    }
+    (root / "dataset.json").write_text(json.dumps(description))
+    split = {"train": names[: len(LEARN)], "val": names[len(LEARN) :]}
+    (root / "splits_final.json").write_text(json.dumps([split]))
+
+
+def run_once(
+    asked: argparse.Namespace, model: str, features: str, fold: int | None, seed: int
+) -> tuple[RunRecord, Metrics]:
+    """Train and evaluate, or read what was found before."""
+    backbone, _, weights = model.partition("=")
+    words = (backbone, Path(weights).stem, features, str(fold or 0), str(seed), str(asked.steps))
+    run = asked.work / "-".join(word for word in words if word)
+    if not (run / "validation" / METRICS).exists():
+        if (run / RECORD).exists():
+            dinounet.train(asked.dataset, run, resume=True, cache=asked.work / "cache", precision=asked.precision)
+        else:
+            asked.work.mkdir(parents=True, exist_ok=True)
+            network = {"network": "unet"} if backbone == "unet" else {"backbone": backbone, "weights": weights or "hub"}
+            changes = {
+                "steps": asked.steps, "seed": seed, "validate_every": asked.steps, "cache_features": features,
+                "feature_variants": asked.variants,
+            }  # fmt: skip
+            dinounet.train(
+                asked.dataset, run, **network, changes=changes, fold=fold, cache=asked.work / "cache",
+                patch=tuple(asked.patch) if asked.patch else None, precision=asked.precision,
+            )  # fmt: skip
+    return read_run(run), read_metrics(run / "validation" / METRICS)
+
+
+def row(model: str, features: str, runs: list[tuple[RunRecord, Metrics]]) -> str:
+    """One line of the table."""
+    by_case: dict[str, list[tuple[float, float]]] = {}
+    for _, metrics in runs:
+        for case in metrics.cases:
+            by_case.setdefault(case.case, []).append((case.dice, case.hd95))
+    numbers = np.array([np.mean(found, axis=0) for found in by_case.values()])[:, None]
+    cells = []
+    for middle, ends, digits in zip(numbers.mean((0, 1)), intervals_of_means(numbers)[0], (3, 2), strict=True):
+        told = "" if ends is None else f" ({ends[0]:.{digits}f} to {ends[1]:.{digits}f})"
+        cells.append(f"{middle:.{digits}f}{told}")
+    seeds: dict[int, list[float]] = {}
+    for record, metrics in runs:
+        seeds.setdefault(record.plan.recipe.seed, []).extend(case.dice for case in metrics.cases)
+    each = " ".join(f"{mean(found):.3f}" for found in seeds.values())
+    hours = mean(record.seconds for record, _ in runs) / 3600
+    trained = runs[0][0].trained_parameters / 1e6
+    backbone, _, weights = model.partition("=")
+    name = f"{backbone} ({Path(weights).stem})" if weights else backbone
+    return f"| {name} | {features} | {cells[0]} | {each} | {cells[1]} | {trained:.1f} | {hours:.3f} |"
+
+
+def main(asked: argparse.Namespace) -> None:
+    torch.set_num_threads(1)
+    if asked.crops and not asked.dataset.exists():
+        write_crops(asked.crops, asked.dataset)
+    jobs = [
+        (model, features)
+        for model in asked.models
+        for features in (["off"] if model == "unet" else asked.features)
+    ]  # fmt: skip
+    found = {job: [run_once(asked, *job, fold, seed) for fold in asked.folds for seed in asked.seeds] for job in jobs}
+    unit = next(iter(found.values()))[0][1].unit
+    print(
+        f"dinounet {dinounet.__version__}, {asked.steps} steps, folds {asked.folds}, seeds {asked.seeds}. {BOOTSTRAP}"
+    )
+    print(f"\n| backbone | cached | Dice | of each seed | HD95, {unit} | trained, millions | hours of training |")
+    print("|---|---|---|---|---|---|---|")
+    for job, runs in found.items():
+        print(row(*job, runs))
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("dataset", type=Path)
+    parser.add_argument("work", type=Path)
+    parser.add_argument("--models", nargs="+", default=["dinov3_vits16=hub", "dinov3_vitb16=hub", "unet"])
+    parser.add_argument("--features", nargs="+", choices=("off", "on", "auto"), default=["off"])
+    parser.add_argument("--variants", type=int, default=1)
+    parser.add_argument("--folds", nargs="+", type=int, default=[0])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
+    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--patch", nargs=2, type=int)
+    parser.add_argument("--precision", default="auto")
+    parser.add_argument("--crops", type=Path, help="folder axon_sem, to write the dataset from")
+    main(parser.parse_args())

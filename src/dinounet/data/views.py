@@ -1,0 +1,36 @@
+"""The symmetries of a square: an image as seen in mirrors, and turned."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class View(NamedTuple):
+    """One symmetry of the square."""
+
+    transposed: bool
+    """Rows and columns are swapped first."""
+
+    mirrored: tuple[int, ...]
+    """Axes that are mirrored then: -2, -1."""
+
+    def see(self, tile: Tensor) -> Tensor:
+        """The tile, (..., h, w), in this view."""
+        turned = tile.transpose(-1, -2) if self.transposed else tile
+        return turned.flip(self.mirrored) if self.mirrored else turned
+
+    def put_back(self, seen: Tensor) -> Tensor:
+        """What was found in this view, (..., h, w), as the tile lies."""
+        turned = seen.flip(self.mirrored) if self.mirrored else seen
+        return turned.transpose(-1, -2) if self.transposed else turned
+
+
+_MIRRORED: tuple[tuple[int, ...], ...] = ((), (-2,), (-1,), (-2, -1))
+
+IDENTITY = View(False, ())
+FLIPS = tuple(View(False, axes) for axes in _MIRRORED)
+"""What leaves rows as long as they are; the identity is the first."""
+SYMMETRIES = tuple(View(transposed, axes) for transposed in (False, True) for axes in _MIRRORED)
+"""All eight: mirrors and quarter turns; the identity is the first."""

@@ -1,0 +1,292 @@
+"""Models side by side on the same cases: differences to the first, how sure they are, and who wins how often.
+
+Differences are paired, case by case. Their intervals are bootstrapped as those of the means; the p of Wilcoxon's
+signed-rank test (doi:10.2307/3001968) is two-sided and not corrected for the number of measures, classes and models.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from dinounet.data.labels import Labels, Region, write_labels
+from dinounet.data.pairs import Case, ClassFiles
+from dinounet.errors import ConfigError, DataError, noted
+from dinounet.evaluation.bootstrap import intervals_of_means
+from dinounet.evaluation.evaluate import evaluate_cases, numbers_of, pair_folders
+from dinounet.evaluation.labels import find_labels
+from dinounet.evaluation.metrics import NAMES
+from dinounet.evaluation.records import EmptyCounts, Interval, MeanMetrics, Metrics, Unit, VolumeUnit
+
+FORMAT = 1
+
+TIE = 1e-9
+"""Up to this difference two numbers are the same."""
+
+COMPARED = (*NAMES[:-1], "absolute_volume_difference")
+"""Measures that differences are taken of. Too large is as bad as too small, so volume differences lose their sign."""
+
+HIGHER_IS_BETTER = ("dice", "iou", "nsd", "precision", "recall")
+
+Pairs = tuple[list[Case], dict[str, Path | ClassFiles]]
+"""Cases with their truth, and the file of each one's predicted mask."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A model against the first one in one measure, over the same cases."""
+
+    mean: float
+    """The model's number minus the first model's, averaged over cases."""
+
+    interval: Interval | None
+    """Where this mean lies with a confidence of 95 %; null where there is one case only."""
+
+    p: float
+    """Of Wilcoxon's signed-rank test, two-sided, uncorrected; 1 where no case differs."""
+
+    wins: int
+    """Cases in which the model is better than the first one."""
+
+    ties: int
+    """Cases in which both are the same, up to 1e-9."""
+
+    losses: int
+    """Cases in which the first one is better."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What is known of how masks came about; null where nobody knows."""
+
+    trained_parameters: int | None = None
+    """Numbers that were trained."""
+
+    training_seconds: float | None = None
+    """Spent training."""
+
+    seconds_per_image: float | None = None
+    """Spent predicting."""
+
+
+@dataclass(frozen=True)
+class ComparedModel:
+    """One folder of predictions."""
+
+    name: str
+    """The folder's, or as given."""
+
+    folder: str
+    """Of its masks."""
+
+    origin: Origin
+    """What its training and prediction cost."""
+
+    mean_over_cases: dict[str, MeanMetrics]
+    """Of each class."""
+
+    mean_over_cases_and_classes: MeanMetrics
+    """Of everything; each case and class weighs the same."""
+
+    empties: dict[str, EmptyCounts]
+    """Of each class."""
+
+    differences: dict[str, dict[str, Difference]] | None = None
+    """To the first model, of each class and measure; null for the first itself."""
+
+    differences_over_classes: dict[str, Difference] | None = None
+    """The same of each measure's mean over the classes of a case."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What `dinounet compare` writes."""
+
+    truth: str
+    """The folder of the truth."""
+
+    cases: tuple[str, ...]
+    """Which all models were evaluated on."""
+
+    unit: Unit
+    """Of distances and of the tolerance."""
+
+    volume_unit: VolumeUnit
+    """Of volume differences."""
+
+    tolerance: float
+    """Of NSD."""
+
+    policy: str
+    """What an empty mask counts."""
+
+    bootstrap: str
+    """How the intervals came about."""
+
+    labels: dict[str, int]
+    """Names and numbers of the classes, with the background, which is not evaluated."""
+
+    models: tuple[ComparedModel, ...]
+    """In the order given; the others are compared with the first."""
+
+    regions: tuple[Region, ...] | None = None
+    """What was evaluated instead of classes."""
+
+    ignore: int | None = None
+    """Number in the truth's masks of the pixels that were left out."""
+
+    colours: dict[str, str] | None = None
+    """Of a truth in colours, what stands for each class, whose numbers are ours."""
+
+    format: int = FORMAT
+    """Version of this file's keys."""
+
+
+def pair_models(folders: Mapping[str, Path], truth: Path) -> dict[str, Pairs]:
+    """The masks of every model, each with its truth.
+
+    Raises:
+        DataError: which cases who lacks, all together, or that a folder is none or empty.
+    """
+    pairs: dict[str, Pairs] = {}
+    problems: list[str] = []
+    for name, folder in folders.items():
+        with noted(problems):
+            cases, predicted, wrong = pair_folders(folder, truth)
+            pairs[name] = cases, predicted
+            problems += wrong
+    if problems:
+        raise DataError(_once_each(problems))
+    return pairs
+
+
+def common_labels(folders: Mapping[str, Path], truth: Path, given: str | None = None) -> Labels:
+    """What the masks of all folders hold; see `find_labels`.
+
+    Raises:
+        ConfigError: they differ.
+    """
+    found = {folder: find_labels(folder, truth, given) for folder in folders.values()}
+    (first, labels), *others = found.items()
+    for folder, other in others:
+        if other != labels:
+            raise ConfigError(
+                f"{first} holds masks of {_describe(labels)} but {folder} of {_describe(other)}; compare models of the "
+                "same classes, or say by --labels what all of them hold"
+            )
+    return labels
+
+
+def _describe(labels: Labels) -> str:
+    regions = "".join(f", region {region.name} of {list(region.labels)}" for region in labels.regions or ())
+    return write_labels(labels.as_given) + regions
+
+
+def evaluate_models(
+    pairs: Mapping[str, Pairs], known: Labels, tolerance: float, on_case: Callable[[str], None] | None = None
+) -> dict[str, Metrics]:
+    """Evaluate each model afresh: older metrics may be of another truth, of other labels or of masks since changed.
+
+    Raises:
+        UserError: see `evaluate_cases`.
+    """
+    problems: list[str] = []
+    metrics = {}
+    for name, (cases, predicted) in pairs.items():
+        with noted(problems):
+            metrics[name] = evaluate_cases(cases, predicted, known, on_case=on_case, tolerance=tolerance)
+    if problems:
+        raise DataError(_once_each(problems))
+    return metrics
+
+
+def _once_each(problems: list[str]) -> str:
+    return "; ".join(dict.fromkeys(problems))  # what is wrong with the truth is so for every model
+
+
+def compare_models(
+    metrics: Mapping[str, Metrics], folders: Mapping[str, Path], truth: Path, origins: Mapping[str, Origin]
+) -> Comparison:
+    """Put models side by side that were evaluated on the same cases with the same settings.
+
+    Args:
+        metrics: of each model by its name, the first being what others are compared with.
+        folders: of each model's masks.
+        truth: folder.
+        origins: what each model's training and prediction cost.
+    """
+    first, *others = metrics
+    like = metrics[first]
+    models = [
+        ComparedModel(
+            name=name,
+            folder=str(folders[name]),
+            origin=origins[name],
+            mean_over_cases=found.mean_over_cases,
+            mean_over_cases_and_classes=found.mean_over_cases_and_classes,
+            empties=found.empties,
+        )
+        for name, found in metrics.items()
+    ]
+    numbers = {name: _numbers(found) for name, found in metrics.items()}
+    for index, name in enumerate(others, start=1):
+        *by_class, overall = _differences(numbers[name] - numbers[first])
+        models[index] = replace(
+            models[index],
+            differences=dict(zip(like.classes, by_class, strict=True)),
+            differences_over_classes=overall,
+        )
+    return Comparison(
+        truth=str(truth),
+        cases=tuple(case.case for case in like.cases),
+        unit=like.unit,
+        volume_unit=like.volume_unit,
+        tolerance=like.tolerance,
+        policy=like.policy,
+        bootstrap=like.bootstrap,
+        labels=like.labels,
+        models=tuple(models),
+        regions=like.regions,
+        ignore=like.ignore,
+        colours=like.colours,
+    )
+
+
+def _numbers(metrics: Metrics) -> np.ndarray:
+    """(cases, classes and their mean, COMPARED)."""
+    numbers = numbers_of(metrics.cases)
+    numbers[..., -1] = abs(numbers[..., -1])
+    return np.concatenate([numbers, numbers.mean(axis=1, keepdims=True)], axis=1)
+
+
+def _differences(differences: np.ndarray) -> list[dict[str, Difference]]:
+    """Of each class, and last of their mean, by measure; from (cases, classes + 1, COMPARED)."""
+    differences = np.where(abs(differences) <= TIE, 0.0, differences)
+    intervals = intervals_of_means(differences)
+    return [
+        {
+            name: _difference(name, differences[:, index, place], intervals[index][place])
+            for place, name in enumerate(COMPARED)
+        }
+        for index in range(differences.shape[1])
+    ]
+
+
+def _difference(name: str, paired: np.ndarray, interval: Interval | None) -> Difference:
+    better = paired if name in HIGHER_IS_BETTER else -paired
+    wins, losses = (int(np.count_nonzero(side > 0)) for side in (better, -better))
+    return Difference(float(paired.mean()), interval, _wilcoxon(paired), wins, len(paired) - wins - losses, losses)
+
+
+def _wilcoxon(paired: np.ndarray) -> float:
+    from scipy.stats import wilcoxon
+
+    if not np.any(paired):
+        return 1.0
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that the sample is small, which p tells
+        return float(wilcoxon(paired).pvalue)

@@ -1,0 +1,261 @@
+"""What `metrics.json` holds, and the `metrics.csv` beside it. `docs/evaluation.md` documents both."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from dinounet.data.labels import Labels, Region
+from dinounet.errors import ConfigError
+from dinounet.evaluation.metrics import NAMES, Measures
+from dinounet.files import read_json, to_record, whole_file, write_json
+
+FORMAT = 2
+
+Empty = Literal["both", "truth", "prediction"]
+Unit = Literal["mm", "px"]
+VolumeUnit = Literal["ml", "mm2", "px"]
+Interval = tuple[float, float]
+
+EMPTY: dict[tuple[bool, bool], Empty | None] = {
+    (True, True): None,
+    (True, False): "prediction",
+    (False, True): "truth",
+    (False, False): "both",
+}
+"""Where a class is empty, by whether truth and prediction hold it."""
+WORDS = {"both": "empty in both", "truth": "not in the truth", "prediction": "missed"}
+"""What it means that a class is empty there."""
+
+
+@dataclass(frozen=True)
+class ClassMetrics(Measures):
+    """How well one class of one case was found."""
+
+    empty: Empty | None = None
+    """Where the class has no pixel, if anywhere; the numbers are then the policy's."""
+
+
+@dataclass(frozen=True)
+class CaseMetrics:
+    """How well one case was segmented."""
+
+    case: str
+    """The file's name without ending."""
+
+    unit: Unit
+    """Of distances: mm, or px where the truth's format knows of no spacing."""
+
+    volume_unit: VolumeUnit
+    """Of volume differences: ml, of flat images mm2, or px (the number of pixels) where there is no spacing."""
+
+    classes: dict[str, ClassMetrics]
+    """By name, without the background; or the regions."""
+
+    ignored_pixels: int = 0
+    """Of the truth, which were left out of both masks."""
+
+    @property
+    def dice(self) -> float:
+        """Mean over the classes."""
+        return self.mean("dice")
+
+    @property
+    def hd95(self) -> float:
+        """Mean over the classes, in `unit`."""
+        return self.mean("hd95")
+
+    def mean(self, name: str) -> float:
+        """A measure's mean over the classes."""
+        numbers = [getattr(found, name) for found in self.classes.values()]
+        return float(sum(numbers) / len(numbers))
+
+
+@dataclass(frozen=True)
+class MeanMetrics(Measures):
+    """Means, empty masks counted as the policy says."""
+
+    intervals: dict[str, Interval | None]
+    """Of each mean by its name, where it lies with a confidence of 95 %; null where there is one case only."""
+
+
+@dataclass(frozen=True)
+class EmptyCounts:
+    """In how many cases one class is empty where."""
+
+    both: int
+    """Neither there nor found."""
+
+    truth: int
+    """Found, but not there."""
+
+    prediction: int
+    """There, but missed."""
+
+
+@dataclass(frozen=True)
+class Bin:
+    """Decisions of about the same confidence."""
+
+    low: float
+    """Confidence above which they lie."""
+
+    high: float
+    """Confidence up to which they lie."""
+
+    count: int
+    """How many there are."""
+
+    confidence: float | None
+    """Their mean confidence; null without any."""
+
+    accuracy: float | None
+    """Share that is right; null without any."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Whether probabilities are what they say: of pixels that are 80 % certain, 80 % should be right."""
+
+    bins: tuple[Bin, ...]
+    """Equally wide, from 0 to 1, by the probability of the class that is most probable at a pixel; with regions by that
+    of each yes or no, all regions pooled."""
+
+    ece: float
+    """Expected calibration error: the distance of confidence and accuracy, averaged over pixels."""
+
+    count: int
+    """Decisions altogether: pixels that the truth doesn't ignore, with regions times the number of regions."""
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """What `metrics.json` holds."""
+
+    labels: dict[str, int]
+    """Names and numbers of the classes, with the background, which is not evaluated."""
+
+    policy: str
+    """What an empty mask counts."""
+
+    bootstrap: str
+    """How the intervals came about."""
+
+    tolerance: float
+    """Of NSD, in the unit of the distances."""
+
+    cases: tuple[CaseMetrics, ...]
+    """Sorted by name."""
+
+    mean_over_cases: dict[str, MeanMetrics]
+    """Of each class."""
+
+    mean_over_cases_and_classes: MeanMetrics
+    """Of everything; each case and class weighs the same."""
+
+    empties: dict[str, EmptyCounts]
+    """Of each class."""
+
+    calibration: Calibration | None = None
+    """Of the probabilities, where they were kept beside the predicted masks."""
+
+    regions: tuple[Region, ...] | None = None
+    """What was evaluated instead of classes."""
+
+    ignore: int | None = None
+    """Number in the truth's masks of the pixels that were left out."""
+
+    colours: dict[str, str] | None = None
+    """Of a truth in colours, what stands for each class, whose numbers are ours."""
+
+    format: int = FORMAT
+    """Version of this file's keys."""
+
+    def __post_init__(self) -> None:
+        if not self.cases or len({(case.unit, case.volume_unit) for case in self.cases}) > 1:
+            raise ConfigError(
+                "cases must be at least one, and their units all mm or all px, of volumes all ml, mm2 or px; "
+                "evaluate again"
+            )
+
+    @property
+    def unit(self) -> Unit:
+        """Of every distance and of the tolerance."""
+        return self.cases[0].unit
+
+    @property
+    def volume_unit(self) -> VolumeUnit:
+        """Of every volume difference."""
+        return self.cases[0].volume_unit
+
+    @property
+    def meaning(self) -> Labels:
+        """What masks hold."""
+        return Labels(self.labels, self.regions, self.ignore, self.colours)
+
+    @property
+    def classes(self) -> dict[str, tuple[int, ...]]:
+        """What was evaluated, classes or regions, and the numbers that stand for it in masks."""
+        return self.meaning.foreground
+
+    @property
+    def ignored_pixels(self) -> int:
+        """Of all cases."""
+        return sum(case.ignored_pixels for case in self.cases)
+
+    @property
+    def remark_on_ignored(self) -> str:
+        """What an ignore label left out, as the begin of a sentence; empty without one."""
+        if self.ignore is None:
+            return ""
+        return f"{self.ignored_pixels:,} pixels that the truth ignores ({self.ignore}) are left out of both masks; "
+
+    @property
+    def worst_first(self) -> tuple[CaseMetrics, ...]:
+        """The cases by rising mean Dice; of equals, the farther one first."""
+        return tuple(sorted(self.cases, key=lambda case: (case.dice, -case.hd95, case.case)))
+
+
+def count_empties(empties: Mapping[str, EmptyCounts]) -> EmptyCounts:
+    """How many pairs of case and class are empty where."""
+    return EmptyCounts(*(sum(getattr(count, where) for count in empties.values()) for where in WORDS))
+
+
+def describe_empties(metrics: Metrics) -> str:
+    """The empty masks in a sentence."""
+    counts = count_empties(metrics.empties)
+    pairs = len(metrics.cases) * len(metrics.empties)
+    return (
+        f"Of {pairs} pairs of case and class, missed entirely (only the prediction is empty): {counts.prediction}; "
+        f"found where there is nothing (only the truth is empty): {counts.truth}; empty in both: {counts.both}."
+    )
+
+
+def read_metrics(path: Path) -> Metrics:
+    """Read what `dinounet evaluate` wrote.
+
+    Raises:
+        DataError: the file is missing or no JSON.
+        ConfigError: another version of dinounet wrote it, or it has been changed.
+    """
+    content = read_json(path, what="what `dinounet evaluate` wrote")
+    found = content.get("format") if isinstance(content, Mapping) else None
+    if found is not None and found != FORMAT:
+        raise ConfigError(f"{path} has the format {found} but this version of dinounet reads {FORMAT}; evaluate again")
+    return to_record(Metrics, content, where=str(path))
+
+
+def write_metrics(path: Path, metrics: Metrics) -> None:
+    """Write all of it as JSON, and as CSV beside that every measure of every case and class."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(path.with_suffix(".csv")) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file)
+        table.writerow(["case", "class", *NAMES, "empty", "unit", "volume_unit"])
+        for case in metrics.cases:
+            for name, found in case.classes.items():
+                numbers = [getattr(found, measure) for measure in NAMES]
+                table.writerow([case.case, name, *numbers, found.empty or "", case.unit, case.volume_unit])
+    write_json(path, metrics)

@@ -1,0 +1,178 @@
+"""Metrics on a terminal, readable at 80 columns."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+from dinounet.evaluation.comparison import COMPARED, Comparison
+from dinounet.evaluation.metrics import NAMES
+from dinounet.evaluation.records import WORDS, Interval, Metrics, count_empties, describe_empties
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+TITLES = {
+    "dice": "Dice",
+    "iou": "IoU",
+    "nsd": "NSD",
+    "precision": "precision",
+    "recall": "recall",
+    "hd95": "HD95",
+    "assd": "ASSD",
+    "volume_difference": "Δ volume",
+    "absolute_volume_difference": "|Δ volume|",
+}
+"""What people call the measures."""
+
+DISTANCES = ("hd95", "assd")
+VOLUMES = ("volume_difference", "absolute_volume_difference")
+
+OF_EVERY_CASE = ("dice", "nsd", "hd95", "assd")
+"""Measures that have room at 80 columns; the CSV has them all."""
+
+
+def print_table(metrics: Metrics, console: Console) -> None:
+    """Print every case and class, the means of all measures, the policy and how often it applied."""
+    from rich.text import Text
+
+    table = _table("case", "class")
+    for name in OF_EVERY_CASE:
+        table.add_column(title_of(name, metrics), justify="right", no_wrap=True)
+    table.add_column("")
+    for case in metrics.cases:
+        for index, (name, found) in enumerate(case.classes.items()):
+            numbers = [write_number(measure, getattr(found, measure)) for measure in OF_EVERY_CASE]
+            remark = WORDS[found.empty] if found.empty else ""
+            table.add_row(Text("" if index else case.case), Text(name), *numbers, remark)
+    console.print(table)
+
+    table = _table("", "measure")
+    for title in ("mean", "95 % interval"):
+        table.add_column(title, justify="right", no_wrap=True)
+    groups = {f"{name}, mean over {_count(metrics)}": mean for name, mean in metrics.mean_over_cases.items()}
+    groups["mean over cases and classes"] = metrics.mean_over_cases_and_classes
+    for group, mean in groups.items():
+        for index, name in enumerate(NAMES):
+            number, interval = write_number(name, getattr(mean, name)), write_interval(name, mean.intervals[name])
+            table.add_row(Text("" if index else group), title_of(name, metrics), number, interval)
+        table.add_section()
+    console.print(table)
+    remark = metrics.remark_on_ignored.replace("; ", ". ")
+    sentences = describe_tolerance(metrics), describe_calibration(metrics), metrics.bootstrap, metrics.policy
+    text = " ".join(filter(None, (*sentences, describe_empties(metrics))))
+    console.print(f"{remark}{text}", style="dim", highlight=False, markup=False)
+
+
+def print_comparison(comparison: Comparison, console: Console) -> None:
+    """Print the models, the means of all measures, and the differences to the first model, class by class."""
+    first = comparison.models[0]
+    console.print(_models(comparison))
+    # of a single class the mean over classes is the same again
+    scopes = list(first.mean_over_cases) if len(first.mean_over_cases) > 1 else []
+    for scope in (*scopes, None):
+        heading = f"{scope}, mean over {_count(comparison)}" if scope else "mean over cases and classes"
+        console.print(heading, style="bold", highlight=False, markup=False)
+        console.print(_means(comparison, scope))
+        console.print(f"difference to {first.name}", style="bold", highlight=False, markup=False)
+        console.print(_differences(comparison, scope))
+    text = (
+        f"{describe_tolerance(comparison)} {comparison.bootstrap} p: Wilcoxon's signed-rank test, two-sided, not "
+        f"corrected for the number of comparisons; same: no case differs. {comparison.policy}"
+    )
+    console.print(text, style="dim", highlight=False, markup=False)
+
+
+def _models(comparison: Comparison) -> Table:
+    from rich.text import Text
+
+    table = _table("model")
+    for title in ("parameters trained", "training time", "seconds an image", "missed"):
+        table.add_column(title, justify="right")
+    for model in comparison.models:
+        origin = model.origin
+        table.add_row(
+            Text(model.name),
+            "unknown" if origin.trained_parameters is None else f"{origin.trained_parameters:,}",
+            "unknown" if origin.training_seconds is None else str(timedelta(seconds=round(origin.training_seconds))),
+            "unknown" if origin.seconds_per_image is None else f"{origin.seconds_per_image:.2f}",
+            str(count_empties(model.empties).prediction),
+        )
+    return table
+
+
+def _means(comparison: Comparison, scope: str | None) -> Table:
+    """Of a class, or without one over all."""
+    from rich.text import Text
+
+    table = _table("measure", "model")
+    for title in ("mean", "95 % interval"):
+        table.add_column(title, justify="right", no_wrap=True)
+    for name in NAMES:
+        for index, model in enumerate(comparison.models):
+            mean = model.mean_over_cases[scope] if scope else model.mean_over_cases_and_classes
+            number, interval = write_number(name, getattr(mean, name)), write_interval(name, mean.intervals[name])
+            table.add_row("" if index else title_of(name, comparison), Text(model.name), number, interval)
+    return table
+
+
+def _differences(comparison: Comparison, scope: str | None) -> Table:
+    """Of a class, or without one over all."""
+    from rich.text import Text
+
+    table = _table("measure", "model")
+    table.columns[0].no_wrap = True
+    for title in ("difference", "95 % interval", "p", "wins/\nties/\nlosses"):
+        table.add_column(title, justify="right", no_wrap=True)
+    for name in COMPARED:
+        for index, model in enumerate(comparison.models[1:]):
+            found = model.differences[scope] if scope and model.differences else model.differences_over_classes
+            assert found is not None
+            one, title = found[name], "" if index else title_of(name, comparison)
+            number, interval = write_number(name, one.mean, "+"), write_interval(name, one.interval)
+            p = "1, same" if one.ties == len(comparison.cases) else f"{one.p:.3g}"
+            table.add_row(title, Text(model.name), number, interval, p, f"{one.wins}/{one.ties}/{one.losses}")
+    return table
+
+
+def describe_tolerance(metrics: Metrics | Comparison) -> str:
+    """Which tolerance NSD has, in a sentence."""
+    return f"NSD is the share of the surfaces that is within {metrics.tolerance:g} {metrics.unit} of the other."
+
+
+def describe_calibration(metrics: Metrics) -> str:
+    """How far probabilities can be trusted, in a sentence; empty where none were kept."""
+    if metrics.calibration is None:
+        return ""
+    return (
+        f"The probabilities' expected calibration error is {metrics.calibration.ece:.4f} over "
+        f"{metrics.calibration.count:,} decisions."
+    )
+
+
+def title_of(name: str, metrics: Metrics | Comparison) -> str:
+    """What people call a measure, with its unit if it has one."""
+    unit = metrics.unit if name in DISTANCES else metrics.volume_unit if name in VOLUMES else ""
+    return TITLES[name] + (f" ({unit})" if unit else "")
+
+
+def write_number(name: str, number: float, sign: str = "") -> str:
+    """A measure with the digits that matter; with "+", one above 0 with its sign."""
+    return f"{number:{sign}.{2 if name in DISTANCES + VOLUMES else 3}f}"
+
+
+def write_interval(name: str, interval: Interval | None) -> str:
+    """From where to where; of one case there is none."""
+    return "one case only" if interval is None else " to ".join(write_number(name, end) for end in interval)
+
+
+def _count(metrics: Metrics | Comparison) -> str:
+    return f"{len(metrics.cases)} case{'s' if len(metrics.cases) > 1 else ''}"
+
+
+def _table(*columns: str) -> Table:
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    return Table(*columns, box=SIMPLE_HEAD)

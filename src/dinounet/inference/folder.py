@@ -1,0 +1,194 @@
+"""Many images into one folder of masks: what is there is passed over, what can't be predicted is told at the end.
+
+`prediction.json` says what made the masks, and is compared with before more are added; `failed.json` names the images
+that could not be predicted, and why.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dinounet.data.images import Volume
+from dinounet.data.pairs import Case, known_files
+from dinounet.errors import ConfigError, DataError, UserError
+from dinounet.files import PREDICTION, join_some, read_record, require_new, write_json
+from dinounet.inference.outputs import Outputs, allocated, choose_endings
+from dinounet.inference.predictor import Predictor
+from dinounet.inference.record import PredictionRecord, differences
+from dinounet.inference.segmentation import Wanted
+
+if TYPE_CHECKING:
+    from dinounet.team import Team
+
+FAILED = "failed.json"
+"""Beside the masks: a sentence for each image that could not be predicted, by its case's name."""
+
+WAITING_TO_BE_WRITTEN = 2
+"""Segmented images at the most, so that a slow disk doesn't fill the memory."""
+
+Problems = dict[str, str]
+"""What is wrong with which case."""
+
+
+def predict_files(
+    predictor: Predictor,
+    cases: Sequence[Case],
+    folder: Path,
+    on_case: Callable[[], None] = lambda: None,
+    *,
+    probabilities: bool = False,
+) -> list[Path]:
+    """Predict cases into a folder that exists: `<case><ending>`, in the input's format and geometry.
+
+    A file that can't be predicted doesn't keep the others from it.
+
+    Raises:
+        UserError: after the others are done, names those that failed.
+    """
+    outputs = Outputs(folder, choose_endings(cases, None), probabilities)
+    problems = _predict(predictor, cases, outputs, on_case)
+    _tell(problems, len(cases))
+    return [outputs.mask_of(case) for case in cases]
+
+
+def predict_folder(
+    predictor: Predictor,
+    cases: Sequence[Case],
+    outputs: Outputs,
+    record: PredictionRecord,
+    *,
+    overwrite: bool = False,
+    on_case: Callable[[int], None] = lambda done: None,
+    team: Team | None = None,
+) -> int:
+    """Predict what is not there yet; several processes share it.
+
+    Args:
+        predictor: ready.
+        cases: all that are to be there in the end.
+        outputs: what each case leaves, and where.
+        record: of what makes them.
+        overwrite: whether to predict anew what is there.
+        on_case: called with the number of cases that became done, of whichever process.
+        team: of the processes; None if there is one.
+
+    Returns:
+        How many were predicted now, by this process and the others.
+
+    Raises:
+        UserError: the folder holds something else, or, after all is done, some images could not be predicted.
+    """
+    rank, size = (team.rank, team.size) if team else (0, 1)
+    started = time.monotonic()
+    is_new = not outputs.folder.exists()
+    if rank == 0:
+        record = _begin(outputs, cases, record, overwrite)
+    if team:
+        with team.leader_first("folder"):
+            pass
+    todo = [case for case in cases if overwrite or not outputs.are_there(case)]
+    if team:  # all have looked before any adds to it
+        team.meet("looked")
+    on_case(len(cases) - len(todo) if rank == 0 else 0)
+    share = todo[rank::size]
+    problems: Problems = {}
+    try:
+        problems = _predict(predictor, share, outputs, lambda: on_case(1))
+    finally:
+        if is_new and size == 1 and not _masks_in(outputs.folder):  # not one mask: leave nothing
+            shutil.rmtree(outputs.folder, ignore_errors=True)
+    if team:
+        told = [json.loads(text) for text in team.collect("problems", json.dumps(problems))]
+        problems = {case: sentence for one in told for case, sentence in one.items()}
+    done = len(todo) - len(problems)
+    if rank == 0 and outputs.folder.exists():
+        _end(outputs.folder, record, problems, done, time.monotonic() - started)
+        _tell(problems, len(cases))
+    elif problems and size == 1:
+        _tell(problems, len(cases))
+    return done
+
+
+def _predict(predictor: Predictor, cases: Sequence[Case], outputs: Outputs, on_case: Callable[[], None]) -> Problems:
+    """Predict and write cases; a thread reads ahead, another one writes."""
+    problems: Problems = {}
+    meaning = predictor.plan.data.meaning
+    with allocated(outputs.folder) as allocate, ThreadPoolExecutor(1) as writer:
+        wanted = Wanted(outputs.probabilities, outputs.uncertainty, allocate)
+        writing: list[Future[Path]] = []
+        for case, found in predictor.segment(_read(predictor, cases), wanted):
+            if isinstance(found, UserError):
+                problems[case.name] = str(found)
+            else:
+                writing.append(writer.submit(outputs.write, case, found, meaning))
+                del found  # or it would be held until the next one is there
+            while len(writing) > WAITING_TO_BE_WRITTEN:
+                writing.pop(0).result()
+            on_case()
+        for one in writing:
+            one.result()
+    return problems
+
+
+def _read(predictor: Predictor, cases: Sequence[Case]) -> Iterator[tuple[Case, Volume | UserError]]:
+    for case in cases:
+        volume: Volume | UserError
+        try:
+            volume = predictor.read(case.images)
+        except UserError as error:
+            volume = error
+        yield case, volume
+
+
+def _begin(outputs: Outputs, cases: Sequence[Case], record: PredictionRecord, overwrite: bool) -> PredictionRecord:
+    """Make the folder, or make sure that it is one of the same prediction's; returns the record that holds there."""
+    folder = outputs.folder
+    path = folder / PREDICTION
+    if path.is_file():
+        known = read_record(PredictionRecord, path, what="the record of a prediction")
+        differing = differences(known, record)
+        if not differing and not overwrite:
+            return known
+        if differing and not overwrite:
+            raise ConfigError(
+                f"{folder} holds masks that were predicted otherwise ({differing}); give another folder with -o, or "
+                "--overwrite"
+            )
+        ours = {outputs.mask_of(case).name for case in cases}
+        others = [mask.name for mask in _masks_in(folder) if mask.name not in ours]
+        if differing and others:
+            raise ConfigError(
+                f"{folder} holds masks of other cases that were predicted otherwise ({differing}): "
+                f"{join_some(others)}; give another folder with -o"
+            )
+    else:
+        require_new(folder, what="the predictions")
+        folder.mkdir(parents=True, exist_ok=True)
+    write_json(path, record)
+    return record
+
+
+def _end(folder: Path, record: PredictionRecord, problems: Problems, done: int, seconds: float) -> None:
+    write_json(folder / PREDICTION, replace(record, images=record.images + done, seconds=record.seconds + seconds))
+    if problems:
+        write_json(folder / FAILED, problems)
+    else:
+        (folder / FAILED).unlink(missing_ok=True)
+
+
+def _tell(problems: Problems, cases: int) -> None:
+    if problems:
+        raise DataError(
+            f"{len(problems)} of {cases} images could not be predicted: {join_some(list(problems.values()))}"
+        )
+
+
+def _masks_in(folder: Path) -> list[Path]:
+    return known_files(folder) if folder.is_dir() else []

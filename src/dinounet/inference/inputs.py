@@ -1,0 +1,141 @@
+"""What may be segmented: files, folders, patterns, DICOM series, arrays, and whether it is of the kind learned from."""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias, Union
+
+import numpy as np
+
+from dinounet.data.dataset import find_cases, refuse_same_names
+from dinounet.data.dicom import is_series
+from dinounet.data.flat import picture_pixels
+from dinounet.data.images import KNOWN, Volume, ending_of, require_finite, unknown_format
+from dinounet.data.pairs import Case, image_files
+from dinounet.data.plan import DataPlan
+from dinounet.data.stored import open_image
+from dinounet.errors import DataError
+from dinounet.memory import free_memory
+
+if TYPE_CHECKING:
+    import PIL.Image
+    import torch
+
+Image: TypeAlias = Union[str, Path, Sequence[str | Path], np.ndarray, "torch.Tensor", "PIL.Image.Image"]
+
+MOST_HELD = 1 << 30
+"""Bytes of an image that is read whole; a larger one stays in its file where its format allows it."""
+
+PATTERN = "*?["
+"""Characters of a pattern that shells replace by the files it fits."""
+
+
+def as_volume(image: Image, plan: DataPlan) -> tuple[Volume, bool]:
+    """An image of any kind as a volume, and whether its labels are to be flat.
+
+    Raises:
+        DataError: it can't be read or understood.
+    """
+    import PIL.Image
+
+    if isinstance(image, PIL.Image.Image):
+        return Volume(picture_pixels(image, Path("the picture")), None, Path("the picture")), True
+    if not isinstance(image, str | Path | Sequence):
+        return _array_as_volume(image)
+    volume = open_input([image] if isinstance(image, str | Path) else image, plan)
+    return volume, volume.is_flat
+
+
+def _array_as_volume(image: Any) -> tuple[Volume, bool]:
+    if hasattr(image, "detach"):  # a tensor, on whatever device and of whatever type
+        image = image.detach().cpu()
+        image = (image.float() if image.is_floating_point() else image).numpy()
+    if not isinstance(image, np.ndarray) or image.dtype.kind not in "biuf":
+        raise DataError(
+            f"an image can't be a {type(image).__name__}; give a path, a list of paths, or an array of numbers"
+        )
+    if image.ndim not in (2, 3, 4) or not image.size:
+        raise DataError(f"the array has shape {image.shape}; give (H, W), (C, H, W) or (C, Z, H, W)")
+    array = image[None] if image.ndim == 2 else image
+    array = array[:, None] if array.ndim == 3 else array
+    volume = Volume(array.astype(np.float32), None, Path("the array"))
+    require_finite(volume.array, volume.source)
+    return volume, image.ndim < 4
+
+
+def open_input(paths: Sequence[str | Path], plan: DataPlan) -> Volume:
+    """An image from one file a channel, or from one with several channels; a large one is left in its file.
+
+    Raises:
+        DataError: it can't be read, or doesn't tell the spacing that the network needs to know.
+    """
+    volume = open_image([Path(path) for path in paths], min(free_memory() // 4, MOST_HELD), plan.slice_axis)
+    if plan.spacing is not None and volume.spacing is None and plan.unknown_spacing is None:
+        raise DataError(
+            f"{volume.source} doesn't tell its pixels' size in mm, but the run was trained at {plan.spacing[0]:.3g} x "
+            f"{plan.spacing[1]:.3g} mm; save it in a format that does, such as .nii.gz"
+        )
+    return volume
+
+
+def check_kind(volume: Volume, plan: DataPlan) -> None:
+    """Raise a DataError if an image clearly is of another kind than what the network has learned from."""
+    if len(plan.channels) != 1:
+        return
+    (channel,) = plan.channels
+    if volume.modality and channel.name in MODALITIES and volume.modality != channel.name:
+        raise DataError(
+            f"{volume.source} was taken by {volume.modality}, but the run was trained on {channel.name}; use a run "
+            f"that was trained on {volume.modality}"
+        )
+    if channel.normalisation == "ct" and volume.array.dtype == np.uint8:
+        raise DataError(
+            f"{volume.source} holds grey levels of 8 bits, but the run was trained on CT in Hounsfield units; export "
+            "it with 16 bits, or give the DICOM series"
+        )
+
+
+MODALITIES = ("CT", "MR", "PT", "US", "CR", "DX", "MG", "XA", "NM", "OP", "OPT", "ES", "SM", "GM")
+"""DICOM's words for how an image was taken, as far as they are images that are segmented."""
+
+
+def find_inputs(inputs: Sequence[Path], plan: DataPlan) -> list[Case]:
+    """The images that a list of files, folders and patterns holds, as cases of the plan's channels.
+
+    A folder is searched with the folders in it, unless it is an image itself: a DICOM series.
+
+    Raises:
+        DataError: there is no input, one does not exist, is no image or holds none, or two have the same name.
+    """
+    channels, ending = len(plan.channels), plan.file_ending
+    single: list[Path] = []
+    cases: list[Case] = []
+    for path in [found for given in inputs for found in _match(given)]:
+        if not path.exists():
+            raise DataError(f"{path} does not exist")
+        if not path.is_dir() and not ending_of(path):
+            raise unknown_format(path)
+        if not path.is_dir() or is_series(path):
+            single.append(path)
+            continue
+        found = image_files(path)
+        if not found:
+            raise DataError(f"{path} holds no image in a known format ({KNOWN})")
+        cases += find_cases(found, channels, ending, path)
+    cases += find_cases(single, channels, ending)
+    if not cases:
+        raise DataError("no image is named; name images, or folders of them, after the run")
+    refuse_same_names(cases)
+    return sorted(cases, key=lambda case: case.name)
+
+
+def _match(path: Path) -> list[Path]:
+    """The paths that a pattern fits, which no shell has replaced; a path that is none is itself."""
+    if path.exists() or not any(character in str(path) for character in PATTERN):
+        return [path]
+    found = sorted(Path(match) for match in glob.glob(str(path), recursive=True))  # noqa: PTH207 absolute or not
+    if not found:
+        raise DataError(f"nothing fits {path}; name images, or folders of them")
+    return found

@@ -1,0 +1,122 @@
+"""Trained networks as they are stored: in a run, or in a bundle, here or on the Hugging Face Hub."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from dinounet.errors import ConfigError, DataError
+from dinounet.inference.bundle import BACKBONE_FILE, BUNDLE, checked_weights, hash_file, read_bundle
+from dinounet.inference.postprocessing import POSTPROCESSING, Postprocessing, check_names, read_postprocessing
+from dinounet.inference.remote import describe, fetch_record, fetch_weights, is_on_hub
+from dinounet.network.weights import BackboneRecord
+from dinounet.plans import Plan
+from dinounet.run import MODEL, RECORD, read_run
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """One of them."""
+
+    named: str
+    """The folder as given, or the name on the Hub with the commit."""
+
+    file: Path
+    """Of its trained tensors."""
+
+    sha256: str
+    """Of that file."""
+
+    plan: Plan
+    """All decisions."""
+
+    backbone: BackboneRecord | None
+    """What it stands on; a U-Net has none."""
+
+    seed: int
+    """Of a random backbone."""
+
+    postprocessing: Postprocessing | None
+    """What is done to its masks; None where nobody chose."""
+
+
+def find_models(given: Sequence[str | Path], revision: str | None = None) -> list[TrainedModel]:
+    """All trained networks of these runs and bundles; a folder that is none itself stands for those in it.
+
+    Args:
+        given: folders, or bundles on the Hub; a folder goes before what the Hub has under its name.
+        revision: of those on the Hub, where they don't name one.
+
+    Raises:
+        UserError: there is none, one is named twice, one is not finished, damaged or of another version, or the Hub
+            doesn't have it.
+    """
+    folders: list[Path] = []
+    names: dict[Path, str] = {}
+    for one in map(Path, given):
+        if is_on_hub(one):
+            folder = fetch_record(one, revision)
+            fetch_weights(one, folder)
+            names[folder] = describe(one, folder)
+            folders.append(folder)
+            continue
+        if revision:
+            raise ConfigError(f"a revision is given, but {one} is not on the Hub; leave it out, or check the name")
+        inside = [] if _is_model(one) else sorted(folder for folder in one.glob("*/") if _is_model(folder))
+        folders += inside or [one]
+    if not folders:
+        raise DataError("no run is named; give the folder that `dinounet train` or `dinounet export` wrote")
+    if len({folder.resolve() for folder in folders}) < len(folders):
+        raise DataError(f"a run is named twice among {', '.join(map(str, folders))}; name each once")
+    return [model for folder in folders for model in _read(folder, names.get(folder, str(folder)))]
+
+
+def is_bundle(folder: Path) -> bool:
+    """Whether a folder is meant as a bundle."""
+    return (folder / BUNDLE).is_file()
+
+
+def _is_model(folder: Path) -> bool:
+    return (folder / RECORD).is_file() or is_bundle(folder)
+
+
+def _read(folder: Path, named: str) -> list[TrainedModel]:
+    if not _is_model(folder):
+        raise DataError(
+            f"{folder} is not a run: it holds no {RECORD}, and no {BUNDLE} as a bundle does; give the folder that "
+            "`dinounet train` or `dinounet export` wrote"
+        )
+    return _read_bundle(folder, named) if is_bundle(folder) else [_read_run(folder)]
+
+
+def _read_run(folder: Path) -> TrainedModel:
+    record, file = read_run(folder), folder / MODEL
+    if not file.is_file():
+        raise DataError(f"{folder} holds no {MODEL}: its training is not finished; go on with it by --resume")
+    post = read_postprocessing(folder)
+    if post:
+        check_names(post, record.plan.data.meaning, str(folder / POSTPROCESSING))
+    seed = record.plan.recipe.seed
+    return TrainedModel(str(folder), file, hash_file(file), record.plan, record.backbone, seed, post)
+
+
+def _read_bundle(folder: Path, named: str) -> list[TrainedModel]:
+    """The networks of a bundle, whose files are what its record says."""
+    record = read_bundle(folder)
+    files = checked_weights(folder, record)
+    return [
+        TrainedModel(
+            named, file, one.sha256, plan, _find_backbone(folder, one.backbone), one.seed, record.postprocessing
+        )
+        for file, one, plan in zip(files, record.networks, record.plans, strict=True)
+    ]
+
+
+def _find_backbone(folder: Path, known: BackboneRecord | None) -> BackboneRecord | None:
+    """The record with where the weights are to be looked for: those of a maker's own file are beside an imported
+    network, or may be the Hub's under the same hash."""
+    if known is None or known.weights != "file":
+        return known
+    beside = folder / BACKBONE_FILE
+    return replace(known, weights=str(beside) if beside.is_file() else "hub")

@@ -1,0 +1,134 @@
+"""What is found in one image, filled in as the network's answers come."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dinounet.data.images import Volume
+from dinounet.data.plan import DataPlan
+from dinounet.data.preprocessing import in_slice, slice_axis, slice_size
+from dinounet.inference.postprocessing import Postprocessing, apply
+from dinounet.targets import to_classes, to_probabilities
+
+Allocate = Callable[[tuple[int, ...], type], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is wanted of an image beside its labels."""
+
+    probabilities: bool = False
+    """Of every class or region."""
+
+    uncertainty: bool = False
+    """Entropy, and where several networks or mirrored copies answer, how much they disagree."""
+
+    allocate: Allocate = np.zeros
+    """Makes the arrays for them, which for large volumes may lie on the disk."""
+
+
+JUST_LABELS = Wanted()
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """What was found in one image, on its own grid."""
+
+    volume: Volume
+    """The image."""
+
+    axis: int
+    """Along which it was cut into slices."""
+
+    labels: np.ndarray
+    """(Z, Y, X), the plan's labels, after postprocessing."""
+
+    probabilities: np.ndarray | None = None
+    """(K, Z, Y, X) float16 of the classes with background, or of the regions; before postprocessing."""
+
+    entropy: np.ndarray | None = None
+    """(Z, Y, X) float16, of the probabilities: from 0, sure, to 1, all alike; of regions their mean."""
+
+    disagreement: np.ndarray | None = None
+    """(Z, Y, X) float16, the part of the entropy that comes from the views' disagreeing; None with a single view."""
+
+
+class Draft:
+    """A segmentation that is being made.
+
+    Args:
+        volume: the image.
+        plan: of the data.
+        wanted: beside labels.
+    """
+
+    def __init__(self, volume: Volume, plan: DataPlan, wanted: Wanted) -> None:
+        self.volume, self.plan, self.wanted = volume, plan, wanted
+        self.given_up = False
+        """Whether something was wrong with its image after it was begun."""
+        self._axis = slice_axis(volume, plan)
+        self._pixels_left = math.prod(volume.shape)
+        self._width = slice_size(volume, plan)[1]
+        numbers = list(plan.labels.values())
+        self._numbers = np.array(numbers, np.uint8 if max(numbers) < 256 else np.uint16)
+        self._labels = np.zeros(volume.shape, self._numbers.dtype)
+        self._probabilities: np.ndarray | None = None
+        self._entropy: np.ndarray | None = None
+        self._disagreement: np.ndarray | None = None
+        outputs = len(plan.meaning.outputs)
+        if wanted.probabilities:
+            self._probabilities = wanted.allocate((outputs, *volume.shape), np.float16)
+        if wanted.uncertainty:
+            self._entropy = wanted.allocate(volume.shape, np.float16)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every pixel has an answer."""
+        return self._pixels_left == 0
+
+    def take(self, index: int, first: int, logits: Tensor) -> None:
+        """Take rows of a slice, (V, K, rows, W), at the image's own size; the probabilities of views are averaged."""
+        where = in_slice(self._axis, index, slice(first, first + logits.shape[-2]))
+        needs_probabilities = len(logits) > 1 or self.wanted.probabilities or self.wanted.uncertainty
+        if not needs_probabilities:
+            classes = to_classes(logits, self.plan)
+        else:
+            each = to_probabilities(logits, self.plan)
+            mean = each.mean(0)
+            classes = to_classes(mean[None], self.plan, threshold=0.5)
+            if self._probabilities is not None:
+                self._probabilities[where] = mean.half().cpu().numpy()
+            if self._entropy is not None:
+                self._take_uncertainty(where, each, mean)
+        self._labels[where] = self._numbers[classes[0].cpu().numpy()]
+        self._pixels_left -= logits.shape[-2] * self._width
+
+    def _take_uncertainty(self, where: tuple[int | slice, ...], each: Tensor, mean: Tensor) -> None:
+        assert self._entropy is not None
+        total = _entropy(mean, self.plan)
+        self._entropy[where] = total.half().cpu().numpy()
+        if len(each) > 1:  # mutual information (arXiv 1703.02910, section 4)
+            if self._disagreement is None:
+                self._disagreement = self.wanted.allocate(self.volume.shape, np.float16)
+            expected = torch.stack([_entropy(view, self.plan) for view in each]).mean(0)
+            self._disagreement[where] = (total - expected).clamp(min=0).half().cpu().numpy()
+
+    def finish(self, postprocessing: Postprocessing | None) -> Segmentation:
+        """What was found."""
+        labels = self._labels
+        if postprocessing is not None:
+            labels = apply(postprocessing, labels, self.volume.spacing, self.plan.meaning)
+        return Segmentation(self.volume, self._axis, labels, self._probabilities, self._entropy, self._disagreement)
+
+
+def _entropy(probabilities: Tensor, plan: DataPlan) -> Tensor:
+    """(rows, W) of (K, rows, W), from 0 to 1."""
+    if plan.regions is None:
+        return torch.special.entr(probabilities).sum(0) / math.log(len(probabilities))
+    return (torch.special.entr(probabilities) + torch.special.entr(1 - probabilities)).mean(0) / math.log(2)

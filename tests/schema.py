@@ -1,0 +1,31 @@
+"""The JSON Schema of `model.json`, by pydantic from the dataclasses that read and write it.
+
+python tests/schema.py    writes src/dinounet/inference/bundle.schema.json anew
+"""
+
+import json
+from dataclasses import is_dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ConfigDict, TypeAdapter
+
+from dinounet.data import fingerprint, labels, plan
+from dinounet.inference import bundle, postprocessing
+from dinounet.network import config, weights
+
+FILE = Path(bundle.__file__).with_name("bundle.schema.json")
+
+
+def make_schema() -> dict[str, Any]:
+    """What a whole and known `model.json` fulfils: no unknown keys, docstrings as descriptions."""
+    for module in (fingerprint, labels, plan, bundle, postprocessing, config, weights):
+        for kind in vars(module).values():
+            if isinstance(kind, type) and is_dataclass(kind):
+                kind.__pydantic_config__ = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+    schema = TypeAdapter(bundle.BundleRecord).json_schema()
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+
+
+if __name__ == "__main__":
+    FILE.write_text(json.dumps(make_schema(), indent=1) + "\n", encoding="utf-8")
