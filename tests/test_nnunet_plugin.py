@@ -38,6 +38,7 @@ from dinounet.errors import ConfigError
 from dinounet.files import write_json
 from dinounet.integrations.nnunet.environment import CONFIGURATION, TRAINERS
 from dinounet.integrations.nnunet.network import architecture_of
+from dinounet.integrations.nnunet.planner import fit
 from dinounet.integrations.nnunet.trainer import DinoUNetPaperTrainer, DinoUNetTrainer
 from dinounet.network.backbone import build_backbone
 from dinounet.network.dinounet import DinoUNet
@@ -210,6 +211,15 @@ def test_a_plan_holds_slices_only_and_the_network_as_json(home: Home) -> None:
     arguments = part["architecture"]["arch_kwargs"]
     assert (arguments["weights"], len(arguments["sha256"])) == ("random", 64)
     assert arguments["network"]["backbone"] == "dinov3_vits16"
+
+
+def test_patch_and_batch_are_what_fits_into_the_memory() -> None:
+    a_patch = (2.0, 1.0)  # GB: 1 for the weights, and 1 for each patch of 512 x 512
+    assert fit((600, 500), a_patch, 9.5) == ((512, 512), 8)
+    assert fit((90, 500), a_patch, 2.0) == ((96, 512), 5)
+    # two patches may have 3/4 of 512 x 512 each: cut are columns to 416, a row's step, columns again, as shares say
+    assert fit((600, 500), a_patch, 2.5) == ((480, 384), 2)
+    assert fit((600, 500), a_patch, 0.1) == ((64, 64), 2)  # less is not planned; nnU-Net's least batch
 
 
 def test_stock_commands_train_choose_predict_and_ensemble(home: Home, trained: Path, tmp_path: Path) -> None:

@@ -136,7 +136,7 @@ def plan_dataset(
         WeightsError: the weights can't be had.
         DataError: the dataset is wrong.
     """
-    if memory <= 0:
+    if not 0 < memory < math.inf:
         raise ConfigError(f"--memory is {memory:g}; it must be more than 0")
     found = read_dataset(folder_of("raw") / dataset)
     assert found.channels is not None
