@@ -61,9 +61,12 @@ def test_folders_that_nobody_names_or_that_are_none_are_listed_together(
     installed: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     text = told("nnunet plan 7", capsys)
-    assert "nnUNet_raw is not set, where the datasets lie; nnUNet_preprocessed is not set, where plans and" in text
+    assert "nnUNet_raw, where the datasets lie, is not set; nnUNet_preprocessed, where plans and" in text
+    assert text.endswith(
+        "is not set; name folders that are there by nnU-Net's variables, or by --raw, --preprocessed\n"
+    )
     text = told(f"nnunet plan 7 --raw {tmp_path} --preprocessed {tmp_path}/nowhere", capsys)
-    assert f"--preprocessed is {tmp_path}/nowhere, which is not a folder; make the folder" in text
+    assert f"--preprocessed is {tmp_path}/nowhere, which is not a folder; name folders that" in text
     assert "--raw is" not in text
     installed.setenv("nnUNet_results", str(tmp_path / "gone"))
     assert f"nnUNet_results is {tmp_path}/gone, which is not a folder" in told("nnunet predict 7 a -o b", capsys)
@@ -91,6 +94,7 @@ def test_a_dataset_is_known_by_name_or_number(
         ({}, "--configuration two", "has no configuration two but 2d; use 2d"),
         ({"network_class_name": "unet.PlainConvUNet"}, "", "is for PlainConvUNet, and not for Dino U-Net; plan by"),
         ({"format": 2}, "", "names a network of format 2 and this version of dinounet reads 1; plan anew by"),
+        ({}, "", "Dataset007_A is planned, but its slices are not made; plan it without --no-preprocess"),
         ({"weight": "hub"}, "", "the plan's arch_kwargs has the unknown key 'weight'; did you mean 'weights'?"),
     ],
 )

@@ -350,9 +350,16 @@ def assert_same_masks(theirs: dict[str, np.ndarray], ours: dict[str, np.ndarray]
 
 
 def test_our_commands_say_in_a_sentence_what_is_wrong(
-    home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    home: Home,
+    trained: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     for words, message in {
+        "plan 903 --weights random --processes 0": "--processes is 0; it must be at least 1",
+        "plan 903 --weights random --memory nan": "--memory is nan; it must be more than 0",
+        "plan 903 --weights random --plans a/b": "--plans is 'a/b'; give a name without folders",
         "plan 904": f"has no dataset 904 among {NAME}; give its number, or its whole name",
         "train 903 0 --configuration 3d_fullres": "3d_fullres is of volumes, and Dino U-Net segments slices; use 2d",
         "train 903 0 --plans nnUNetPlans": "is for PlainConvUNet, and not for Dino U-Net; plan by dinounet nnunet plan",

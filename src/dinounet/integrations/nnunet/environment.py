@@ -71,12 +71,13 @@ def set_up(needed: Sequence[Kind], **given: Path | None) -> None:
         named = os.environ.get(variable)
         if kind not in needed or (named and Path(named).is_dir()):
             continue
-        where = f"{flag} is" if folder is not None else f"{variable} is"
+        by = flag if folder is not None else variable
         problems.append(
-            f"{where} {named}, which is not a folder" if named else f"{variable} is not set, where {HOLDS[kind]} lie"
+            f"{by} is {named}, which is not a folder" if named else f"{variable}, where {HOLDS[kind]} lie, is not set"
         )
     if problems:
-        raise ConfigError(f"{'; '.join(problems)}; make the folder, or name another by the variable or the flag")
+        flags = ", ".join(f"--{kind}" for kind in needed)
+        raise ConfigError(f"{'; '.join(problems)}; name folders that are there by nnU-Net's variables, or by {flags}")
     others = [path for path in os.environ.get(TRAINERS_VARIABLE, "").split(os.pathsep) if path]
     os.environ[TRAINERS_VARIABLE] = os.pathsep.join(dict.fromkeys([*others, str(TRAINERS)]))
 
@@ -140,3 +141,5 @@ def read_planned(dataset: str, plans: str, configuration: str) -> None:
         raise ConfigError(f"{path} does not exist; plan the dataset first: dinounet nnunet plan {dataset}")
     part = check_planned(read_json(path, what="a plan of nnU-Net's"), str(path), configuration)
     read_arguments(part["architecture"].get("arch_kwargs"))
+    if not any(path.with_name(str(part.get("data_identifier"))).glob("*")):
+        raise ConfigError(f"{dataset} is planned, but its slices are not made; plan it without --no-preprocess")

@@ -75,6 +75,10 @@ class DinoUNetPlanner(ExperimentPlanner):  # type: ignore[misc]
         batch = max(LEAST_BATCH, min(batch, most))
         return {**planned, "patch_size": list(patch), "batch_size": batch, "architecture": self.architecture}
 
+    def generate_data_identifier(self, configuration_name: str) -> str:
+        """The same for plans of every name: the slices don't depend on the network."""
+        return f"{PLANS}_{configuration_name}"
+
     def save_plans(self, plans: dict[str, Any]) -> None:
         """Write the plan, of slices only."""
         plans["configurations"] = {CONFIGURATION: plans["configurations"][CONFIGURATION]}
@@ -138,6 +142,10 @@ def plan_dataset(
     """
     if not 0 < memory < math.inf:
         raise ConfigError(f"--memory is {memory:g}; it must be more than 0")
+    if processes < 1:
+        raise ConfigError(f"--processes is {processes}; it must be at least 1")
+    if Path(plans).name != plans:
+        raise ConfigError(f"--plans is {plans!r}; give a name without folders")
     found = read_dataset(folder_of("raw") / dataset)
     assert found.channels is not None
     backbone = fill_backbone(build_backbone(network), network.backbone, weights, seed)
@@ -158,5 +166,6 @@ def plan_dataset(
     if preprocess:
         preprocess_dataset(number, plans, (CONFIGURATION,), [processes])
     path = folder_of("preprocessed") / dataset / f"{plans}.json"
-    say("planned", f"{path}: train by it: dinounet nnunet train {dataset} 0", plan=str(path))
+    named = "" if plans == PLANS else f" --plans {plans}"
+    say("planned", f"{path}: train by it: dinounet nnunet train {dataset} 0{named}", plan=str(path))
     return path
