@@ -95,10 +95,12 @@ def ours(*words: str | Path) -> None:
 
 @contextlib.contextmanager
 def pooling_threads() -> Iterator[pytest.MonkeyPatch]:
-    """Within the block nnU-Net's pools are of threads: each of its processes would import for seconds."""
+    """Within the block nnU-Net's pools are of threads, as each of its processes would import for seconds; and networks
+    compute on one thread, as they are too small for more."""
     threads = torch.get_num_threads()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(multiprocessing, "get_context", lambda _: SimpleNamespace(Pool=ThreadPool))
+        patch.setattr(multiprocessing, "cpu_count", lambda: 1)
         yield patch
     torch.set_num_threads(threads)
 
