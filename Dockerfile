@@ -19,13 +19,13 @@ RUN pip install --no-cache-dir ".[${EXTRAS}]"
 
 FROM python:${PYTHON}
 COPY --from=build /opt/dinounet /opt/dinounet
-# any user may run it, also one without a name or home: what is written lies in /cache, /tmp and the mounted folders
+# any user may run it, also one without a name (which MONAI asks for) or a home: what is written lies in /cache, /tmp and
+# the mounted folders
 RUN useradd --uid 1000 --create-home dinounet && mkdir -m 1777 /cache
 ENV PATH=/opt/dinounet/bin:${PATH} \
     HOME=/tmp \
     USER=dinounet \
-    HF_HOME=/cache/huggingface \
-    MPLCONFIGDIR=/tmp/matplotlib
+    HF_HOME=/cache/huggingface
 USER 1000:1000
 WORKDIR /data
 HEALTHCHECK --interval=5m --timeout=30s CMD ["dinounet", "--version"]

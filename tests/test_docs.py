@@ -26,7 +26,7 @@ from sybil.parsers.markdown import CodeBlockParser
 import dinounet
 import test_hub
 from datasets import picture
-from dinounet.cli.main import _understand, function_of, main
+from dinounet.cli.main import VERBS, _understand, function_of, main
 from dinounet.network.backbone import build_backbone
 from dinounet.network.config import NetworkConfig
 from dinounet.network.variants import BackboneVariant, find_variant
@@ -151,8 +151,11 @@ def words_of(command: str) -> list[str]:
 def parse(command: str) -> None:
     """Fail unless the program would understand the command, as far as that can be told without running it."""
     words = shlex.split(command, comments=True)
-    for part in (words[start + 1 :] for start, word in enumerate(words) if word in ("dinounet", "IMAGE")):
-        _understand(function_of(part[0]), part[0], part[1:])
+    starts = [place + 1 for place, word in enumerate(words[:-1]) if word.split(":")[0] == "dinounet"]
+    verbs = [place for place in starts if words[place] in VERBS]
+    for place in verbs:
+        _understand(function_of(words[place]), words[place], words[place + 1 :])
+    assert verbs or (words[0] not in ("dinounet", "torchrun", "srun") and words[:2] != ["docker", "run"]), command
     if words[0] == "make":
         subprocess.run(["make", "--dry-run", *words[1:]], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
     if words[:2] == ["pip", "install"]:
