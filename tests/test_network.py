@@ -288,3 +288,30 @@ def test_attention_by_onednn_is_pytorchs(dtype: torch.dtype, tolerance: float) -
     assert found.dtype == dtype
     assert (found.float() - expected).norm() < tolerance * expected.norm()
     torch.testing.assert_close(masked, nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True))
+
+
+def test_what_is_computed_again_in_backward_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = tiny(drop_path=0.5).train()  # drop path must drop the same again
+    image = torch.randn(2, 1, 64, 64)
+    gradients = []
+    for keeps_all in (False, True):
+        if keeps_all:
+            for module in ("adapter", "fapm"):
+                monkeypatch.setattr(
+                    f"dinounet.network.{module}.recomputed", lambda function, *inputs: function(*inputs)
+                )
+        network.zero_grad()
+        torch.manual_seed(1)
+        network(image).square().mean().backward()
+        gradients.append({name: p.grad for name, p in network.named_parameters() if p.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradient, gradients[1][name], msg=name)
+
+
+def test_prediction_and_training_see_the_same_network_in_either_order_of_memory() -> None:
+    network = tiny().eval()
+    image = torch.randn(1, 1, 70, 90)
+    with torch.no_grad():
+        predicted = network(image)
+    assert (predicted - network(image)).norm() < 1e-4 * predicted.norm()
