@@ -48,6 +48,7 @@ NOT_RUN = {
     "torchrun": "several processes and machines; tests/test_processes.py runs them",
     "srun": "wants a SLURM cluster; tests/test_processes.py sets its variables",
     "docker": "wants a container engine",
+    "nnUNetv2_": "nnU-Net is in an environment of its own; tests/test_nnunet_*.py run in it",
     "python benchmarks/": "takes minutes to hours, some of it on data that is not here",
 }
 """Beginnings of commands that are only parsed, and why."""
@@ -112,8 +113,8 @@ def stand_ins(tmp_path_factory: pytest.TempPathFactory, small: pytest.MonkeyPatc
             path.parent.mkdir(parents=True, exist_ok=True)
             sitk.WriteImage(sitk.GetImageFromArray(pixels[None]), str(path))
     shutil.copytree(root / "lesions", root / "DATA")
-    shutil.copytree(root / "lesions" / "images", root / "images")
-    shutil.copytree(root / "lesions" / "images", root / "new_images")
+    for folder in ("images", "new_images", "training_images"):
+        shutil.copytree(root / "lesions" / "images", root / folder)
     shutil.copytree(root / "lesions" / "masks", root / "true_masks")
     for name in ("image", "scan"):
         sitk.WriteImage(sitk.ReadImage(str(root / "images" / "a.png")), str(root / f"{name}.nii.gz"))
