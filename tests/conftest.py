@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -40,6 +41,16 @@ def one_thread() -> Iterator[None]:
 
 compared: list[str] = []
 """Names of the tensors that were compared with the published network's."""
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if hasattr(session.config, "workeroutput"):  # one of several processes of tests
+        session.config.workeroutput["compared"] = compared
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    compared.extend(node.workeroutput["compared"])
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

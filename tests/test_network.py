@@ -8,7 +8,7 @@ from torch import nn
 
 from dinounet.errors import ConfigError
 from dinounet.network.config import NetworkConfig
-from dinounet.network.dinounet import DinoUNet
+from dinounet.network.dinounet import DinoUNet, pad_to_stride
 from networks import tiny_config
 
 
@@ -53,6 +53,21 @@ def test_norm_epsilons_and_other_constants_that_the_vectors_cannot_tell_apart() 
         "instance": {m.eps for m in network.modules() if isinstance(m, nn.InstanceNorm2d)},
     }
     assert epsilons == {"backbone": {1e-5}, "adapter": {1e-6}, "batch": {1e-5}, "instance": {1e-5}}
+
+
+def test_features_are_what_the_decoder_makes_logits_of_cut_to_the_images_size() -> None:
+    network = tiny(num_classes=3).eval()
+    with torch.inference_mode():
+        image = torch.randn(2, 1, 64, 96)
+        assert torch.equal(network.decoder(network.features(image))[0], network(image))
+        odd = image[..., :33, :65]
+        whole = network.encode(pad_to_stride(odd))
+        for scale, (cut, full) in enumerate(zip(network.features(odd), whole, strict=True)):
+            rows, columns = -(-33 // 2**scale), -(-65 // 2**scale)
+            assert cut.shape[-2:] == (rows, columns)
+            assert torch.equal(cut, full[..., :rows, :columns])
+    with pytest.raises(ConfigError, match="the network reads"):
+        network.features(torch.randn(1, 2, 64, 64))
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 300), (31, 33), (64, 96), (65, 64), (100, 37)])

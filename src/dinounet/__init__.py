@@ -16,7 +16,7 @@ from dinounet.allocator import keep_freed_memory
 from dinounet.errors import UserError
 
 if TYPE_CHECKING:
-    from dinounet.cli import nnunet
+    from dinounet.cli import nnunet as nnunet
     from dinounet.cli.compare import compare
     from dinounet.cli.demo import demo
     from dinounet.cli.evaluate import evaluate
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from dinounet.network.config import NetworkConfig
     from dinounet.network.dinounet import DinoUNet
     from dinounet.network.published import load_published_state_dict
+    from dinounet.network.weights import fill_backbone
     from dinounet.plans import Recipe
 
 __version__ = "0.1.0"
@@ -50,12 +51,14 @@ _HOMES = {
     "NetworkConfig": "dinounet.network.config",
     "DinoUNet": "dinounet.network.dinounet",
     "load_published_state_dict": "dinounet.network.published",
+    "fill_backbone": "dinounet.network.weights",
     "Recipe": "dinounet.plans",
 }
 
 __all__ = [
-    "DinoUNet", "NetworkConfig", "Predictor", "Recipe", "UserError", "compare", "demo", "evaluate", "export", "import_",
-    "info", "load", "load_published_state_dict", "nnunet", "plan", "predict", "push", "relabel", "report", "train",
+    "DinoUNet", "NetworkConfig", "Predictor", "Recipe", "UserError", "compare", "demo", "evaluate", "export",
+    "fill_backbone", "import_", "info", "load", "load_published_state_dict", "plan", "predict", "push",
+    "relabel", "report", "train",
 ]  # fmt: skip
 
 

@@ -21,7 +21,7 @@ LARGEST_KEPT = 128_000_000
 
 LARGEST_INT = 2**31 - 1
 
-LARGE = 1 << 20
+LARGE = 2 << 20
 """Bytes from which on `return_freed_memory` asks the system for each piece by itself."""
 
 _returned = False

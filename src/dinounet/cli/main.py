@@ -84,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(f"there is no verb {verb!r}; " + (f"did you mean {near[0]}?" if near else "see dinounet --help"))
     keep_freed_memory()
     try:
-        function, verb, words = _find(verb, words[1:])
+        function, verb, words = find_verb(verb, words[1:])
         _understand(function, verb, words)()
     except UserError as error:
         if debug:
@@ -120,7 +120,7 @@ def function_of(verb: str) -> Any:
     return module if verb in PARTS else getattr(module, name)
 
 
-def _find(verb: str, words: list[str]) -> tuple[Callable[..., Any], str, list[str]]:
+def find_verb(verb: str, words: list[str]) -> tuple[Callable[..., Any], str, list[str]]:
     """The function of a verb of one word or two, the verb, and what is left of the words.
 
     Raises:
