@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from dinounet.data.plan import DataPlan
     from dinounet.inference.bundle import BundleRecord
     from dinounet.network.config import NetworkConfig, UNetConfig
-    from dinounet.network.weights import BackboneRecord
+    from dinounet.network.provenance import BackboneRecord
     from dinounet.run import RunRecord
 
 BACKBONES = "backbones"
