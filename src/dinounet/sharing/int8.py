@@ -60,7 +60,7 @@ def quantise(folder: Path, record: OnnxRecord, int8: Literal["weights", "static"
                 else:
                     quantize_static(
                         whole, path, _Reader(tiles, record.multiple), quant_format=QuantFormat.QDQ,
-                        op_types_to_quantize=["Conv", "MatMul"], activation_type=QuantType.QInt8, **options,
+                        op_types_to_quantize=["Conv", "MatMul"], activation_type=QuantType.QUInt8, **options,
                     )  # fmt: skip
             whole.unlink()
             advance()
