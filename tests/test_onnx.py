@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from safetensors.torch import save_file
 
 import dinounet
 from datasets import write_png_dataset
@@ -23,15 +25,17 @@ from dinounet.cli.main import main
 from dinounet.data.dataset import read_dataset
 from dinounet.data.plan import plan_data
 from dinounet.errors import ConfigError, DataError, UserError, WeightsError
-from dinounet.files import write_json
-from dinounet.inference.bundle import hash_file
+from dinounet.inference.bundle import BundledNetwork, BundleRecord, hash_file
 from dinounet.inference.exported import read_exported
 from dinounet.inference.segmentation import Wanted
+from dinounet.network.build import build_network
 from dinounet.network.config import plan_unet
 from dinounet.network.dinounet import DinoUNet
-from dinounet.network.exportable import Exportable, resize
-from dinounet.plans import Plan, Recipe
-from dinounet.sharing.onnx import write_network
+from dinounet.network.exportable import Exportable, plain_operators, resize
+from dinounet.network.weights import fill_backbone
+from dinounet.run import now, versions
+from dinounet.sharing.export import write_bundle
+from dinounet.sharing.onnx import trace
 from networks import planned, tiny_config
 
 SIZES = ((1, 64, 64), (2, 96, 160), (3, 224, 64))
@@ -40,19 +44,24 @@ SIZES = ((1, 64, 64), (2, 96, 160), (3, 224, 64))
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Pictures; a Dino U-Net and two folds of a U-Net that were trained on them; and all of these exported."""
+    """Pictures; bundles of a Dino U-Net, and of two U-Nets that predict together, as their random weights are; and
+    both exported."""
     root = tmp_path_factory.mktemp("secret_folder")
-    data = write_png_dataset(root / "pictures")
-    recipe, measured = Recipe(steps=2, augmentation="none", seed=7), plan_data(read_dataset(data), (64, 64))
-    networks = {"dino": planned(num_classes=3), "unet": plan_unet((64, 64), in_channels=1, num_classes=3)}
-    for name, network in networks.items():
-        write_json(root / f"{name}.json", Plan(measured, network, recipe))
-        for fold in (0, 1) if name == "unet" else (0,):
-            options = {"weights": "random"} if name == "dino" else {}
-            dinounet.train(
-                data, root / name / f"fold_{fold}", plan=root / f"{name}.json", device="cpu", fold=fold, report=False,
-                **options,
-            )  # fmt: skip
+    measured = plan_data(read_dataset(write_png_dataset(root / "pictures")), (64, 64))
+    small = replace(measured, patch=(32, 48))
+    torch.manual_seed(0)
+    for name, data, configs in (
+        ("dino", measured, [planned(num_classes=3, convolutions_per_stage=1)]),
+        ("unet", small, [plan_unet((16, 16), in_channels=1, num_classes=3)] * 2),
+    ):
+        files, networks = [root / f"{name}_{index}.safetensors" for index in range(len(configs))], []
+        for config, file in zip(configs, files, strict=True):
+            network = build_network(config)
+            backbone = fill_backbone(network.backbone, config.backbone, "random") if name == "dino" else None
+            save_file(network.state_dict(), file)
+            networks.append(BundledNetwork(config, hash_file(file), backbone, None))
+        record = BundleRecord(data, tuple(networks), None, now(), versions(), licence="mit")
+        write_bundle(root / name, record, files)
         dinounet.export(root / name, root / f"{name}_onnx", format="onnx")
     return root
 
@@ -100,10 +109,11 @@ def test_masks_and_maps_are_those_of_pytorch(place: Path, image: Path, options: 
 
 
 def test_a_file_of_several_is_that_network_alone(place: Path, image: Path) -> None:
-    for fold in (0, 1):
-        ours = segment(place / "unet_onnx" / f"model_{fold}.onnx", image)
-        theirs = segment(place / "unet" / f"fold_{fold}", image)
-        np.testing.assert_allclose(ours.probabilities, theirs.probabilities, atol=2e-3)
+    """So that a mean over both, which is a softmax's each, is that of the folder."""
+    each = [segment(place / "unet_onnx" / f"model_{fold}.onnx", image).probabilities for fold in (0, 1)]
+    assert np.abs(each[0] - each[1]).max() > 0.01
+    together = segment(place / "unet_onnx", image).probabilities
+    np.testing.assert_allclose(np.mean(each, axis=0, dtype=float), together.astype(float), atol=2e-3)
 
 
 def test_prediction_imports_no_pytorch_and_does_without(place: Path, image: Path, tmp_path: Path) -> None:
@@ -160,26 +170,36 @@ def test_the_graph_is_of_plain_operators_and_bakes_no_size(place: Path) -> None:
     require_plain(place / "unet_onnx" / "model_0.onnx")
 
 
-@pytest.mark.slow
+class Taps(torch.nn.Module):
+    """What a backbone reads in an image of three channels."""
+
+    def __init__(self, network: DinoUNet) -> None:
+        super().__init__()
+        self.network = Exportable(network).network
+
+    def forward(self, image: torch.Tensor) -> list[torch.Tensor]:
+        with plain_operators():
+            return self.network.backbone(image)
+
+
 @pytest.mark.parametrize(
-    ("backbone", "arguments"),
+    ("backbone", "arguments", "scale"),
     [
-        ("dinov2_vits14", {"embed_dim": 64, "depth": 4, "num_heads": 4}),
-        ("dinov3_convnext_tiny", {"depths": (1, 1, 1, 1), "dims": (16, 32, 64, 128)}),
+        ("dinov2_vits14", {"embed_dim": 64, "depth": 4, "num_heads": 4}, 1.5),
+        ("dinov3_convnext_tiny", {"depths": (1, 1, 1, 1), "dims": (16, 32, 64, 128)}, 1.0),
     ],
 )
-def test_other_backbones(backbone: str, arguments: dict[str, Any], tmp_path: Path) -> None:
-    taps = None if "convnext" in backbone else (0, 1, 2, 3)
+def test_other_backbones_are_traced_without_a_size(backbone: str, arguments: dict[str, Any], scale: float) -> None:
+    """Positions of DINOv2 are resized; a pyramid has four grids."""
     torch.manual_seed(0)
-    network = DinoUNet(tiny_config(backbone=backbone, backbone_args=arguments, taps=taps)).eval()
-    write_network(network, tmp_path / "model.onnx")
-    require_plain(tmp_path / "model.onnx")
-    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+    taps = None if "convnext" in backbone else (0, 1, 2, 3)
+    network = DinoUNet(tiny_config(backbone=backbone, backbone_args=arguments, taps=taps, backbone_scale=scale)).eval()
+    traced = trace(Taps(network), 3, 32, 32).module()
     for batch, *sides in SIZES:
-        tiles = torch.randn(batch, 1, *sides)
+        image = torch.randn(batch, 3, *sides)
         with torch.inference_mode():
-            reference = network(tiles)
-        np.testing.assert_allclose(session.run(None, {"image": tiles.numpy()})[0], reference, atol=1e-3)
+            for ours, theirs in zip(traced(image), network.backbone(image), strict=True):
+                torch.testing.assert_close(ours, theirs, atol=1e-3, rtol=0)
 
 
 @pytest.mark.parametrize("mode", ["bilinear", "bicubic"])
@@ -212,15 +232,7 @@ def test_the_record_is_a_bundles_and_tells_no_names(place: Path) -> None:
     assert [one.sha256 for one in record.files] == [
         hash_file(place / "unet_onnx" / f"model_{index}.onnx") for index in (0, 1)
     ]
-    again = dinounet.export(place / "unet", place / "bundle")
-    assert json.loads((again / "model.json").read_text())["data"] == json.loads(text)["bundle"]["data"]
-
-
-def test_a_bundle_is_exported_as_its_runs(place: Path, tmp_path: Path) -> None:
-    bundle = dinounet.export(place / "unet" / "fold_0", tmp_path / "bundle", licence="mit")
-    folder = dinounet.export(bundle, tmp_path / "of_bundle", format="onnx")
-    assert (folder / "model.onnx").read_bytes() == (place / "unet_onnx" / "model_0.onnx").read_bytes()
-    assert read_exported(folder).bundle.licence == "mit"
+    assert json.loads((place / "unet" / "model.json").read_text()) == json.loads(text)["bundle"]
 
 
 @pytest.mark.parametrize("int8", ["weights", "static"])
@@ -345,7 +357,7 @@ def test_a_file_without_its_record_is_told(exported: Path, tmp_path: Path) -> No
 
 
 def test_what_does_not_go_with_onnx_is_told(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder, run = place / "unet_onnx", place / "unet" / "fold_0"
+    folder, bundle = place / "unet_onnx", place / "unet"
     for options, message in (
         ({"weights": "hub"}, "holds the backbone already; leave --weights out"),
         ({"offload": True}, "holds the backbone already; leave --offload out"),
@@ -356,24 +368,23 @@ def test_what_does_not_go_with_onnx_is_told(place: Path, tmp_path: Path, monkeyp
         with pytest.raises(ConfigError, match=message):
             dinounet.load(folder, **options)
     with pytest.raises(ConfigError, match="one is ONNX and the other is not; export both"):
-        dinounet.load([run, folder])
+        dinounet.load([bundle, folder])
     for model, options, message in (
-        (run, {"int8": "weights"}, "--int8 is for ONNX files; add --format onnx"),
-        (run, {"weights": "hub"}, "--weights is for ONNX files; add --format onnx"),
-        (run, {"format": "onnx", "int8": "static"}, "--int8 static and --calibrate IMAGES belong together"),
-        (run, {"format": "onnx", "calibrate": [place]}, "--int8 static and --calibrate IMAGES belong together"),
+        (bundle, {"int8": "weights"}, "--int8 is for ONNX files; add --format onnx"),
+        (bundle, {"weights": "hub"}, "--weights is for ONNX files; add --format onnx"),
+        (bundle, {"format": "onnx", "int8": "static"}, "--int8 static and --calibrate IMAGES belong together"),
+        (bundle, {"format": "onnx", "calibrate": [place]}, "--int8 static and --calibrate IMAGES belong together"),
         (folder, {"format": "onnx"}, "is ONNX already; give the run or the bundle that it was made of"),
-        (place / "bundle_of_one", {"format": "onnx", "licence": "mit"}, "has named its licence when it was made"),
+        (bundle, {"format": "onnx", "licence": "mit"}, "has named its licence when it was made; leave --licence out"),
+        ([bundle, place / "dino"], {"format": "onnx"}, "can't predict together: their plans differ in data.patch"),
     ):
-        if model.name == "bundle_of_one":
-            dinounet.export(run, model)
         with pytest.raises(ConfigError, match=message):
             dinounet.export(model, tmp_path / "out", **options)
     with pytest.raises(UserError, match="exists already; give the ONNX files another name"):
-        dinounet.export(run, folder, format="onnx")
+        dinounet.export(bundle, folder, format="onnx")
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     with pytest.raises(ConfigError, match=r"onnxscript is missing, .*; pip install 'dinounet\[export\]'"):
-        dinounet.export(run, tmp_path / "out", format="onnx")
+        dinounet.export(bundle, tmp_path / "out", format="onnx")
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(ConfigError, match=r"are computed by onnxruntime; pip install 'dinounet\[export\]'"):
         dinounet.load(folder)
@@ -391,6 +402,16 @@ def test_info_tells_of_a_folder_and_a_file(place: Path, capsys: pytest.CaptureFi
         told = capsys.readouterr().out
         assert "model_0.onnx, model_1.onnx, opset 23" in told
         assert "disc = 1" in told
+
+
+def test_openvino_computes_the_same_from_the_same_file(place: Path) -> None:
+    openvino = pytest.importorskip("openvino", reason="OpenVINO is not installed: pip install openvino")
+    session = onnxruntime.InferenceSession(place / "dino_onnx" / "model.onnx")
+    options = {"INFERENCE_PRECISION_HINT": "f32"}
+    compiled = openvino.Core().compile_model(place / "dino_onnx" / "model.onnx", "CPU", options)
+    for batch, *sides in SIZES:
+        tiles = np.random.default_rng(0).standard_normal((batch, 1, *sides)).astype(np.float32)
+        np.testing.assert_allclose(compiled(tiles)[0], session.run(None, {"image": tiles})[0], atol=1e-3)
 
 
 def test_the_example_of_the_documentation_runs_and_finds_the_same(

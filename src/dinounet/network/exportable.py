@@ -7,7 +7,8 @@ up to rounding: rotary positions come from counted cells, and shrinking is a pro
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -56,7 +57,7 @@ class Exportable(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         if not isinstance(self.network, DinoUNet):
             return self.network.core.output_block(self.network.core.skip_layers(image))
-        with exporting(), _PlainOperators():
+        with plain_operators():
             (logits,) = self.network.decoder(self.network.encode(image))
         return logits
 
@@ -78,7 +79,14 @@ def _rotations(rope: Any, shape: tuple[int, int]) -> Tensor:
     return torch.cat(rope._get_pos_embed_from_coords(2 * torch.stack([y, x], dim=-1) - 1), dim=-1)
 
 
-class _PlainOperators(TorchFunctionMode):
+@contextmanager
+def plain_operators() -> Iterator[None]:
+    """While this lasts, networks compute with what ONNX has operators for, and bake no size."""
+    with exporting(), _ResizingByProducts():
+        yield
+
+
+class _ResizingByProducts(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:

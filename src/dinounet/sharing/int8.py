@@ -7,7 +7,6 @@ whose scales were measured on images.
 
 from __future__ import annotations
 
-import logging
 import random
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +19,7 @@ from dinounet.inference.exported import INPUT, OnnxRecord, data_of
 from dinounet.inference.inputs import find_inputs
 from dinounet.inference.loading import load
 from dinounet.inference.predictor import Predictor
-from dinounet.progress import progress
+from dinounet.progress import progress, without_warnings
 
 MOST_TILES = 64
 """That scales are measured on, drawn evenly from the images."""
@@ -54,7 +53,7 @@ def quantise(folder: Path, record: OnnxRecord, int8: Literal["weights", "static"
                 "weight_type": QuantType.QInt8,
                 "use_external_data_format": (folder / data_of(name)).is_file(),
             }
-            with _Quiet():
+            with without_warnings():
                 if int8 == "weights":
                     quantize_dynamic(whole, path, op_types_to_quantize=["MatMul"], **options)
                 else:
@@ -92,14 +91,3 @@ class _Reader:
     def get_next(self) -> dict[str, np.ndarray] | None:
         """The next one, None at the end."""
         return next(self._inputs, None)
-
-
-class _Quiet:
-    """The tools warn of steps that a network without them needs not."""
-
-    def __enter__(self) -> None:
-        self._level = logging.root.manager.disable
-        logging.disable(logging.WARNING)
-
-    def __exit__(self, *_: object) -> None:
-        logging.disable(self._level)

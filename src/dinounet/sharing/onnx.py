@@ -6,9 +6,7 @@ remains: only operators of ONNX itself, without branches and loops, which Tensor
 
 from __future__ import annotations
 
-import logging
 import math
-import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -27,7 +25,7 @@ from dinounet.inference.loading import require_alike
 from dinounet.inference.models import TrainedModel, find_models, is_bundle
 from dinounet.network.build import Network
 from dinounet.network.exportable import Exportable
-from dinounet.progress import progress, say
+from dinounet.progress import progress, say, without_warnings
 from dinounet.sharing.export import describe_runs
 
 OPSET = 23
@@ -130,12 +128,9 @@ def write_network(network: Network, path: Path) -> None:
 
     rows, columns = network.config.multiple
     module = Exportable(network)
-    example = torch.zeros(2, network.config.in_channels, 3 * rows, 4 * columns)
-    sizes = {0: torch.export.Dim("batch", min=1), 2: _multiple_of(rows, "height"), 3: _multiple_of(columns, "width")}
     try:
-        with torch.no_grad(), warnings.catch_warnings(), _QuietExporter():
-            warnings.simplefilter("ignore")
-            traced = torch.export.export(module, (example,), dynamic_shapes=(sizes,), strict=False)
+        with without_warnings():
+            traced = trace(module, network.config.in_channels, rows, columns)
             program: Any = torch.onnx.export(
                 traced, dynamo=True, opset_version=OPSET, input_names=[INPUT], output_names=[OUTPUT], verbose=False
             )
@@ -153,21 +148,18 @@ def write_network(network: Network, path: Path) -> None:
     _compare(module, path, rows, columns)
 
 
+def trace(module: torch.nn.Module, channels: int, rows: int, columns: int) -> Any:
+    """What a module does with an image (batch, channels, height, width) of any size, multiples of rows and columns."""
+    example = torch.zeros(2, channels, 3 * rows, 4 * columns)
+    sizes = {0: torch.export.Dim("batch", min=1), 2: _multiple_of(rows, "height"), 3: _multiple_of(columns, "width")}
+    with torch.no_grad():
+        return torch.export.export(module, (example,), dynamic_shapes=(sizes,), strict=False)
+
+
 def _multiple_of(step: int, name: str) -> Any:
     """A size, at least two of its steps."""
     size = torch.export.Dim(name, min=2, max=2**16)
     return size if step == 1 else step * size
-
-
-class _QuietExporter:
-    """The exporter logs what it folds; nobody can do anything about it."""
-
-    def __enter__(self) -> None:
-        self._level = logging.root.manager.disable
-        logging.disable(logging.WARNING)
-
-    def __exit__(self, *_: object) -> None:
-        logging.disable(self._level)
 
 
 def _forget_places(model: Any) -> None:

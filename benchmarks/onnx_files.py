@@ -1,6 +1,6 @@
 """ONNX against PyTorch: a run's masks on its test images, and the time of a tile; in fp32 and both kinds of int8.
 
-    OMP_NUM_THREADS=1 python benchmarks/onnx.py run test_images test_masks --calibrate images
+    OMP_NUM_THREADS=1 python benchmarks/onnx_files.py run test_images test_masks --calibrate images
 
 Exports the run three times. Dice is the mean over cases and classes by `dinounet evaluate`. Times are of the network
 alone, one tile of the run's patch, all engines taking turns; each line tells the median, the quartiles, and the ratio
@@ -65,7 +65,8 @@ def compare_masks(predictors: dict[str, Predictor], images: Path, truth: Path, h
         for path in sorted(images.iterdir()):
             labels = predictor.predict(path)
             write_like(labels, truth / path.name, folder / path.name)
-        dice = dinounet.evaluate(folder, truth).mean_over_cases_and_classes.dice
+        names = ",".join(f"{label}={number}" for label, number in predictor.labels.items())
+        dice = dinounet.evaluate(folder, truth, labels=names).mean_over_cases_and_classes.dice
         masks[name] = np.concatenate([read_mask(path).array.ravel() for path in sorted(folder.glob("*.png"))])
         same = (masks[name] == masks["PyTorch fp32"]).mean()
         print(f"{name}: Dice {dice:.4f}, {same:.4%} of the pixels as PyTorch", flush=True)
