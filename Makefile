@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-nnunet lint
+.PHONY: demo test test-nnunet lint docs
 
 # A demo that was interrupted goes on; a finished one is made anew.
 demo: .venv/demo-installed
@@ -11,11 +11,15 @@ demo: .venv/demo-installed
 	PATH="$(CURDIR)/$(BIN):$$PATH" dinounet demo --output demo $$(test -d demo && echo --resume)
 
 test: .venv/dev-installed
-	$(BIN)/python -m pytest --durations=10
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --durations=10
 
 # Agreement with nnU-Net, which `make test` skips: nnunetv2 and the newest timm don't go into one environment.
 test-nnunet: .venv-nnunet/installed
 	.venv-nnunet/bin/python -m pytest --durations=5 tests/test_nnunet_*.py
+
+# The site, in site/; python3 -m http.server --directory site shows it with its search.
+docs: .venv/dev-installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
 lint: .venv/dev-installed
 	$(BIN)/ruff check .

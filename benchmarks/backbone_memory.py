@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import dinounet
+from dinounet.allocator import keep_freed_memory
 from dinounet.device import choose_precision
 from dinounet.network.config import NetworkConfig
 from dinounet.network.variants import find_variant
@@ -82,6 +83,7 @@ def measure(
     from dinounet.network.dinounet import DinoUNet
     from dinounet.network.weights import fill_backbone
 
+    keep_freed_memory()  # as the command does
     held, _, offload = way.partition("+")
     config = config_of(backbone, depth, backbone_precision=held)
     began, found = time.monotonic(), {"start": highest()}

@@ -2,7 +2,7 @@
 
     git worktree add ../first fd9cc18      # the network as it first landed
     python benchmarks/network.py --baseline ../first
-    python benchmarks/network.py --scaling
+    python benchmarks/network.py --scaling --plot docs/scaling.png
 
 Each checkout, task and precision has a process of its own. These take turns, so that whatever else the machine does
 meets all of them; a ratio is the median over turns of the ratio within a turn. Processor time (of all threads) is told
@@ -148,34 +148,77 @@ def spread(seconds: Sequence[float]) -> str:
 
 
 def scale(asked: argparse.Namespace) -> None:
-    """Print what prediction costs by area, through tiles of 512 x 512 half a tile apart, and by batch."""
+    """Print, and draw, what prediction costs by area, through tiles half a tile apart, by batch and by backbone."""
     lower = torch.autocast(DEVICE, torch.bfloat16, enabled=asked.precision == "bf16")
     peak = peak_of(asked.precision)
     print(f"a product of two matrices of 4096 x 4096 runs at {peak / 1e9:.0f} GFLOP/s")
-    network = make_network(asked.backbone).eval()
     with torch.inference_mode(), lower:
-        network(torch.zeros(1, 1, SIDE, SIDE, device=DEVICE))
-        print("| image | tiles | s | processor s | processor s a tile | processor s a megapixel | memory, GB |")
-        print("|---|---|---|---|---|---|---|")
-        for side in (256, 512, 1024, 2048, 4096):
-            image = torch.randn(1, 1, side, side)
-            starts = range(0, max(side - SIDE, 0) + 1, SIDE // 2)
-            clock, processor = measure(lambda image=image, starts=starts: tile(network, image, starts))
-            count = len(starts) ** 2
-            print(
-                f"| {side} x {side} | {count} | {clock:.2f} | {processor:.2f} | {processor / count:.2f} "
-                f"| {processor / side**2 * 1e6:.2f} | {peak_memory():.2f} |",
-                flush=True,
-            )
+        network = make_network(asked.backbone).eval()
+        areas = scale_area(network)
+        scale_batch(network, GMAC[asked.backbone], peak)
+        scale_backbone(peak)
+    if asked.plot:
+        draw(areas, asked.plot, f"{asked.backbone}, {asked.precision}, {torch.get_num_threads()} threads")
+
+
+def scale_area(network: Any) -> list[tuple[int, float]]:
+    network(torch.zeros(1, 1, SIDE, SIDE, device=DEVICE))
+    print("| image | tiles | s | processor s | processor s a tile | processor s a megapixel | memory, GB |")
+    print("|---|---|---|---|---|---|---|")
+    found = []
+    for side in (256, 512, 1024, 2048, 4096):
+        image = torch.randn(1, 1, side, side)
+        starts = range(0, max(side - SIDE, 0) + 1, SIDE // 2)
+        clock, processor = measure(lambda image=image, starts=starts: tile(network, image, starts))
+        count = len(starts) ** 2
         print(
-            "\n| batch | s an image | processor s an image | of the device's peak | memory, GB |\n|---|---|---|---|---|"
+            f"| {side} x {side} | {count} | {clock:.2f} | {processor:.2f} | {processor / count:.2f} "
+            f"| {processor / side**2 * 1e6:.2f} | {peak_memory():.2f} |",
+            flush=True,
         )
-        for batch in (1, 2, 4, 8):
-            image = torch.randn(batch, 1, SIDE, SIDE, device=DEVICE)
-            costs = [measure(lambda image=image: network(image)) for _ in range(3)]
-            clock, processor = (median(kind) / batch for kind in zip(*costs, strict=True))
-            share = 2e9 * GMAC[asked.backbone] / clock / peak
-            print(f"| {batch} | {clock:.2f} | {processor:.2f} | {share:.0%} | {peak_memory():.2f} |", flush=True)
+        found.append((side, clock))
+    return found
+
+
+def scale_batch(network: Any, gmac: float, peak: float) -> None:
+    print("\n| batch | s an image | processor s an image | of the device's peak | memory, GB |\n|---|---|---|---|---|")
+    for batch in (1, 2, 4, 8):
+        clock, processor = cost_of(network, batch)
+        print(f"| {batch} | {clock:.2f} | {processor:.2f} | {2e9 * gmac / clock / peak:.0%} | {peak_memory():.2f} |")
+
+
+def scale_backbone(peak: float) -> None:
+    print("\n| backbone | GMAC | s an image | s a GMAC | of the device's peak |\n|---|---|---|---|---|")
+    for backbone, gmac in GMAC.items():
+        clock, _ = cost_of(make_network(backbone).eval(), 1)
+        print(
+            f"| {backbone} | {gmac} | {clock:.2f} | {clock / gmac:.4f} | {2e9 * gmac / clock / peak:.0%} |", flush=True
+        )
+
+
+def cost_of(network: Any, batch: int) -> tuple[float, float]:
+    """Seconds an image by the clock and of the processor: median of three, after one to get ready."""
+    image = torch.randn(batch, 1, SIDE, SIDE, device=DEVICE)
+    costs = [measure(lambda: network(image)) for _ in range(4)][1:]
+    clock, processor = (median(kind) / batch for kind in zip(*costs, strict=True))
+    return clock, processor
+
+
+def draw(areas: Sequence[tuple[int, float]], path: Path, title: str) -> None:
+    """Time over area, on logarithmic axes, beside a line of equal time a pixel."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    megapixels = [side**2 / 1e6 for side, _ in areas]
+    axes.loglog(megapixels, [seconds for _, seconds in areas], "o-", color="#0072B2", label="measured")
+    pixels, seconds = megapixels[-1], areas[-1][1]
+    axes.loglog(
+        megapixels, [seconds * own / pixels for own in megapixels], "--", color="#555", label="as many seconds a pixel"
+    )
+    axes.set(xlabel="image, megapixels", ylabel="prediction, seconds", title=title)
+    axes.legend()
+    figure.savefig(path, dpi=150)
 
 
 def tile(network: Any, image: torch.Tensor, starts: range) -> torch.Tensor:
@@ -199,6 +242,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--baseline", type=Path, help="another checkout to compare with")
     parser.add_argument("--scaling", action="store_true")
+    parser.add_argument("--plot", type=Path, help="picture of --scaling to write")
     parser.add_argument("--backbone", default="dinov3_vits16", choices=GMAC)
     parser.add_argument("--precision", default="fp32", choices=("fp32", "bf16"), help="of --scaling")
     parser.add_argument("--batch", type=int, default=2, help="images of a training step")

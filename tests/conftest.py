@@ -1,9 +1,14 @@
 """Files that are shared between checkouts, and what the parity tests tell at the end."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+
+from datasets import write_png_dataset
 
 SHARED = Path(os.environ.get("DINOUNET_SHARED", Path(__file__).parents[2] / "shared"))
 
@@ -19,8 +24,33 @@ def shared(relative: str) -> Path:
     return path
 
 
+@pytest.fixture
+def png(tmp_path: Path) -> Path:
+    """A small dataset of pictures and masks."""
+    return write_png_dataset(tmp_path / "pictures")
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Sums in one order, so that equal runs are equal to the bit."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 compared: list[str] = []
 """Names of the tensors that were compared with the published network's."""
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if hasattr(session.config, "workeroutput"):  # one of several processes of tests
+        session.config.workeroutput["compared"] = compared
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    compared.extend(node.workeroutput["compared"])
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -35,11 +35,6 @@ from dinounet.errors import DataError, UserError
 
 
 @pytest.fixture
-def png(tmp_path: Path) -> Path:
-    return write_png_dataset(tmp_path / "pictures")
-
-
-@pytest.fixture
 def in_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two processes, however small the data."""
     monkeypatch.setattr(prepare, "WORTH_PROCESSES", 0)

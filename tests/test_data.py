@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from skimage.transform import resize
 
-from datasets import LABELS, describe, normalised, picture, volume, write_nifti_dataset, write_png_dataset
+from datasets import LABELS, describe, normalised, picture, volume, write_nifti_dataset
 from dinounet.data.cache import build_cache
 from dinounet.data.dataset import find_cases, hash_dataset, read_dataset
 from dinounet.data.images import Geometry, Volume, coarsest_axis, read_image, write_mask
@@ -26,11 +26,6 @@ from dinounet.data.sampling import Patches, cut_patch
 from dinounet.errors import ConfigError, DataError
 from dinounet.files import write_json
 from dinounet.plans import Recipe, make_plan, read_plan
-
-
-@pytest.fixture
-def png(tmp_path: Path) -> Path:
-    return write_png_dataset(tmp_path / "pictures")
 
 
 @pytest.fixture

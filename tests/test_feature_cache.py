@@ -3,7 +3,6 @@
 import errno
 import os
 import signal
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -27,28 +26,17 @@ from dinounet.network.dinounet import DinoUNet
 from dinounet.network.weights import fill_backbone
 from dinounet.plans import Plan, Recipe
 from dinounet.run import MODEL, read_log, read_run
-from dinounet.training import features, loop, session
+from dinounet.training import features, loop, preparing, session
 from dinounet.training.batches import make_patches
 from dinounet.training.features import Taps
 from networks import planned
 from test_processes import told_by, torchrun
 
+pytestmark = pytest.mark.usefixtures("one_thread")  # equal runs are equal to the bit
+
 NETWORK = planned(num_classes=3)
 CASES, TILES, WATCHED = 4, 4, 20
 """Training cases of fold 0, tiles of 64 x 64 in 72 x 80 pixels, and patches in a look at the validation cases."""
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture
-def png(tmp_path: Path) -> Path:
-    return write_png_dataset(tmp_path / "pictures")
 
 
 def write_plan(data: Path, path: Path, **changes: object) -> Path:
@@ -237,7 +225,7 @@ def test_auto_caches_where_it_is_worth_it_and_there_is_room(
     plan = write_plan(png, tmp_path / "auto.json", cache_features="auto")
     monkeypatch.setattr(features, "measure_backbone_share", lambda *_: share)
     monkeypatch.setattr(features.shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
-    monkeypatch.setattr(session, "build_cache", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))  # far enough
+    monkeypatch.setattr(preparing, "build_cache", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))  # far enough
     with pytest.raises(UserError):
         train(png, tmp_path / "run", plan)
     chosen = read_run(tmp_path / "run").plan.features
@@ -279,7 +267,8 @@ def test_a_stopped_run_goes_on_without_the_backbone_to_the_same_end(
         with pytest.raises(UserError, match="stopped after step 2 of 4; go on with"):
             train(png, tmp_path / "broken", plan_file)
     seen.clear()
-    monkeypatch.setattr(session, "_fill_again", lambda *_: pytest.fail("the weights were read"))
+    for module in (preparing, session):
+        monkeypatch.setattr(module, "fill_again", lambda *_: pytest.fail("the weights were read"))
     dinounet.train(png, tmp_path / "broken", resume=True, report=False, plan=plan_file)
     assert not seen
     assert_same(tmp_path / "broken", whole)

@@ -8,7 +8,7 @@ from torch import nn
 
 from dinounet.errors import ConfigError
 from dinounet.network.config import NetworkConfig
-from dinounet.network.dinounet import DinoUNet
+from dinounet.network.dinounet import DinoUNet, pad_to_stride
 from networks import tiny_config
 
 
@@ -53,6 +53,21 @@ def test_norm_epsilons_and_other_constants_that_the_vectors_cannot_tell_apart() 
         "instance": {m.eps for m in network.modules() if isinstance(m, nn.InstanceNorm2d)},
     }
     assert epsilons == {"backbone": {1e-5}, "adapter": {1e-6}, "batch": {1e-5}, "instance": {1e-5}}
+
+
+def test_features_are_what_the_decoder_makes_logits_of_cut_to_the_images_size() -> None:
+    network = tiny(num_classes=3).eval()
+    with torch.inference_mode():
+        image = torch.randn(2, 1, 64, 96)
+        assert torch.equal(network.decoder(network.features(image))[0], network(image))
+        odd = image[..., :33, :65]
+        whole = network.encode(pad_to_stride(odd))
+        for scale, (cut, full) in enumerate(zip(network.features(odd), whole, strict=True)):
+            rows, columns = -(-33 // 2**scale), -(-65 // 2**scale)
+            assert cut.shape[-2:] == (rows, columns)
+            assert torch.equal(cut, full[..., :rows, :columns])
+    with pytest.raises(ConfigError, match="the network reads"):
+        network.features(torch.randn(1, 2, 64, 64))
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 300), (31, 33), (64, 96), (65, 64), (100, 37)])
@@ -273,3 +288,30 @@ def test_attention_by_onednn_is_pytorchs(dtype: torch.dtype, tolerance: float) -
     assert found.dtype == dtype
     assert (found.float() - expected).norm() < tolerance * expected.norm()
     torch.testing.assert_close(masked, nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True))
+
+
+def test_what_is_computed_again_in_backward_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = tiny(drop_path=0.5).train()  # drop path must drop the same again
+    image = torch.randn(2, 1, 64, 64)
+    gradients = []
+    for keeps_all in (False, True):
+        if keeps_all:
+            for module in ("adapter", "fapm"):
+                monkeypatch.setattr(
+                    f"dinounet.network.{module}.recomputed", lambda function, *inputs: function(*inputs)
+                )
+        network.zero_grad()
+        torch.manual_seed(1)
+        network(image).square().mean().backward()
+        gradients.append({name: p.grad for name, p in network.named_parameters() if p.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradient, gradients[1][name], msg=name)
+
+
+def test_prediction_and_training_see_the_same_network_in_either_order_of_memory() -> None:
+    network = tiny().eval()
+    image = torch.randn(1, 1, 70, 90)
+    with torch.no_grad():
+        predicted = network(image)
+    assert (predicted - network(image)).norm() < 1e-4 * predicted.norm()

@@ -34,11 +34,6 @@ from networks import planned, tiny_config
 TINY_UNET = UNetConfig((4, 8, 16, 16), ((1, 1), (2, 2), (2, 2), (2, 1)), num_classes=3)
 
 
-@pytest.fixture
-def png(tmp_path: Path) -> Path:
-    return write_png_dataset(tmp_path / "pictures")
-
-
 def test_poly_is_torchs_of_whole_epochs() -> None:
     recipe = Recipe(steps=5 * 250, schedule="poly", warmup=0, learning_rate=0.01)
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.01)
@@ -159,6 +154,7 @@ def test_a_unet_gives_the_size_it_gets_and_supervises_lower_scales_in_training()
         network(torch.randn(1, 2, 32, 32))
 
 
+@pytest.mark.usefixtures("one_thread")
 def test_a_unet_is_trained_resumed_used_and_told_of(
     png: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -168,7 +164,6 @@ def test_a_unet_is_trained_resumed_used_and_told_of(
     def train(run: Path, **options: object) -> Path:
         return dinounet.train(png, run, device="cpu", precision="fp32", report=False, **options)
 
-    torch.set_num_threads(1)
     whole = train(tmp_path / "whole", plan=tmp_path / "plan.json")
     original = loop.save_checkpoint
     with monkeypatch.context() as patch:

@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 
 import dinounet
-from datasets import write_png_dataset
 from dinounet import review
 from dinounet.cli.main import main
 from dinounet.data.dataset import read_dataset
@@ -18,11 +17,6 @@ from dinounet.run import read_run
 from networks import planned
 
 OPTIONS = {"weights": "random", "device": "cpu", "precision": "fp32"}
-
-
-@pytest.fixture
-def png(tmp_path: Path) -> Path:
-    return write_png_dataset(tmp_path / "pictures")
 
 
 @pytest.fixture

@@ -27,11 +27,6 @@ from networks import planned
 
 
 @pytest.fixture
-def png(tmp_path: Path) -> Path:
-    return write_png_dataset(tmp_path / "pictures")
-
-
-@pytest.fixture
 def table(tmp_path: Path) -> Path:
     """Eight flat images of four patients, each image of one grey of its own."""
     rows = ["image,mask,group"]

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,21 +30,9 @@ from dinounet.training.loss import make_loss
 from dinounet.training.optimizer import learning_rate_at
 from networks import planned
 
+pytestmark = pytest.mark.usefixtures("one_thread")  # equal runs are equal to the bit
+
 NETWORK = planned(num_classes=3)
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Sums in one order, so that equal runs are equal to the bit."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture
-def png(tmp_path: Path) -> Path:
-    return write_png_dataset(tmp_path / "pictures")
 
 
 @pytest.fixture

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from dinounet.network.config import NetworkConfig
     from dinounet.network.dinounet import DinoUNet
     from dinounet.network.published import load_published_state_dict
+    from dinounet.network.weights import fill_backbone
     from dinounet.plans import Recipe
 
 __version__ = "0.1.0"
@@ -48,12 +49,14 @@ _HOMES = {
     "NetworkConfig": "dinounet.network.config",
     "DinoUNet": "dinounet.network.dinounet",
     "load_published_state_dict": "dinounet.network.published",
+    "fill_backbone": "dinounet.network.weights",
     "Recipe": "dinounet.plans",
 }
 
 __all__ = [
-    "DinoUNet", "NetworkConfig", "Predictor", "Recipe", "UserError", "compare", "demo", "evaluate", "export", "import_",
-    "info", "load", "load_published_state_dict", "plan", "predict", "push", "relabel", "report", "train",
+    "DinoUNet", "NetworkConfig", "Predictor", "Recipe", "UserError", "compare", "demo", "evaluate", "export",
+    "fill_backbone", "import_", "info", "load", "load_published_state_dict", "plan", "predict", "push", "relabel",
+    "report", "train",
 ]  # fmt: skip
 
 

@@ -16,9 +16,12 @@ M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -2, -3, -4
 TOP_PAD = 64 << 20
 """Bytes that are asked for beyond what is needed, so as to ask less often."""
 
+LARGEST_KEPT = 128_000_000
+"""Bytes. Larger pieces are few; kept, smaller ones would settle in their places and each need a new one."""
+
 LARGEST_INT = 2**31 - 1
 
-LARGE = 1 << 20
+LARGE = 2 << 20
 """Bytes from which on `return_freed_memory` asks the system for each piece by itself."""
 
 _returned = False
@@ -30,8 +33,11 @@ def keep_freed_memory() -> None:
 
     `give_back_freed` returns it. After `return_freed_memory` this is not done any more.
     """
-    if not _returned:
-        _set({M_MMAP_MAX: 0, M_TRIM_THRESHOLD: LARGEST_INT, M_TOP_PAD: TOP_PAD})
+    if _returned:
+        return
+    _set({M_TRIM_THRESHOLD: LARGEST_INT, M_TOP_PAD: TOP_PAD})
+    if not _set({M_MMAP_THRESHOLD: LARGEST_KEPT}):  # old versions know no more than 32 MB, or all
+        _set({M_MMAP_MAX: 0})
 
 
 def return_freed_memory() -> None:
@@ -46,12 +52,13 @@ def return_freed_memory() -> None:
     give_back_freed()
 
 
-def _set(options: dict[int, int]) -> None:
+def _set(options: dict[int, int]) -> bool:
+    """Whether glibc is there and has taken them all."""
     with suppress(OSError, AttributeError, TypeError):  # musl, macOS; Windows can't open "itself"
         libc = ctypes.CDLL(None)
         libc.gnu_get_libc_version  # noqa: B018  musl has a mallopt, too, but none of these numbers
-        for option, value in options.items():
-            libc.mallopt(option, value)
+        return all([libc.mallopt(option, value) for option, value in options.items()])
+    return False
 
 
 def give_back_freed() -> None:

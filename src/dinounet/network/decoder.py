@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from dinounet.network.normalisation import InstanceNorm
+from dinounet.network.recompute import recomputed
 
 
 class Enlarge(nn.Module):
@@ -44,10 +46,13 @@ class DecoderStage(nn.Module):
         )
 
     def forward(self, below: Tensor, skip: Tensor) -> Tensor:
-        map = torch.cat([self.up(below), skip], dim=1)
-        for convolution in self.convolutions:
-            map = convolution(map)
-        return map
+        convolve, *rest = cast(nn.Sequential, self.convolutions[0])
+        map = convolve(torch.cat([self.up(below), skip], dim=1))
+        for convolve, norm, act in cast(Iterable[Sequence[nn.Module]], self.convolutions[1:]):
+            # of this norm and activation are computed again: the convolution's gradient needs nothing else
+            map = recomputed(nn.Sequential(*rest, convolve), map)
+            rest = [norm, act]
+        return nn.Sequential(*rest)(map)
 
 
 class Decoder(nn.Module):

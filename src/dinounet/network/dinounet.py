@@ -87,6 +87,16 @@ class DinoUNet(nn.Module):
         with products_by_onednn(image.device):
             return self.backbone(self._three_channels(pad_to_stride(image)))
 
+    def features(self, image: Tensor) -> list[Tensor]:
+        """The skips of an image of any size, cut to it: (B, widths[i], H/2^i, W/2^i), rounded up, finest first."""
+        require_shape(image, self.config.in_channels)
+        height, width = image.shape[-2:]
+        with products_by_onednn(image.device):
+            skips = self.encode(pad_to_stride(image))
+        return [
+            skip[..., : math.ceil(height / 2**scale), : math.ceil(width / 2**scale)] for scale, skip in enumerate(skips)
+        ]
+
     def encode(self, image: Tensor, taps: Sequence[Tensor] = ()) -> list[Tensor]:
         """The decoder's skips, finest first: (B, widths[i], H/2^i, W/2^i); the image's sides are multiples of 32."""
         if image.shape[1] == 1:

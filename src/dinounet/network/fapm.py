@@ -8,11 +8,13 @@ between scales (context) and by its own (detail); the context modulates the deta
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 from timm.layers import SqueezeExcite
 from torch import Tensor, nn
 
 from dinounet.network.normalisation import InstanceNorm
+from dinounet.network.recompute import recomputed
 
 
 class Refinement(nn.Sequential):
@@ -54,7 +56,7 @@ class FidelityAwareProjection(nn.Module):
 
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
         return [
-            self._project(map, specific, film, refine, shortcut)
+            recomputed(partial(self._project, specific=specific, film=film, refine=refine, shortcut=shortcut), map)
             for map, specific, film, refine, shortcut in zip(
                 maps, self.specific, self.film, self.refine, self.shortcut, strict=True
             )

@@ -18,7 +18,9 @@ def make_optimizer(network: torch.nn.Module, recipe: Recipe) -> torch.optim.Opti
     if recipe.optimizer == "sgd":
         nesterov = recipe.momentum > 0  # torch refuses it without
         return torch.optim.SGD(trained, lr=rate, weight_decay=decay, momentum=recipe.momentum, nesterov=nesterov)
-    return torch.optim.AdamW(trained, lr=rate, weight_decay=decay)
+    # fused, a step makes no copies; elsewhere it would forbid clipping by a scaler of float16
+    fused = trained[0].device.type == "cpu"
+    return torch.optim.AdamW(trained, lr=rate, weight_decay=decay, fused=fused)
 
 
 def learning_rate_at(step: int, recipe: Recipe) -> float:

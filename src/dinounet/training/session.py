@@ -5,25 +5,20 @@ from __future__ import annotations
 import math
 import shlex
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-
-from dinounet.allocator import give_back_freed
-from dinounet.data.cache import CachedCase, build_cache
 from dinounet.data.dataset import Dataset, hash_dataset, parse_channels, read_dataset
 from dinounet.data.labels import parse_labels
 from dinounet.data.splits import Fold, read_test_list
 from dinounet.device import Device, Precision, choose_precision, choose_training_device
-from dinounet.errors import ConfigError, DataError, Interrupted, WeightsError
+from dinounet.errors import ConfigError, DataError, Interrupted
 from dinounet.files import remove_leftovers, require_folder, require_new, require_outside, write_json
 from dinounet.network.backbone import FrozenBackbone, build_backbone
 from dinounet.network.config import NetworkConfig
-from dinounet.network.dinounet import DinoUNet
 from dinounet.network.weights import fill_backbone
 from dinounet.plans import (
     CHECKPOINT_MINUTES,
@@ -38,11 +33,12 @@ from dinounet.plans import (
 )
 from dinounet.processes import my_place
 from dinounet.progress import progress, say
-from dinounet.run import CACHE, PLAN, RECORD, DataRecord, RunRecord, command, machine, now, read_run, versions
+from dinounet.run import CACHE, RECORD, DataRecord, RunRecord, command, machine, now, read_run, versions
 from dinounet.team import Team, require_shares
-from dinounet.training.features import CachedFeatures, cache_features, choose_features
+from dinounet.training.features import choose_features
 from dinounet.training.loop import fit
 from dinounet.training.planning import build_planned, check_plan, choose_fold, fit_plan, split
+from dinounet.training.preparing import cache_slices, fill_again, see_features
 from dinounet.training.reproducible import reproducible
 from dinounet.training.tracking import require_trackers
 
@@ -314,16 +310,18 @@ def _go_on(
     resume: bool,
 ) -> RunRecord:
     """Train a run whose folder is there, from its start or its checkpoint."""
-    plan, features = record.plan, None
+    plan, features, cached_in = record.plan, None, cache or output / CACHE
     keeps_features = plan.features is not None and plan.features.cached
     if isinstance(plan.network, NetworkConfig) and frozen is None and not keeps_features:
-        frozen = _fill_again(record, output)
+        frozen = fill_again(record, output)
     try:
         with reproducible(record.deterministic):
             with team.leader_first("cached"), _removing_what_has_not_begun(record, output, team):
-                training, validation = _cache(record, data, output, cache or output / CACHE, team)
+                training, validation = cache_slices(record, data, output, cached_in, team)
                 if keeps_features:
-                    features, frozen = _see(record, output, cache or output / CACHE, training, validation, frozen)
+                    features, frozen = see_features(
+                        record, output, cache or output / CACHE, training, validation, frozen
+                    )
             network = build_planned(plan, frozen)
             record = fit(
                 network, record, output, training, validation,
@@ -340,56 +338,6 @@ def _go_on(
         seconds=record.seconds,
     )
     return record
-
-
-def _fill_again(record: RunRecord, output: Path) -> FrozenBackbone:
-    """The backbone as it was when the run was started."""
-    plan = record.plan
-    assert isinstance(plan.network, NetworkConfig) and record.backbone is not None
-    frozen = build_backbone(plan.network, offload=record.offload)
-    found = fill_backbone(frozen, record.backbone.name, record.backbone.weights, plan.recipe.seed)
-    if found.sha256 != record.backbone.sha256:
-        raise WeightsError(f"the weights in {found.weights} have changed since {output} was started; train anew")
-    return frozen
-
-
-def _cache(
-    record: RunRecord, data: Path, output: Path, cache: Path, team: Team
-) -> tuple[list[CachedCase], list[CachedCase]]:
-    """The training and validation cases' preprocessed slices, in the run's own folder unless another is named."""
-    training, validation = split(read_dataset(data, test=record.data.test_cases), record.fold)
-    cases = [*training, *validation]
-    if team.leads and not (output / PLAN).exists():
-        write_json(output / PLAN, record.plan)
-    with progress("caching", len(cases)) as advance:
-        found = build_cache(cases, record.plan.data, cache, advance, lambda text: say("cache", text))
-    return found[: len(training)], found[len(training) :]
-
-
-def _see(
-    record: RunRecord,
-    output: Path,
-    cache: Path,
-    training: Sequence[CachedCase],
-    validation: Sequence[CachedCase],
-    frozen: FrozenBackbone | None,
-) -> tuple[CachedFeatures, FrozenBackbone]:
-    """What the backbone sees, kept on disk, and a backbone without weights, which is all that is needed then."""
-    assert isinstance(record.plan.network, NetworkConfig)
-    with torch.device("meta"):
-        without_weights = build_backbone(record.plan.network)
-
-    def network() -> DinoUNet:
-        planned = build_planned(record.plan, frozen or _fill_again(record, output))
-        assert isinstance(planned, DinoUNet)
-        return planned.to(record.device)
-
-    features = cache_features(network, record, training, validation, cache, without_weights)
-    for backbone in (frozen, without_weights):
-        if backbone is not None:
-            backbone.drop_weights()
-    give_back_freed()
-    return features, without_weights
 
 
 @contextmanager
