@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from dinounet.cli.main import main
 from dinounet.data.dataset import read_dataset
 from dinounet.errors import ConfigError, UserError, WeightsError
 from dinounet.files import write_json
+from dinounet.inference.models import find_models
 from dinounet.integrations.nnunet.network import PlannedDinoUNet, architecture_of
 from dinounet.network.backbone import build_backbone
 from dinounet.network.dinounet import DinoUNet
@@ -225,7 +227,7 @@ def change(run: Path, copy: Path, **data: Any) -> Path:
 
 
 def test_what_nnunet_cannot_do_is_refused_and_what_it_does_otherwise_is_told(
-    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     changed = change(run, tmp_path / "jpeg", file_ending=".jpg")
     with pytest.raises(ConfigError, match=r"the images end with \.jpg, and nnU-Net reads \.png, \.bmp, \.tif of their"):
@@ -234,6 +236,13 @@ def test_what_nnunet_cannot_do_is_refused_and_what_it_does_otherwise_is_told(
     rgb = {**channel, "normalisation": "rgb", "imagenet": [0.449, 0.226]}
     with pytest.raises(ConfigError, match="normalises by rgb, which nnU-Net has not; predict with dinounet"):
         export(change(run, tmp_path / "rgb", channels=[rgb]), tmp_path / "folder")
+    with pytest.raises(ConfigError, match="a folder for nnU-Net has no place for --licence; leave it out, or export a"):
+        dinounet.export(run, tmp_path / "folder", format="nnunet", licence="cc-by-4.0")
+    with monkeypatch.context() as patch:
+        found = [replace(model, file=Path("model.onnx")) for model in find_models([run])]
+        patch.setattr("dinounet.integrations.nnunet.folders.find_models", lambda _: found)
+        with pytest.raises(ConfigError, match="is of ONNX files; export the run or the bundle that they were made of"):
+            export(run, tmp_path / "folder")
     assert not (tmp_path / "folder").exists()
     capsys.readouterr()
     folder = export(

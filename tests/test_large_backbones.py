@@ -20,8 +20,9 @@ from dinounet.network.backbone import FrozenBackbone, build_backbone
 from dinounet.network.config import NetworkConfig
 from dinounet.network.dinounet import DinoUNet
 from dinounet.network.held import held_linears
+from dinounet.network.provenance import BackboneRecord
 from dinounet.network.variants import find_variant, usual_precision
-from dinounet.network.weights import BackboneRecord, fill_backbone
+from dinounet.network.weights import fill_backbone
 from networks import TINY, tiny_config
 
 NAME = "dinov3_vits16"

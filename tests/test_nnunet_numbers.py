@@ -351,7 +351,7 @@ def test_tiles_start_at_the_same_places() -> None:
 @pytest.mark.parametrize("tile", [(65, 97), (64, 96), (512, 512)])
 def test_tiles_are_weighed_by_the_same_gaussian_up_to_half_a_pixel(tile: tuple[int, int]) -> None:
     theirs = compute_gaussian(tile, dtype=torch.float64, device=torch.device("cpu"))
-    ours = torch.outer(*map(gaussian, tile)).double()
+    ours = torch.from_numpy(np.outer(*map(gaussian, tile))).double()
     # its middle is the pixel at half the side: half a pixel beside the middle of an even side, where ours is; the
     # steepest slope of a Gaussian is 0.61 / deviation a pixel, and the deviation is an eighth of the side
     beside = sum(0.61 * 0.5 / (side / 8) for side in tile if side % 2 == 0)

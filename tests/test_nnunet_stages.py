@@ -24,6 +24,7 @@ from dinounet.data.paper import IN_MEMORY, largest_batch
 from dinounet.data.plan import DataPlan, Intensities, plan_data
 from dinounet.data.preprocessing import image_to_slices, mask_to_slices
 from dinounet.inference import tiling
+from dinounet.inference.by_pytorch import ByPyTorch
 from dinounet.inference.predictor import Predictor
 from dinounet.network.build import build_network
 from dinounet.network.config import plan_unet
@@ -266,7 +267,7 @@ def test_a_volume_is_segmented_the_same(
         theirs, trainer.plans_manager, configuration, [theirs.state_dict()], trainer.dataset_json, "nnUNetTrainer", None
     )
     measured = replace(with_their_intensities(oracle, plan), patch=patch)
-    segmenter = Predictor([ours], Plan(measured, ours.config, RECIPES["paper"]), None, "cpu", "fp32")
+    segmenter = Predictor(ByPyTorch([ours], "cpu", "fp32"), Plan(measured, ours.config, RECIPES["paper"]), None)
     case = read_dataset(oracle.root).cases[5]
     volume = read_image(case.images)
     image, properties = trainer.plans_manager.image_reader_writer_class().read_images([str(p) for p in case.images])
@@ -276,6 +277,6 @@ def test_a_volume_is_segmented_the_same(
     # that was our Gaussian, in the middle of a tile and not half a pixel beside it; by nnU-Net's only its sums in half
     # precision make a difference
     monkeypatch.setattr(
-        tiling, "gaussian", lambda side, device: compute_gaussian((side,), dtype=torch.float32, device=device)
+        tiling, "gaussian", lambda side: compute_gaussian((side,), dtype=torch.float32, device="cpu").numpy()
     )
     assert (segmenter.predict_volume(volume) == expected).mean() > 0.999

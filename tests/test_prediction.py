@@ -26,6 +26,7 @@ from dinounet.errors import ConfigError, DataError, Interrupted, UserError
 from dinounet.files import write_json
 from dinounet.inference import inputs
 from dinounet.inference.ahead import ahead
+from dinounet.inference.by_pytorch import ByPyTorch
 from dinounet.inference.outputs import Outputs, allocated
 from dinounet.inference.predictor import Predictor, Settings
 from dinounet.inference.segmentation import Wanted
@@ -79,7 +80,7 @@ class Slope(torch.nn.Module):
 
 def slope(run: Path, **settings: object) -> Predictor:
     plan = read_run(run).plan
-    return Predictor([Slope()], plan, None, "cpu", "fp32", Settings(**settings))
+    return Predictor(ByPyTorch([Slope()], "cpu", "fp32"), plan, None, Settings(**settings))
 
 
 @pytest.mark.parametrize(("tta", "copies"), [("none", 1), ("flip", 4), ("full", 8)])

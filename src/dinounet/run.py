@@ -15,7 +15,7 @@ from typing import Any, Literal
 from dinounet.data.splits import Fold
 from dinounet.errors import ConfigError, DataError
 from dinounet.files import read_record
-from dinounet.network.weights import BackboneRecord
+from dinounet.network.provenance import BackboneRecord
 from dinounet.plans import Plan, TrackerName
 
 PLAN = "plan.json"

@@ -6,11 +6,16 @@ Regions are written into a mask one after another, so that later ones lie over e
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
+import numpy as np
+
+from dinounet.arrays import Array, beside, sigmoid, softmax
 from dinounet.data.labels import IGNORED
 from dinounet.data.plan import DataPlan
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def to_targets(mask: Tensor, plan: DataPlan) -> tuple[Tensor, Tensor]:
@@ -23,6 +28,8 @@ def to_targets(mask: Tensor, plan: DataPlan) -> tuple[Tensor, Tensor]:
     Returns:
         (B, K, H, W) float, 1 where an output is true, and (B, 1, H, W) float, 0 at ignored pixels, where no output is.
     """
+    import torch  # which who predicts by ONNX does without
+
     covers = [[label in numbers for numbers in plan.meaning.outputs.values()] for label in plan.labels.values()]
     ignored = mask == IGNORED if plan.ignore is not None else torch.zeros_like(mask, dtype=torch.bool)
     target = torch.tensor(covers, dtype=torch.float32, device=mask.device)[mask.masked_fill(ignored, 0).long()]
@@ -30,17 +37,17 @@ def to_targets(mask: Tensor, plan: DataPlan) -> tuple[Tensor, Tensor]:
     return target.movedim(-1, 1) * known, known
 
 
-def to_classes(scores: Tensor, plan: DataPlan, threshold: float = 0.0) -> Tensor:
+def to_classes(scores: Array, plan: DataPlan, threshold: float = 0.0) -> Array:
     """Classes in the plan's order, (B, H, W) int64, of logits (B, K, H, W); of probabilities with the threshold 0.5."""
     if plan.regions is None:
         return scores.argmax(1)
     numbers = list(plan.labels.values())
-    classes = torch.zeros_like(scores[:, 0], dtype=torch.int64)
-    for region, score in zip(plan.regions, scores.unbind(1), strict=True):
-        classes[score > threshold] = numbers.index(region.written_as)
+    classes = beside(np.zeros(scores[:, 0].shape, np.int64), scores)
+    for place, region in enumerate(plan.regions):
+        classes[scores[:, place] > threshold] = numbers.index(region.written_as)
     return classes
 
 
-def to_probabilities(logits: Tensor, plan: DataPlan) -> Tensor:
+def to_probabilities(logits: Array, plan: DataPlan) -> Array:
     """Of the classes, or of each region by itself: (B, K, H, W) of logits of the same shape."""
-    return logits.softmax(1) if plan.regions is None else logits.sigmoid()
+    return softmax(logits, 1) if plan.regions is None else sigmoid(logits)

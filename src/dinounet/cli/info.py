@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from dinounet.data.plan import DataPlan
     from dinounet.inference.bundle import BundleRecord
     from dinounet.network.config import NetworkConfig, UNetConfig
-    from dinounet.network.weights import BackboneRecord
+    from dinounet.network.provenance import BackboneRecord
     from dinounet.run import RunRecord
 
 BACKBONES = "backbones"
@@ -32,7 +32,8 @@ def info(
 
     Args:
         what: backbones for all that have a name here; timm:NAME for a model of timm's; the folder that
-            `dinounet train` or `dinounet export` wrote; or a bundle on the Hub, user/name or user/name@revision.
+            `dinounet train` or `dinounet export` wrote, also of ONNX files; or a bundle on the Hub, user/name or
+            user/name@revision.
         backbone_scale: Of the backbones, what they cost with a grid so many times finer.
         json: As JSON.
     """
@@ -57,6 +58,7 @@ def info(
         from dataclasses import asdict
 
         from dinounet.inference.bundle import read_bundle
+        from dinounet.inference.exported import EXPORTED, is_onnx_file, read_exported
         from dinounet.inference.models import is_bundle
         from dinounet.inference.remote import fetch_record, is_on_hub
         from dinounet.run import read_run
@@ -64,7 +66,15 @@ def info(
         if backbone_scale != 1:
             raise ConfigError("--backbone-scale is for the list of backbones; a run has its own")
         folder = fetch_record(what) if is_on_hub(what) else Path(what)
-        if is_bundle(folder):
+        folder = folder.parent if is_onnx_file(folder) else folder
+        if (folder / EXPORTED).is_file():
+            exported = read_exported(folder)
+            facts = {
+                "ONNX": f"{', '.join(exported.names)}, opset {exported.opset}, int8: {exported.int8}",
+                "sides of the input": f"multiples of {exported.multiple[0]} and {exported.multiple[1]}",
+            }
+            told, parts = asdict(exported), [_bundle(what, exported.bundle, facts)]
+        elif is_bundle(folder):
             bundle = read_bundle(folder)
             told, parts = asdict(bundle), [_bundle(what, bundle)]
         else:
@@ -205,7 +215,7 @@ def _run(title: str, record: RunRecord) -> Table:
     })  # fmt: skip
 
 
-def _bundle(title: str, record: BundleRecord) -> Table:
+def _bundle(title: str, record: BundleRecord, more_facts: dict[str, str] | None = None) -> Table:
     from dinounet.inference.postprocessing import describe
 
     facts = {
@@ -215,6 +225,7 @@ def _bundle(title: str, record: BundleRecord) -> Table:
         "postprocessing": (describe(record.postprocessing) if record.postprocessing else "") or "none",
         "licence": record.licence or "none named",
         "origin": record.origin or "trained by dinounet",
+        **(more_facts or {}),
     }
     for index, one in enumerate(record.networks):
         run, place = one.training, f" {index}" if len(record.networks) > 1 else ""

@@ -39,7 +39,8 @@ def predict(
     interruption; images that can't be predicted are listed at the end and don't keep the others from it.
 
     Args:
-        run: Folder that `dinounet train` wrote, or a folder of such, whose probabilities are averaged.
+        run: Folder that `dinounet train` or `dinounet export` wrote, or a folder of such, whose probabilities are
+            averaged; or an ONNX file, which needs the extra export and no PyTorch.
         inputs: Images, or folders of images (`<case>_0000.nii.gz` or `<case>.nii.gz`, as the run was trained on), which
             may hold folders; a folder of DICOM files is one image.
         output: Folder for the masks, `<case>` with the image's ending.

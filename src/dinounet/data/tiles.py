@@ -7,7 +7,6 @@ and its intensities are changed in so many ways. Each of these samples has a num
 
 from __future__ import annotations
 
-import math
 import zlib
 from collections.abc import Sequence
 
@@ -16,17 +15,9 @@ import torch
 from torch import Tensor
 
 from dinounet.data.augmentation import Augmentation, make_intensity_transform
+from dinounet.data.grid import tile_starts
 from dinounet.data.sampling import Patches, cut_patch, own_randomness
 from dinounet.data.views import FLIPS, IDENTITY, SYMMETRIES, View
-
-STEP = 0.5
-"""Distance of neighbouring tiles at the most, as a share of a tile."""
-
-
-def tile_starts(length: int, tile: int, step: float = STEP) -> list[int]:
-    """Where tiles start along one axis: from the first pixel to the last, evenly, at most `step` of a tile apart."""
-    count = math.ceil((length - tile) / (tile * step)) + 1
-    return [round((length - tile) * index / max(count - 1, 1)) for index in range(count)]
 
 
 def tile_centres(length: int, side: int) -> list[int]:

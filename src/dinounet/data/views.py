@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from torch import Tensor
+from dinounet.arrays import Array, flip
 
 
 class View(NamedTuple):
@@ -16,15 +16,15 @@ class View(NamedTuple):
     mirrored: tuple[int, ...]
     """Axes that are mirrored then: -2, -1."""
 
-    def see(self, tile: Tensor) -> Tensor:
+    def see(self, tile: Array) -> Array:
         """The tile, (..., h, w), in this view."""
-        turned = tile.transpose(-1, -2) if self.transposed else tile
-        return turned.flip(self.mirrored) if self.mirrored else turned
+        turned = tile.swapaxes(-1, -2) if self.transposed else tile
+        return flip(turned, self.mirrored) if self.mirrored else turned
 
-    def put_back(self, seen: Tensor) -> Tensor:
+    def put_back(self, seen: Array) -> Array:
         """What was found in this view, (..., h, w), as the tile lies."""
-        turned = seen.flip(self.mirrored) if self.mirrored else seen
-        return turned.transpose(-1, -2) if self.transposed else turned
+        turned = flip(seen, self.mirrored) if self.mirrored else seen
+        return turned.swapaxes(-1, -2) if self.transposed else turned
 
 
 _MIRRORED: tuple[tuple[int, ...], ...] = ((), (-2,), (-1,), (-2, -1))

@@ -18,18 +18,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import psutil
-import torch
-from safetensors import SafetensorError, safe_open
 
 from dinounet.data.plan import DataPlan
 from dinounet.data.splits import Fold
 from dinounet.errors import ConfigError, DataError, WeightsError
 from dinounet.files import read_json, to_record
 from dinounet.inference.postprocessing import Postprocessing, check_names
-from dinounet.network.build import build_network
 from dinounet.network.config import NetworkConfig, UNetConfig
-from dinounet.network.dinounet import DinoUNet
-from dinounet.network.weights import BackboneRecord
+from dinounet.network.provenance import BackboneRecord
 from dinounet.plans import Plan, Recipe
 
 BUNDLE = "model.json"
@@ -245,15 +241,24 @@ def read_bundle(folder: Path) -> BundleRecord:
         UserError: it is missing or damaged, has unknown, missing or wrong keys, or is of a newer dinounet.
     """
     path = folder / BUNDLE
+    content = upgrade(read_untrusted(path, what="the record of a bundle"), str(path))
+    return to_record(BundleRecord, content, where=str(path))
+
+
+def read_untrusted(path: Path, *, what: str) -> Any:
+    """The content of a record that came from somebody else.
+
+    Raises:
+        DataError: it is missing, no JSON, or holds what no such record does.
+    """
     if path.is_file() and path.stat().st_size > LARGEST_JSON:
         raise DataError(f"{path} is larger than any record of a bundle; get the bundle again")
-    content = read_json(path, what="the record of a bundle")
+    content = read_json(path, what=what)
     try:
         json.dumps(content, allow_nan=False)
     except ValueError:
         raise DataError(f"{path} holds a number that is NaN or infinite, as no bundle does; get it again") from None
-    content = upgrade(content, str(path))
-    return to_record(BundleRecord, content, where=str(path))
+    return content
 
 
 def upgrade(content: Any, where: str) -> Any:
@@ -286,14 +291,19 @@ def checked_weights(folder: Path, record: BundleRecord) -> list[Path]:
     for path, one in zip(paths, record.networks, strict=True):
         if not path.is_file():
             raise WeightsError(f"{folder} lacks {path.name}; get the bundle again")
-        found = hash_file(path)
-        if found != one.sha256:
-            raise WeightsError(
-                f"{path} is damaged or was changed: its sha256 is {found[:12]}, not {one.sha256[:12]} as {BUNDLE} "
-                "says; get the bundle again"
-            )
+        require_hash(path, one.sha256, BUNDLE)
         _require_shapes(path, one.network)
     return paths
+
+
+def require_hash(path: Path, sha256: str, record: str) -> None:
+    """Raise a WeightsError unless a file is what the record beside it says."""
+    found = hash_file(path)
+    if found != sha256:
+        raise WeightsError(
+            f"{path} is damaged or was changed: its sha256 is {found[:12]}, not {sha256[:12]} as {record} says; get "
+            "the bundle again"
+        )
 
 
 def hash_file(path: Path) -> str:
@@ -307,6 +317,12 @@ def hash_file(path: Path) -> str:
 
 def _require_shapes(path: Path, config: NetworkConfig | UNetConfig) -> None:
     """Compare the shapes in a file with those of its network, which is built without memory."""
+    import torch  # here, since who predicts by ONNX reads records without it
+    from safetensors import SafetensorError, safe_open
+
+    from dinounet.network.build import build_network
+    from dinounet.network.dinounet import DinoUNet
+
     with torch.device("meta"):
         network = build_network(config)
     expected = {name: list(tensor.shape) for name, tensor in network.state_dict().items()}

@@ -1,26 +1,19 @@
-"""From runs and bundles to a predictor."""
+"""From runs, bundles and exported networks to a predictor. PyTorch is imported for the first two alone."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-
-from dinounet.device import Device, Precision, choose_device, choose_precision
-from dinounet.errors import ConfigError, WeightsError
+from dinounet.device import Device, Precision
+from dinounet.errors import ConfigError
 from dinounet.files import read_record
 from dinounet.inference.models import TrainedModel, find_models
 from dinounet.inference.postprocessing import Postprocessing, agree, check_names
-from dinounet.inference.predictor import Batch, Predictor, Settings
+from dinounet.inference.predictor import Batch, Engine, Predictor, Settings
 from dinounet.inference.views import TestTimeAugmentation
-from dinounet.network.backbone import FrozenBackbone, build_backbone
-from dinounet.network.build import Network, build_network
-from dinounet.network.config import NetworkConfig
-from dinounet.network.initialisation import WithoutInitialValues
-from dinounet.network.weights import BackboneRecord, fill_backbone
+from dinounet.network.provenance import BackboneRecord
 
 PostprocessingChoice = Literal["auto", "none"] | str | Path
 """auto: what the run's review chose, of several runs what all of them chose; none; or a file."""
@@ -42,9 +35,9 @@ def load(
     """Load a run or a bundle for prediction, or several whose probabilities are averaged, such as a dataset's folds.
 
     Args:
-        runs: the folder that `dinounet train` or `dinounet export` wrote, several, a folder that holds several, or the
-            name of a bundle on the Hugging Face Hub, user/name or user/name@revision. A folder on this machine goes
-            before a name on the Hub.
+        runs: the folder that `dinounet train` or `dinounet export` wrote, several, a folder that holds several, an
+            ONNX file that `dinounet export` wrote, or the name of a bundle on the Hugging Face Hub, user/name or
+            user/name@revision. A folder on this machine goes before a name on the Hub.
         weights: where to find the backbone's weights if not where they were in training.
         device: where to compute.
         precision: how precisely.
@@ -63,34 +56,36 @@ def load(
     first = models[0]
     for model in models[1:]:
         require_alike(model, first)
-    if (weights or offload) and all(model.backbone is None for model in models):
-        flag = "--weights" if weights else "--offload"
+    flag = "--weights" if weights else "--offload" if offload else None
+    if flag and first.is_onnx:
+        raise ConfigError(f"{first.named} holds the backbone already; leave {flag} out")
+    if flag and all(model.backbone is None for model in models):
         raise ConfigError(f"{first.named} is a U-Net, which has no backbone; leave {flag} out")
     settings = Settings(tta, step, batch)
     post = _postprocessing(postprocessing, models)
-    chosen = choose_device(device)
-    computed = choose_precision(precision, chosen)
-    networks: list[Network] = []
-    filled: list[tuple[TrainedModel, Any, BackboneRecord]] = []
-    """Backbones, which folds share."""
-    for model in models:
-        shared = next((one for one in filled if _same_backbone(one[0], model)), None)
-        with WithoutInitialValues():
-            network = build_network(model.plan.network, shared[1] if shared else _outline(model, offload))
-        if model.backbone and not shared:
-            filled.append((model, network.backbone, _fill(network, model.backbone, weights, model)))
-        try:
-            network.load_state_dict(load_file(model.file))
-        except (SafetensorError, RuntimeError) as error:
-            reason = str(error).splitlines()[0]
-            raise WeightsError(f"{model.file} is damaged ({reason}); copy the run again") from None
-        networks.append(network)
-    backbone = filled[0][2] if first.backbone else None
-    return Predictor(networks, first.plan, backbone, chosen, computed, settings, post, models)
+    engine: Engine
+    backbone: BackboneRecord | None
+    if first.is_onnx:
+        from dinounet.inference.by_onnxruntime import ByOnnxruntime
+
+        engine, backbone = ByOnnxruntime(models, device, precision), first.backbone
+    else:
+        from dinounet.device import choose_device, choose_precision
+        from dinounet.inference.by_pytorch import ByPyTorch, load_networks
+
+        chosen = choose_device(device)
+        computed = choose_precision(precision, chosen)
+        networks, backbone = load_networks(models, weights, offload=offload)
+        engine = ByPyTorch(networks, chosen, computed)
+    return Predictor(engine, first.plan, backbone, settings, post, models)
 
 
 def require_alike(model: TrainedModel, first: TrainedModel) -> None:
-    """Raise a ConfigError unless both see an image the same and answer the same."""
+    """Raise a ConfigError unless both see an image the same and answer the same, and one engine computes both."""
+    if model.is_onnx != first.is_onnx:
+        raise ConfigError(
+            f"{model.named} and {first.named} can't predict together: one is ONNX and the other is not; export both"
+        )
     for name in (
         "channels", "labels", "regions", "ignore", "slice_axis", "spacing", "unknown_spacing", "patch",
         "channel_projection", "file_ending",
@@ -100,29 +95,6 @@ def require_alike(model: TrainedModel, first: TrainedModel) -> None:
                 f"{model.named} and {first.named} can't predict together: their plans differ in data.{name}; train "
                 "them by one plan (--plan plan.json)"
             )
-
-
-def _outline(model: TrainedModel, offload: bool) -> FrozenBackbone | None:
-    """The model's backbone, not filled yet; a U-Net has none."""
-    config = model.plan.network
-    return build_backbone(config, offload=offload) if isinstance(config, NetworkConfig) else None
-
-
-def _same_backbone(one: TrainedModel, other: TrainedModel) -> bool:
-    """Whether one backbone in memory serves both."""
-    hashes = [model.backbone and model.backbone.sha256 for model in (one, other)]
-    return None not in hashes and hashes[0] == hashes[1] and one.plan.network == other.plan.network
-
-
-def _fill(network: Any, known: BackboneRecord, weights: str | None, model: TrainedModel) -> BackboneRecord:
-    """Give the network the backbone that it was trained on."""
-    found = fill_backbone(network.backbone, known.name, weights or known.weights, model.seed)
-    if found.sha256 != known.sha256:
-        raise WeightsError(
-            f"the weights from {found.weights} are not those that {model.named} was trained on (sha256 "
-            f"{found.sha256[:12]}, not {known.sha256[:12]}); pass the right ones with --weights"
-        )
-    return found
 
 
 def _postprocessing(choice: PostprocessingChoice, models: Sequence[TrainedModel]) -> Postprocessing | None:

@@ -8,9 +8,10 @@ from pathlib import Path
 
 from dinounet.errors import ConfigError, DataError
 from dinounet.inference.bundle import BACKBONE_FILE, BUNDLE, checked_weights, hash_file, read_bundle
+from dinounet.inference.exported import EXPORTED, checked_networks, is_onnx_file, read_exported
 from dinounet.inference.postprocessing import POSTPROCESSING, Postprocessing, check_names, read_postprocessing
 from dinounet.inference.remote import describe, fetch_record, fetch_weights, is_on_hub
-from dinounet.network.weights import BackboneRecord
+from dinounet.network.provenance import BackboneRecord
 from dinounet.plans import Plan
 from dinounet.run import MODEL, RECORD, read_run
 
@@ -40,6 +41,17 @@ class TrainedModel:
     postprocessing: Postprocessing | None
     """What is done to its masks; None where nobody chose."""
 
+    multiple: tuple[int, int] = (1, 1)
+    """Of an exported network: rows and columns of what it is given are multiples of these, and twice them at least."""
+
+    precision: str = "fp32"
+    """Of an exported network: fp32 or int8."""
+
+    @property
+    def is_onnx(self) -> bool:
+        """Whether it is an exported network, which onnxruntime computes."""
+        return is_onnx_file(self.file)
+
 
 def find_models(given: Sequence[str | Path], revision: str | None = None) -> list[TrainedModel]:
     """All trained networks of these runs and bundles; a folder that is none itself stands for those in it.
@@ -55,7 +67,7 @@ def find_models(given: Sequence[str | Path], revision: str | None = None) -> lis
     folders: list[Path] = []
     names: dict[Path, str] = {}
     for one in map(Path, given):
-        if is_on_hub(one):
+        if not is_onnx_file(one) and is_on_hub(one):
             folder = fetch_record(one, revision)
             fetch_weights(one, folder)
             names[folder] = describe(one, folder)
@@ -63,7 +75,8 @@ def find_models(given: Sequence[str | Path], revision: str | None = None) -> lis
             continue
         if revision:
             raise ConfigError(f"a revision is given, but {one} is not on the Hub; leave it out, or check the name")
-        inside = [] if _is_model(one) else sorted(folder for folder in one.glob("*/") if _is_model(folder))
+        is_one = _is_model(one) or is_onnx_file(one)
+        inside = [] if is_one else sorted(folder for folder in one.glob("*/") if _is_model(folder))
         folders += inside or [one]
     if not folders:
         raise DataError("no run is named; give the folder that `dinounet train` or `dinounet export` wrote")
@@ -78,10 +91,12 @@ def is_bundle(folder: Path) -> bool:
 
 
 def _is_model(folder: Path) -> bool:
-    return (folder / RECORD).is_file() or is_bundle(folder)
+    return any((folder / name).is_file() for name in (RECORD, BUNDLE, EXPORTED))
 
 
 def _read(folder: Path, named: str) -> list[TrainedModel]:
+    if is_onnx_file(folder) or (folder / EXPORTED).is_file():
+        return _read_exported(folder, named)
     if not _is_model(folder):
         raise DataError(
             f"{folder} is not a run: it holds no {RECORD}, and no {BUNDLE} as a bundle does; give the folder that "
@@ -111,6 +126,20 @@ def _read_bundle(folder: Path, named: str) -> list[TrainedModel]:
         )
         for file, one, plan in zip(files, record.networks, record.plans, strict=True)
     ]
+
+
+def _read_exported(path: Path, named: str) -> list[TrainedModel]:
+    """The networks of a folder of ONNX files, or one of them by its file."""
+    folder, only = (path.parent, path.name) if is_onnx_file(path) else (path, None)
+    record = read_exported(folder, only)
+    bundle = record.bundle
+    return [
+        TrainedModel(
+            named, folder / name, file.sha256, plan, one.backbone, one.seed, bundle.postprocessing, record.multiple,
+            record.precision,
+        )
+        for name, file, one, plan in checked_networks(folder, record, only)
+    ]  # fmt: skip
 
 
 def _find_backbone(folder: Path, known: BackboneRecord | None) -> BackboneRecord | None:

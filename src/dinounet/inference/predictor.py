@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
 import numpy as np
-import torch
-from torch import Tensor
 
+from dinounet.arrays import Array, concatenate, stack
+from dinounet.data.grid import STEP
 from dinounet.data.images import Volume
 from dinounet.data.masks import check_channels
 from dinounet.data.preprocessing import Slice, measure_channels, slice_axis, slice_size
-from dinounet.data.tiles import STEP
 from dinounet.data.views import View
 from dinounet.errors import UserError
 from dinounet.inference.ahead import ahead
@@ -24,8 +23,7 @@ from dinounet.inference.postprocessing import Postprocessing
 from dinounet.inference.segmentation import JUST_LABELS, Draft, Segmentation, Wanted
 from dinounet.inference.tiling import Canvas, Enlarger, make_grid
 from dinounet.inference.views import VIEWS, TestTimeAugmentation
-from dinounet.network.build import Network
-from dinounet.network.weights import BackboneRecord
+from dinounet.network.provenance import BackboneRecord
 from dinounet.plans import Plan
 
 Key = TypeVar("Key")
@@ -68,15 +66,52 @@ class Settings:
             raise UserError(f"batch is {self.batch!r}; it must be auto or a number from 1")
 
 
+class Engine(Protocol):
+    """What computes logits: networks in PyTorch, or exported ones in onnxruntime."""
+
+    @property
+    def networks(self) -> Sequence[Any]:
+        """The probabilities of several are averaged."""
+        ...
+
+    @property
+    def device(self) -> str:
+        """Where it computes."""
+        ...
+
+    @property
+    def precision(self) -> str:
+        """fp32, bf16, fp16 or int8."""
+        ...
+
+    def take(self, pixels: np.ndarray) -> Array:
+        """Pixels, where they are computed with."""
+        ...
+
+    def ask(self, network: Any, tiles: Array) -> Array:
+        """Logits, float32 (B, K, h, w), of tiles (B, C, h, w) of any size."""
+        ...
+
+    def is_out_of_memory(self, error: Exception) -> bool:
+        """Whether fewer tiles at a time might do."""
+        ...
+
+    def describe_machine(self) -> dict[str, str]:
+        """What it computes on, without naming it."""
+        ...
+
+    def versions(self) -> dict[str, str]:
+        """Of what computes."""
+        ...
+
+
 class Predictor:
     """Segments images as a run's plan says.
 
     Args:
-        networks: trained, their backbones filled; the probabilities of several are averaged.
+        engine: with trained networks.
         plan: of the runs.
         backbone: what the networks stand on; None for U-Nets.
-        device: where to compute.
-        precision: fp32, bf16 or fp16.
         settings: how.
         postprocessing: what is done with a mask before it is given out.
         models: where the networks come from.
@@ -84,24 +119,25 @@ class Predictor:
 
     def __init__(
         self,
-        networks: Sequence[Network],
+        engine: Engine,
         plan: Plan,
         backbone: BackboneRecord | None,
-        device: str,
-        precision: str,
         settings: Settings = Settings(),
         postprocessing: Postprocessing | None = None,
         models: Sequence[TrainedModel] = (),
     ) -> None:
-        self.networks = [network.to(device).eval() for network in networks]
+        self.engine = engine
         self.plan = plan
         self.backbone = backbone
-        self.device = device
-        self.precision = precision
         self.settings = settings
         self.postprocessing = postprocessing
         self.models = models
-        self._pixels_together = PIXELS_TOGETHER * (1 if device == "cpu" else TILES_ON_GPU)
+        self._pixels_together = PIXELS_TOGETHER * (1 if engine.device == "cpu" else TILES_ON_GPU)
+
+    @property
+    def networks(self) -> Sequence[Any]:
+        """The trained networks: PyTorch's modules, or sessions of onnxruntime."""
+        return self.engine.networks
 
     @property
     def labels(self) -> dict[str, int]:
@@ -185,6 +221,13 @@ class Predictor:
                 if tile.draft.is_complete:
                     yield tile.key, tile.draft.finish(self.postprocessing)
 
+    def tiles(self, volume: Volume) -> Iterator[np.ndarray]:
+        """The tiles of an image as the networks see them, (C, h, w)."""
+        for found in self._prepare([(None, volume)], JUST_LABELS):
+            if isinstance(found, _Failure):
+                raise found.error
+            yield from found.pixels
+
     def _prepare(self, images: Iterable[tuple[Any, Volume | UserError]], wanted: Wanted) -> Iterator[_Batch | _Failure]:
         """Batches of tiles, and images that can't be segmented."""
         tiles: list[_Tile] = []
@@ -233,41 +276,36 @@ class Predictor:
             return self.settings.batch
         return min(max(1, self._pixels_together // (size[0] * size[1])), MOST_TOGETHER)
 
-    @torch.inference_mode()
-    def _look(self, pixels: np.ndarray, keep_views: bool) -> Tensor:
+    def _look(self, pixels: np.ndarray, keep_views: bool) -> Array:
         """Logits (B, V, K, h, w) of tiles (B, C, h, w), V for each network, or for each network and mirrored copy."""
-        tiles = torch.from_numpy(pixels).to(self.device)
+        tiles = self.engine.take(pixels)
         views = VIEWS[self.settings.tta]
-        found: list[Tensor] = []
+        found: list[Array] = []
         for network in self.networks:
-            answers: list[Tensor] = []
+            answers: list[Array] = []
             for transposed in sorted({view.transposed for view in views}):
                 same_size = [view for view in views if view.transposed == transposed]
                 answers += self._see(network, tiles, same_size)
-            found += answers if keep_views else [torch.stack(answers).mean(0) if len(answers) > 1 else answers[0]]
-        return torch.stack(found, 1)
+            found += answers if keep_views else [stack(answers, 0).mean(0) if len(answers) > 1 else answers[0]]
+        return stack(found, 1)
 
-    def _see(self, network: Network, tiles: Tensor, views: Sequence[View]) -> list[Tensor]:
+    def _see(self, network: Any, tiles: Array, views: Sequence[View]) -> list[Array]:
         """Logits of tiles in each view, as the tiles lie."""
-        copies = torch.cat([view.see(tiles) for view in views])
-        logits: list[Tensor] = []
+        copies = concatenate([view.see(tiles) for view in views], 0)
+        parts: list[Array] = []
         done = 0
         while done < len(copies):
             together = self._inputs_together(copies.shape[-2:])
             try:
-                logits.append(self._ask(network, copies[done : done + together]))
-            except (torch.OutOfMemoryError, RuntimeError) as error:
-                if not _is_out_of_memory(error):
+                parts.append(self.engine.ask(network, copies[done : done + together]))
+            except Exception as error:  # PyTorch and onnxruntime raise their own
+                if not self.engine.is_out_of_memory(error):
                     raise
                 self._halve(min(together, len(copies) - done), copies.shape[-2:])
                 continue
             done += together
-        return [view.put_back(part) for view, part in zip(views, torch.cat(logits).chunk(len(views)), strict=True)]
-
-    def _ask(self, network: Network, tiles: Tensor) -> Tensor:
-        dtype = torch.float16 if self.precision == "fp16" else torch.bfloat16
-        with torch.autocast(self.device.partition(":")[0], dtype=dtype, enabled=self.precision != "fp32"):
-            return network(tiles).float()
+        logits, each = concatenate(parts, 0), len(tiles)
+        return [view.put_back(logits[place * each : (place + 1) * each]) for place, view in enumerate(views)]
 
     def _halve(self, together: int, size: tuple[int, ...]) -> None:
         """Go on with fewer tiles at a time.
@@ -277,7 +315,7 @@ class Predictor:
         """
         if together == 1 or self.settings.batch != "auto":
             raise UserError(
-                f"{together} tiles of {size[0]} x {size[1]} pixels don't fit into the memory of {self.device}; "
+                f"{together} tiles of {size[0]} x {size[1]} pixels don't fit into the memory of {self.engine.device}; "
                 + ("choose --device cpu" if together == 1 else "choose a smaller --batch, or auto")
             ) from None
         self._pixels_together = together // 2 * size[0] * size[1]
@@ -304,7 +342,3 @@ class _Failure(NamedTuple):
     draft: Draft | None
     """What was begun of it."""
     error: UserError
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

@@ -9,8 +9,8 @@ from dinounet.errors import ConfigError
 from dinounet.inference.postprocessing import Postprocessing
 from dinounet.inference.predictor import Predictor
 from dinounet.inference.views import TestTimeAugmentation
-from dinounet.network.weights import BackboneRecord
-from dinounet.run import command, machine, now, versions
+from dinounet.network.provenance import BackboneRecord
+from dinounet.run import command, now, versions
 
 FORMAT = 2
 
@@ -49,7 +49,7 @@ class PredictionRecord:
     """Where it was computed."""
 
     precision: str
-    """fp32, bf16 or fp16."""
+    """fp32, bf16, fp16 or, of an ONNX file, int8."""
 
     tta: TestTimeAugmentation
     """Which copies of each tile were averaged."""
@@ -100,14 +100,14 @@ def record_prediction(predictor: Predictor) -> PredictionRecord:
         ignore=data.ignore,
         models=tuple(ModelRecord(model.named, model.sha256) for model in predictor.models),
         backbone=predictor.backbone,
-        device=predictor.device,
-        precision=predictor.precision,
+        device=predictor.engine.device,
+        precision=predictor.engine.precision,
         tta=settings.tta,
         step=settings.step,
         postprocessing=predictor.postprocessing,
         command=command(),
-        versions=versions(),
-        machine=machine(),
+        versions=versions() | predictor.engine.versions(),
+        machine=predictor.engine.describe_machine(),
         started=now(),
         colours=data.colours,
     )

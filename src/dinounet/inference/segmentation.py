@@ -7,9 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-import torch
-from torch import Tensor
 
+from dinounet.arrays import Array, entropy, to_numpy
 from dinounet.data.images import Volume
 from dinounet.data.plan import DataPlan
 from dinounet.data.preprocessing import in_slice, slice_axis, slice_size
@@ -92,7 +91,7 @@ class Draft:
         """Whether every pixel has an answer."""
         return self._pixels_left == 0
 
-    def take(self, index: int, first: int, logits: Tensor) -> None:
+    def take(self, index: int, first: int, logits: Array) -> None:
         """Take rows of a slice, (V, K, rows, W), at the image's own size; the probabilities of views are averaged."""
         where = in_slice(self._axis, index, slice(first, first + logits.shape[-2]))
         needs_probabilities = len(logits) > 1 or self.wanted.probabilities or self.wanted.uncertainty
@@ -103,21 +102,21 @@ class Draft:
             mean = each.mean(0)
             classes = to_classes(mean[None], self.plan, threshold=0.5)
             if self._probabilities is not None:
-                self._probabilities[where] = mean.half().cpu().numpy()
+                self._probabilities[where] = to_numpy(mean, np.float16)
             if self._entropy is not None:
                 self._take_uncertainty(where, each, mean)
-        self._labels[where] = self._numbers[classes[0].cpu().numpy()]
+        self._labels[where] = self._numbers[to_numpy(classes[0], np.int64)]
         self._pixels_left -= logits.shape[-2] * self._width
 
-    def _take_uncertainty(self, where: tuple[int | slice, ...], each: Tensor, mean: Tensor) -> None:
+    def _take_uncertainty(self, where: tuple[int | slice, ...], each: Array, mean: Array) -> None:
         assert self._entropy is not None
         total = _entropy(mean, self.plan)
-        self._entropy[where] = total.half().cpu().numpy()
+        self._entropy[where] = to_numpy(total, np.float16)
         if len(each) > 1:  # mutual information (arXiv 1703.02910, section 4)
             if self._disagreement is None:
                 self._disagreement = self.wanted.allocate(self.volume.shape, np.float16)
-            expected = torch.stack([_entropy(view, self.plan) for view in each]).mean(0)
-            self._disagreement[where] = (total - expected).clamp(min=0).half().cpu().numpy()
+            expected = sum(_entropy(view, self.plan) for view in each) / len(each)
+            self._disagreement[where] = to_numpy((total - expected).clip(0), np.float16)
 
     def finish(self, postprocessing: Postprocessing | None) -> Segmentation:
         """What was found."""
@@ -127,8 +126,8 @@ class Draft:
         return Segmentation(self.volume, self._axis, labels, self._probabilities, self._entropy, self._disagreement)
 
 
-def _entropy(probabilities: Tensor, plan: DataPlan) -> Tensor:
+def _entropy(probabilities: Array, plan: DataPlan) -> Array:
     """(rows, W) of (K, rows, W), from 0 to 1."""
     if plan.regions is None:
-        return torch.special.entr(probabilities).sum(0) / math.log(len(probabilities))
-    return (torch.special.entr(probabilities) + torch.special.entr(1 - probabilities)).mean(0) / math.log(2)
+        return entropy(probabilities).sum(0) / math.log(len(probabilities))
+    return (entropy(probabilities) + entropy(1 - probabilities)).mean(0) / math.log(2)

@@ -14,10 +14,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
-import torch
-from torch import Tensor
+import numpy as np
 
-from dinounet.data.tiles import STEP, tile_starts
+from dinounet.arrays import Array, beside, concatenate, zeros
+from dinounet.data.grid import STEP, tile_starts
 
 
 class Grid(NamedTuple):
@@ -41,10 +41,10 @@ def make_grid(size: tuple[int, int], patch: tuple[int, int], step: float = STEP)
     return Grid(size, tile, tile_starts(size[0], tile[0], step), tile_starts(size[1], tile[1], step))
 
 
-def gaussian(length: int, device: torch.device | str = "cpu") -> Tensor:
+def gaussian(length: int) -> np.ndarray:
     """Weight of each pixel along one side of a tile, largest in its middle and never 0; a tile's are the products."""
-    weight = torch.exp(-0.5 * ((torch.arange(length, device=device) - (length - 1) / 2) / (length / 8)) ** 2)
-    return weight / weight.max()
+    weight = np.exp(-0.5 * ((np.arange(length) - (length - 1) / 2) / (length / 8)) ** 2)
+    return (weight / weight.max()).astype(np.float32)
 
 
 class Canvas:
@@ -58,46 +58,43 @@ class Canvas:
         self.grid = grid
         self._top = 0
         """The first row that isn't final."""
-        self._sum: Tensor | None = None
+        self._sum: Array | None = None
         """(..., h, W), the weighed logits from there on, a tile's height of them."""
 
-    def add(self, row: int, column: int, logits: Tensor) -> Iterator[tuple[int, Tensor]]:
+    def add(self, row: int, column: int, logits: Array) -> Iterator[tuple[int, Array]]:
         """Add a tile's logits (..., h, w); gives what becomes final by that: rows, (..., rows, W), and the first."""
         grid, (height, width) = self.grid, self.grid.tile
         if len(grid.rows) == len(grid.columns) == 1:  # nothing to join
             yield 0, logits
             return
         if self._sum is None:
-            self._sum = logits.new_zeros(*logits.shape[:-1], grid.size[1], dtype=torch.float32)
-            self._row_weight, self._column_weight = (gaussian(side, logits.device) for side in grid.tile)
-            self._row_total, self._column_total = (
-                _add_up(starts, weight, length)
-                for starts, weight, length in zip(
-                    (grid.rows, grid.columns), (self._row_weight, self._column_weight), grid.size, strict=True
-                )
-            )
+            self._sum = zeros((*logits.shape[:-1], grid.size[1]), like=logits)
+            weights = [gaussian(side) for side in grid.tile]
+            totals = map(_add_up, (grid.rows, grid.columns), weights, grid.size)
+            self._row_weight, self._column_weight = (beside(weight, logits) for weight in weights)
+            self._row_total, self._column_total = (beside(total, logits) for total in totals)
         if row > self._top:
             final = row - self._top
             yield self._top, self._finish(final)
-            self._sum[..., : height - final, :] = self._sum[..., final:, :].clone()
+            self._sum[..., : height - final, :] = self._sum[..., final:, :] + 0  # a copy, since they overlap
             self._sum[..., height - final :, :] = 0
             self._top = row
-        weighed = logits.float() * self._row_weight[:, None] * self._column_weight
+        weighed = logits * self._row_weight[:, None] * self._column_weight
         self._sum[..., column : column + width] += weighed
         if (row, column) == (grid.rows[-1], grid.columns[-1]):
             yield self._top, self._finish(height)
             self._sum = None
 
-    def _finish(self, rows: int) -> Tensor:
+    def _finish(self, rows: int) -> Array:
         """The first rows, divided by their weights."""
         assert self._sum is not None
         total = self._row_total[self._top : self._top + rows, None] * self._column_total
         return self._sum[..., :rows, :] / total
 
 
-def _add_up(starts: list[int], weight: Tensor, length: int) -> Tensor:
+def _add_up(starts: list[int], weight: np.ndarray, length: int) -> np.ndarray:
     """Weight of all tiles together along one axis."""
-    total = weight.new_zeros(length)
+    total = np.zeros(length, weight.dtype)
     for start in starts:
         total[start : start + len(weight)] += weight
     return total
@@ -118,31 +115,40 @@ class Enlarger:
 
     def __init__(self, size: tuple[int, int], wanted: tuple[int, int]) -> None:
         self.size, self.wanted = size, wanted
-        self._held: Tensor | None = None
+        self._held: Array | None = None
         self._top = 0
         """The first row held."""
         self._made = 0
         """Rows that are done."""
 
-    def add(self, first: int, rows: Tensor) -> Iterator[tuple[int, Tensor]]:
+    def add(self, first: int, rows: Array) -> Iterator[tuple[int, Array]]:
         """Take (V, K, rows, W) and give what can be made of them, (V, K, rows', W'), and its first row."""
         if self.size == self.wanted:
             yield first, rows
             return
-        held = rows if self._held is None else torch.cat([self._held, rows], dim=-2)
+        held = rows if self._held is None else concatenate([self._held, rows], axis=-2)
         complete = first + rows.shape[-2] == self.size[0]
-        places = (torch.arange(self.wanted[0], device=rows.device) + 0.5) * (self.size[0] / self.wanted[0]) - 0.5
-        places = places.clamp(0, self.size[0] - 1)
-        above = places.floor().long()
-        below = (above + 1).clamp(max=self.size[0] - 1)
+        above, below, part = _between(self.size[0], self.wanted[0])
         ready = self.wanted[0] if complete else int((below < first + rows.shape[-2]).sum())
         for start in range(self._made, ready, self.ROWS):
             some = slice(start, min(start + self.ROWS, ready))
-            part = (places[some] - above[some])[:, None]
-            mixed = torch.lerp(held[..., above[some] - self._top, :], held[..., below[some] - self._top, :], part)
-            size = mixed.shape[-2], self.wanted[1]
-            yield start, torch.nn.functional.interpolate(mixed, size=size, mode="bilinear", align_corners=False)
+            share = beside(part[some, None], held)
+            upper, lower = held[..., above[some] - self._top, :], held[..., below[some] - self._top, :]
+            yield start, self._widen(upper + (lower - upper) * share)
         self._made = ready
         end = first + rows.shape[-2]
         keep = min(int(above[ready]), end) if ready < self.wanted[0] else end
-        self._held, self._top = held[..., keep - self._top :, :].clone(), keep
+        self._held, self._top = held[..., keep - self._top :, :] + 0, keep  # a copy, so that the rest can go
+
+    def _widen(self, rows: Array) -> Array:
+        """Rows whose number is right, with as many columns as are wanted."""
+        left, right, part = _between(self.size[1], self.wanted[1])
+        before, behind = rows[..., left], rows[..., right]
+        return before + (behind - before) * beside(part, rows)
+
+
+def _between(length: int, wanted: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of each place that is wanted along an axis: the cells before and behind it, and how far it is from the first."""
+    places = np.clip((np.arange(wanted) + 0.5) * (length / wanted) - 0.5, 0, length - 1)
+    before = np.floor(places).astype(np.int64)
+    return before, np.minimum(before + 1, length - 1), (places - before).astype(np.float32)

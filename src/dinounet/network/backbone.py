@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from dinounet.allocator import return_freed_memory
 from dinounet.errors import ConfigError
-from dinounet.network.config import NetworkConfig
+from dinounet.network.config import STRIDE, NetworkConfig
 from dinounet.network.held import Held, hold_linears, outlined
 from dinounet.network.variants import PYRAMID, find_variant
 
@@ -80,8 +80,15 @@ class FrozenBackbone(nn.Module):
 
     def seen(self, size: Sequence[int]) -> list[int]:
         """Height and width at which the backbone sees an image."""
-        usual, own = (PYRAMID[-1],) * 2 if self.is_pyramid else (GRID, self.strides[0])
-        return [round(side * self.scale / usual) * own for side in size]
+        own = PYRAMID[-1] if self.is_pyramid else self.strides[0]
+        if self.cells.is_integer():  # the same without floats, by which an export would fix the size
+            return [side // STRIDE * int(self.cells) * own for side in size]
+        return [round(side * self.cells / STRIDE) * own for side in size]
+
+    @property
+    def cells(self) -> float:
+        """Of its coarsest grid along the side of one of ours; if it is no whole number, sides are rounded."""
+        return self.scale * (1 if self.is_pyramid else STRIDE / GRID)
 
     def train(self, mode: bool = True) -> FrozenBackbone:
         """Stays in evaluation mode: in train mode the published code rescales RoPE at random: noisy features."""

@@ -12,6 +12,9 @@ from dinounet.network.variants import find_variant, usual_precision
 NO_SIZES = ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir")
 """Arguments by which timm would read files that a configuration names."""
 
+STRIDE = 32
+"""The coarsest map's; the core wants sides that are multiples of it."""
+
 LARGEST_SCALE = 4
 """Of the image that the backbone sees: then a token of 16 pixels stands for 4 of the image."""
 
@@ -110,6 +113,11 @@ class NetworkConfig:
     def precision_of_backbone(self) -> Literal["fp32", "bf16", "int8"]:
         """How its linear layers' weights are held."""
         return self.backbone_precision or usual_precision(find_variant(self.backbone))
+
+    @property
+    def multiple(self) -> tuple[int, int]:
+        """Rows and columns of which a padded image has a multiple."""
+        return STRIDE, STRIDE
 
     @property
     def backbone_in_words(self) -> str:

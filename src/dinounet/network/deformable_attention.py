@@ -15,6 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from dinounet.network.exporting import is_exporting
+
 Sizes = Sequence[tuple[int, int]]
 """Height and width of each level's map, in cells."""
 
@@ -33,7 +35,7 @@ def sample_and_weigh(value: Tensor, sizes: Sizes, locations: Tensor, weights: Te
     Returns:
         (B, Q, heads * d).
     """
-    if value.device.type == "cpu":
+    if value.device.type == "cpu" and not is_exporting():
         result: Tensor = _OnCPU.apply(value, locations, weights, sizes)
         return result
     batch, queries, heads, levels, points, _ = locations.shape

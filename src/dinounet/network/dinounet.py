@@ -15,13 +15,11 @@ from torch import Tensor, nn
 from dinounet.errors import ConfigError
 from dinounet.network.adapter import Adapter
 from dinounet.network.backbone import FrozenBackbone, build_backbone
-from dinounet.network.config import NetworkConfig
+from dinounet.network.config import STRIDE, NetworkConfig
 from dinounet.network.decoder import Decoder, Enlarge
+from dinounet.network.exporting import is_exporting
 from dinounet.network.fapm import FidelityAwareProjection
 from dinounet.network.onednn import products_by_onednn
-
-STRIDE = 32
-"""The coarsest map's; the core wants sides that are multiples of it."""
 
 
 class DinoUNet(nn.Module):
@@ -108,7 +106,8 @@ class DinoUNet(nn.Module):
         """The decoder's skips, finest first: (B, widths[i], H/2^i, W/2^i); the image's sides are multiples of 32."""
         if image.shape[1] == 1:
             image = image.expand(-1, 3, -1, -1)
-        if not torch.is_grad_enabled():  # backward is faster, and autograd's memory less, in PyTorch's own order
+        # backward is faster, and autograd's memory less, in PyTorch's own order; a graph has no order
+        if not torch.is_grad_enabled() and not is_exporting():
             image = image.contiguous(memory_format=torch.channels_last)
         taps = [tap.to(image.dtype) for tap in taps] or self.backbone(self._three_channels(image))
         maps = self.adapter(image, taps, self.backbone.grids(image.shape[-2:]))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dinounet.network.exporting import is_exporting
+
 
 class InstanceNorm(nn.InstanceNorm2d):
     """Instance norm with a scale and a shift, (B, C, H, W) -> (B, C, H, W): the numbers of `nn.InstanceNorm2d`.
@@ -17,6 +19,6 @@ class InstanceNorm(nn.InstanceNorm2d):
         super().__init__(width, affine=True)
 
     def forward(self, map: Tensor) -> Tensor:
-        if map.device.type != "cpu":
+        if map.device.type != "cpu" or is_exporting():
             return super().forward(map)
         return F.group_norm(map, self.num_features, self.weight, self.bias, self.eps)

@@ -10,9 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -23,6 +21,7 @@ from dinounet.network.backbone import FrozenBackbone
 from dinounet.network.held import held_linears
 from dinounet.network.hub import FILE, INDEX, download, pages
 from dinounet.network.offload import bring_blocks
+from dinounet.network.provenance import BackboneRecord
 from dinounet.network.published import backbone_state, mismatches
 from dinounet.network.reading import StoredBackbone
 from dinounet.network.variants import TIMM, VARIANTS, BackboneVariant, find_variant
@@ -38,26 +37,6 @@ NUMBERS_TOGETHER = 2**20
 
 NORMS = (nn.LayerNorm, nn.GroupNorm, nn.BatchNorm2d)
 """Layers that start from ones and zeros."""
-
-
-@dataclass(frozen=True)
-class BackboneRecord:
-    """Which backbone it was: enough to find the same one again, and to notice another one."""
-
-    name: str
-    """As in `dinounet info`."""
-
-    weights: str
-    """hub, random, or the path of the file or folder that they were read from."""
-
-    sha256: str
-    """Of the numbers in the backbone, whatever file or format they came from."""
-
-    licence: str
-    """Of the weights."""
-
-    precision: Literal["fp32", "bf16", "int8"] = "fp32"
-    """How those of linear layers are held, which decides the features as well."""
 
 
 def fill_backbone(backbone: FrozenBackbone, name: str, weights: str, seed: int = 0) -> BackboneRecord:

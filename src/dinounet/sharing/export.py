@@ -30,7 +30,7 @@ from dinounet.inference.bundle import (
 from dinounet.inference.loading import require_alike
 from dinounet.inference.models import TrainedModel, find_models, is_bundle
 from dinounet.inference.postprocessing import Postprocessing, agree
-from dinounet.network.weights import BackboneRecord
+from dinounet.network.provenance import BackboneRecord
 from dinounet.progress import say
 from dinounet.run import RunRecord, now, read_run, versions
 from dinounet.sharing.card import read_kept, write_card
@@ -55,8 +55,13 @@ def export_runs(runs: Sequence[Path], output: Path, licence: str | None = None) 
         if is_bundle(model.file.parent):
             raise ConfigError(f"{model.named} is a bundle already; export the run that it was made of")
         require_alike(model, models[0])
+    return write_bundle(output, describe_runs(models, licence), [model.file for model in models])
+
+
+def describe_runs(models: Sequence[TrainedModel], licence: str | None = None) -> BundleRecord:
+    """All that is told of runs that predict together."""
     posts = [model.postprocessing for model in models]
-    record = BundleRecord(
+    return BundleRecord(
         data=replace(models[0].plan.data, test_cases=()),
         networks=tuple(_describe(model) for model in models),
         postprocessing=_without_names(posts[0] if len(posts) == 1 else agree(posts)),
@@ -64,7 +69,6 @@ def export_runs(runs: Sequence[Path], output: Path, licence: str | None = None) 
         versions=versions(),
         licence=licence,
     )
-    return write_bundle(output, record, [model.file for model in models])
 
 
 def write_bundle(output: Path, record: BundleRecord, weights: Sequence[Path], backbone: Path | None = None) -> Path:

@@ -33,9 +33,10 @@ from dinounet.inference.models import is_bundle
 from dinounet.network.backbone import build_backbone
 from dinounet.network.config import NetworkConfig
 from dinounet.network.dinounet import DinoUNet
+from dinounet.network.provenance import BackboneRecord
 from dinounet.network.published import BACKBONE, backbone_state, load_published_state_dict
 from dinounet.network.variants import VARIANTS, find_variant
-from dinounet.network.weights import BackboneRecord, hash_backbone
+from dinounet.network.weights import hash_backbone
 from dinounet.run import now, versions
 from dinounet.sharing.export import write_bundle
 

@@ -42,6 +42,8 @@ def export_to_nnunet(models: Sequence[Path], output: Path) -> Path:
     """
     found = find_models(models)
     for model in found:
+        if model.is_onnx:
+            raise ConfigError(f"{model.named} is of ONNX files; export the run or the bundle that they were made of")
         require_alike(model, found[0])
     first = found[0]
     config, backbone, data = first.plan.network, first.backbone, first.plan.data

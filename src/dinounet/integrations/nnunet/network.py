@@ -17,7 +17,8 @@ from dinounet.files import to_record
 from dinounet.network.backbone import build_backbone
 from dinounet.network.config import NetworkConfig
 from dinounet.network.dinounet import DinoUNet
-from dinounet.network.weights import BackboneRecord, fill_backbone
+from dinounet.network.provenance import BackboneRecord
+from dinounet.network.weights import fill_backbone
 
 FORMAT = 1
 

@@ -25,9 +25,9 @@ from dinounet.integrations.nnunet.environment import CONFIGURATION, NETWORK_CLAS
 from dinounet.integrations.nnunet.network import PlannedNetwork, read_arguments
 from dinounet.network.config import NetworkConfig
 from dinounet.network.dinounet import DinoUNet
+from dinounet.network.provenance import BackboneRecord
 from dinounet.network.published import mismatches
 from dinounet.network.variants import find_variant
-from dinounet.network.weights import BackboneRecord
 from dinounet.progress import say
 from dinounet.run import now, versions
 from dinounet.sharing.export import without_path, write_bundle
