@@ -108,7 +108,8 @@ def pooling_threads() -> Iterator[pytest.MonkeyPatch]:
 def in_a_shell(command: str, *words: str | Path) -> str:
     """Runs one of nnU-Net's commands in a process of its own, where nothing but dinounet's installation is prepared."""
     program = Path(sys.executable).with_name(command)
-    done = subprocess.run([program, *map(str, words)], capture_output=True, text=True, check=False)
+    patient = os.environ | {"OMP_WAIT_POLICY": "passive"}  # threads that wait leave the cores to others
+    done = subprocess.run([program, *map(str, words)], capture_output=True, text=True, check=False, env=patient)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return done.stdout
 
