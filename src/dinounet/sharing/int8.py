@@ -8,6 +8,7 @@ whose scales were measured on images.
 from __future__ import annotations
 
 import random
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -46,12 +47,15 @@ def quantise(folder: Path, record: OnnxRecord, int8: Literal["weights", "static"
     tiles = _draw_tiles(load(folder), [case.images for case in cases]) if cases else []
     with progress("quantising", len(record.names)) as advance:
         for name in record.names:
-            path, whole = folder / name, folder / f"fp32_{name}"
-            path.rename(whole)
+            path, whole = folder / name, folder / "fp32" / name
+            whole.parent.mkdir(exist_ok=True)
+            for held in (name, data_of(name)):
+                if (folder / held).is_file():
+                    (folder / held).rename(whole.with_name(held))
             options: dict[str, Any] = {
                 "per_channel": True,
                 "weight_type": QuantType.QInt8,
-                "use_external_data_format": (folder / data_of(name)).is_file(),
+                "use_external_data_format": whole.with_name(data_of(name)).is_file(),
             }
             with without_warnings():
                 if int8 == "weights":
@@ -61,7 +65,7 @@ def quantise(folder: Path, record: OnnxRecord, int8: Literal["weights", "static"
                         whole, path, _Reader(tiles, record.multiple), quant_format=QuantFormat.QDQ,
                         op_types_to_quantize=["Conv", "MatMul"], activation_type=QuantType.QUInt8, **options,
                     )  # fmt: skip
-            whole.unlink()
+            shutil.rmtree(whole.parent)
             advance()
     return len(cases)
 
