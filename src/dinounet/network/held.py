@@ -22,7 +22,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.int8}
 
 GROUP = 32
 """Numbers with a factor of their own in int8. Pretrained rows have outliers: with one factor a row, features of
-`dinov2_vits14` were off by 1.3 to 2.2 %, with one for 32 by 0.6 to 1.0 %."""
+`dinov2_vits14` were off by 1.3 to 2.2 %, with one for 32 by 0.6 to 1.1 %."""
 
 NUMBERS_TOGETHER = 2**18
 """Rounded at a time: no second float32 copy of a weight is made, and what is made stays in the processor's cache."""
