@@ -20,10 +20,11 @@ import torch
 from PIL import Image
 
 import dinounet
-from dinounet.evaluation.bootstrap import BOOTSTRAP, intervals_of_means
+from dinounet.evaluation.bootstrap import BOOTSTRAP
 from dinounet.evaluation.records import Metrics, read_metrics
 from dinounet.files import METRICS
 from dinounet.run import RECORD, RunRecord, read_run
+from summaries import by_case, cell, means
 
 SIDE = 256
 LEARN = [(row, column) for row in (0, 256, 512, 768) for column in (0, 256)]
@@ -79,15 +80,8 @@ def run_once(
 
 def row(model: str, features: str, runs: list[tuple[RunRecord, Metrics]]) -> str:
     """One line of the table."""
-    by_case: dict[str, list[tuple[float, float]]] = {}
-    for _, metrics in runs:
-        for case in metrics.cases:
-            by_case.setdefault(case.case, []).append((case.dice, case.hd95))
-    numbers = np.array([np.mean(found, axis=0) for found in by_case.values()])[:, None]
-    cells = []
-    for middle, ends, digits in zip(numbers.mean((0, 1)), intervals_of_means(numbers)[0], (3, 2), strict=True):
-        told = "" if ends is None else f" ({ends[0]:.{digits}f} to {ends[1]:.{digits}f})"
-        cells.append(f"{middle:.{digits}f}{told}")
+    found = by_case((case.case, (case.dice, case.hd95)) for _, metrics in runs for case in metrics.cases)
+    cells = [cell(one, digits) for one, digits in zip(means(found), (3, 2), strict=True)]
     seeds: dict[int, list[float]] = {}
     for record, metrics in runs:
         seeds.setdefault(record.plan.recipe.seed, []).extend(case.dice for case in metrics.cases)

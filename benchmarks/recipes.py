@@ -29,10 +29,10 @@ from dinounet.files import write_json
 from dinounet.plans import Plan, Recipe, RecipeName, choose_recipe, plan_dataset
 from dinounet.run import RECORD, read_run
 from dinounet.training.session import resume_run, start_run
+from summaries import put_into_page
 
 RESULTS = Path(__file__).parents[1] / "docs" / "recipes.jsonl"
 PAGE = RESULTS.with_suffix(".md")
-BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
 WEIGHTS = "weights/dinov2_vits14_fp16.safetensors"
 SEEDS = (0, 1, 2)
 STEPS = 200
@@ -258,10 +258,8 @@ def write_table() -> None:
             cells = [f"{mean(values):.3f} ({' '.join(f'{v:.3f}' for v in values)})" for values in dice.values()]
             rows.append((overall, f"| {told.told} | {overall:.3f} | {' | '.join(cells)} |"))
         lines += [row for _, row in sorted(rows, reverse=True)]
-    before, rest = PAGE.read_text(encoding="utf-8").split(BEGIN)
-    table = "\n".join(lines)
-    PAGE.write_text(f"{before}{BEGIN}\n{table}\n\n{END}{rest.split(END)[1]}", encoding="utf-8")
-    print(table)
+    put_into_page(PAGE, "\n".join(lines))
+    print("\n".join(lines))
 
 
 if __name__ == "__main__":

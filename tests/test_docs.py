@@ -26,7 +26,7 @@ from sybil.parsers.markdown import CodeBlockParser
 import dinounet
 import test_hub
 from datasets import picture
-from dinounet.cli.main import VERBS, _understand, function_of, main
+from dinounet.cli.main import VERBS, _understand, find_verb, main
 from dinounet.network.backbone import build_backbone
 from dinounet.network.config import NetworkConfig
 from dinounet.network.variants import BackboneVariant, find_variant
@@ -49,6 +49,8 @@ NOT_RUN = {
     "srun": "wants a SLURM cluster; tests/test_processes.py sets its variables",
     "docker": "wants a container engine",
     "nnUNetv2_": "nnU-Net is in an environment of its own; tests/test_nnunet_*.py run in it",
+    "dinounet nnunet": "as well",
+    "export nnUNet_": "sets a shell's variables",
     "python benchmarks/": "takes minutes to hours, some of it on data that is not here",
 }
 """Beginnings of commands that are only parsed, and why."""
@@ -126,6 +128,7 @@ def stand_ins(tmp_path_factory: pytest.TempPathFactory, small: pytest.MonkeyPatc
     shutil.copytree(root / "runs" / "fold_0", root / "runs" / "fold_1")
     for copy in ("run", "run_0", "run_1", "runs/folds/0", "runs/folds/1"):
         shutil.copytree(root / "runs" / "fold_0", root / copy)
+    dinounet.export("run", "DinoUNetTrainer__DinoUNetPlans__2d", format="nnunet")
     for folder in ("other_masks", "masks_s", "masks_l"):
         dinounet.predict("run", ["images"], folder, device="cpu")
     return root
@@ -155,7 +158,7 @@ def parse(command: str) -> None:
     starts = [place + 1 for place, word in enumerate(words[:-1]) if word.split(":")[0] == "dinounet"]
     verbs = [place for place in starts if words[place] in VERBS]
     for place in verbs:
-        _understand(function_of(words[place]), words[place], words[place + 1 :])
+        _understand(*find_verb(words[place], words[place + 1 :]))
     assert verbs or (words[0] not in ("dinounet", "torchrun", "srun") and words[:2] != ["docker", "run"]), command
     if words[0] == "make":
         subprocess.run(["make", "--dry-run", *words[1:]], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
@@ -180,6 +183,7 @@ def parse_benchmark(script: str, words: list[str]) -> None:
 
     with pytest.MonkeyPatch.context() as patches, pytest.raises(Understood):
         patches.setattr(argparse.ArgumentParser, "parse_args", only_parse)
+        patches.syspath_prepend(ROOT / "benchmarks")  # as for a script
         patches.setattr(sys, "argv", [script, *words])
         runpy.run_path(str(ROOT / script), run_name="__main__")
 

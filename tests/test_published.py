@@ -195,7 +195,7 @@ def test_what_is_no_such_checkpoint_is_one_sentence_and_leaves_nothing(
     told = capsys.readouterr().err
     assert told.count("\n") == 1
     with pytest.raises(UserError, match=message):
-        dinounet.import_(words[1], words[3], words[5], words[7])
+        dinounet.import_(words[1], plans=words[3], dataset=words[5], output=words[7])
     assert not (tmp_path / "run" / "bundle").exists()
 
 
@@ -227,7 +227,7 @@ def test_a_file_that_could_run_code_or_is_broken_is_refused(
     words = write(tmp_path / "run")
     change(Path(words[1]))
     with pytest.raises(WeightsError, match=message) as error:
-        dinounet.import_(words[1], words[3], words[5], words[7])
+        dinounet.import_(words[1], plans=words[3], dataset=words[5], output=words[7])
     assert "\n" not in str(error.value)
     assert sorted(path.name for path in (tmp_path / "run").iterdir() if path.suffix != ".pth") == [
         "dataset.json", "plans.json",

@@ -3,8 +3,8 @@
     run = dinounet.train("Dataset152_ICBM", "run", weights="hub")
     mask = dinounet.load("run").predict("image.nii.gz")
 
-Every verb of the command line is a function of the same name and arguments. Importing this package imports neither
-torch nor timm; the first use of a name does.
+Every verb of the command line is a function of the same name and arguments; `dinounet nnunet plan` is `nnunet.plan`.
+Importing this package imports neither torch nor timm; the first use of a name does.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from dinounet.allocator import keep_freed_memory
 from dinounet.errors import UserError
 
 if TYPE_CHECKING:
+    from dinounet.cli import nnunet as nnunet
     from dinounet.cli.compare import compare
     from dinounet.cli.demo import demo
     from dinounet.cli.evaluate import evaluate
@@ -44,6 +45,7 @@ _VERBS = (
 
 _HOMES = {
     **{verb: f"dinounet.cli.{verb}" for verb in _VERBS},
+    "nnunet": "dinounet.cli.nnunet",
     "Predictor": "dinounet.inference.predictor",
     "load": "dinounet.inference.loading",
     "NetworkConfig": "dinounet.network.config",
@@ -55,8 +57,8 @@ _HOMES = {
 
 __all__ = [
     "DinoUNet", "NetworkConfig", "Predictor", "Recipe", "UserError", "compare", "demo", "evaluate", "export",
-    "fill_backbone", "import_", "info", "load", "load_published_state_dict", "plan", "predict", "push", "relabel",
-    "report", "train",
+    "fill_backbone", "import_", "info", "load", "load_published_state_dict", "plan", "predict", "push",
+    "relabel", "report", "train",
 ]  # fmt: skip
 
 
@@ -64,4 +66,5 @@ def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'dinounet' has no attribute {name!r}")
     keep_freed_memory()
-    return getattr(importlib.import_module(_HOMES[name]), name)
+    module = importlib.import_module(_HOMES[name])
+    return module if name == "nnunet" else getattr(module, name)  # its functions are the verb's second words

@@ -1,4 +1,4 @@
-"""`dinounet export`: a trained run, or several, as a bundle to share or as ONNX files for other programs."""
+"""`dinounet export`: a trained run, or several, as a bundle to share, as ONNX files, or as a folder for nnU-Net."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def export(
     /,
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"])],
     *,
-    format: Literal["bundle", "onnx"] = "bundle",
+    format: Literal["bundle", "onnx", "nnunet"] = "bundle",
     licence: str | None = None,
     weights: str | None = None,
     int8: Literal["none", "weights", "static"] = "none",
@@ -28,10 +28,12 @@ def export(
     As ONNX (extra export) each network is one file, backbone included, which onnxruntime computes without PyTorch;
     onnx.json beside it holds what a bundle's record does. `dinounet predict`, `load` and `info` take the folder.
 
+    For nnU-Net it is a folder, a fold for each network, that nnUNetv2_predict_from_modelfolder predicts from.
+
     Args:
-        runs: Folders that `dinounet train` wrote, or a folder of such; for ONNX also a bundle.
+        runs: Folders that `dinounet train` wrote, or a folder of such; for ONNX also a bundle, for nnU-Net bundles.
         output: Folder for the bundle: a new one, or an older bundle, of which the part of README.md that you wrote is
-            kept. For ONNX a new one.
+            kept. Otherwise a new one.
         format: What to write.
         licence: Licence that you give the trained weights, as the Hub names it, such as cc-by-4.0.
         weights: For ONNX, where the backbone's weights are, if not where they were in training.
@@ -55,6 +57,12 @@ def export(
     for flag, given in (("--weights", weights), ("--int8", int8 != "none")):
         if given:
             raise ConfigError(f"{flag} is for ONNX files; add --format onnx, or leave it out")
+    if format == "nnunet":
+        from dinounet.integrations.nnunet.folders import export_to_nnunet
+
+        if licence:
+            raise ConfigError("a folder for nnU-Net has no place for --licence; leave it out, or export a bundle")
+        return export_to_nnunet(runs, Path(output))
     from dinounet.sharing.export import export_runs
 
     return export_runs(runs, Path(output), licence)

@@ -32,11 +32,15 @@ VERBS = {
     "compare": "put models side by side on the same cases",
     "report": "put a run's results into one HTML page",
     "relabel": "write clean masks of smoothed, JPEG or painted ones",
-    "export": "write a bundle of a run, or several, to share",
-    "import": "make a bundle of a checkpoint of the published Dino U-Net",
+    "export": "write a bundle of a run, or several, to share; or a folder for nnU-Net",
+    "import": "make a bundle of what nnU-Net or the published code trained",
     "push": "upload a bundle to the Hugging Face Hub",
     "info": "list the backbones, or tell what is known of a run or a bundle",
+    "nnunet": "plan, train and predict in nnU-Net, by its own functions",
 }
+
+PARTS = {"nnunet": ("plan", "train", "predict", "trainers")}
+"""Verbs of two words, whose functions are in the module of the first."""
 
 DONE, OUR_FAILURE, USER_ERROR, STOPPED = 0, 1, 2, 130
 
@@ -80,7 +84,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(f"there is no verb {verb!r}; " + (f"did you mean {near[0]}?" if near else "see dinounet --help"))
     keep_freed_memory()
     try:
-        _understand(function_of(verb), verb, words[1:])()
+        function, verb, words = find_verb(verb, words[1:])
+        _understand(function, verb, words)()
     except UserError as error:
         if debug:
             raise
@@ -105,11 +110,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return DONE
 
 
-def function_of(verb: str) -> Callable[..., Any]:
-    """The verb's Python function, of the same name, but for a word that Python keeps for itself: `import_`."""
+def function_of(verb: str) -> Any:
+    """The verb's Python function, of the same name, but for a word that Python keeps for itself: `import_`.
+
+    Of a verb of two words it is the module of their functions.
+    """
     name = f"{verb}_" if keyword.iskeyword(verb) else verb
-    function: Callable[..., Any] = getattr(importlib.import_module(f"dinounet.cli.{name}"), name)
-    return function
+    module = importlib.import_module(f"dinounet.cli.{name}")
+    return module if verb in PARTS else getattr(module, name)
+
+
+def find_verb(verb: str, words: list[str]) -> tuple[Callable[..., Any], str, list[str]]:
+    """The function of a verb of one word or two, the verb, and what is left of the words.
+
+    Raises:
+        ConfigError: the second word is missing or unknown.
+    """
+    if verb not in PARTS:
+        return function_of(verb), verb, words
+    module = function_of(verb)
+    part = words[0] if words else ""
+    if part in ("-h", "--help"):
+        print(f"usage: dinounet {verb} {'|'.join(PARTS[verb])} ...\n\n{module.__doc__}", end="")
+        raise SystemExit(DONE)
+    if part not in PARTS[verb]:
+        raise ConfigError(f"dinounet {verb} has no {part or 'second word'}; choose {', '.join(PARTS[verb])}")
+    return getattr(module, part), f"{verb} {part}", words[1:]
 
 
 def _understand(function: Callable[..., Any], verb: str, words: list[str]) -> Callable[[], Any]:

@@ -160,7 +160,8 @@ def build_backbone(config: NetworkConfig, *, offload: bool = False) -> FrozenBac
 @torch.no_grad()
 def _try(vit: nn.Module, patch: int) -> None:
     """Some of timm's arguments only fail when they are used."""
-    vit(torch.zeros(1, 3, 4 * patch, 4 * patch, device=next(vit.parameters()).device))
+    device = next(vit.parameters()).device
+    vit.to(device)(torch.zeros(1, 3, 4 * patch, 4 * patch, device=device))  # timm 1.0.22 has RoPE's periods elsewhere
 
 
 def _miss_no_frozen_tensor(backbone: nn.Module, incompatible: Any) -> None:

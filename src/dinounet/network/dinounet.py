@@ -74,13 +74,18 @@ class DinoUNet(nn.Module):
         height, width = image.shape[-2:]
         with products_by_onednn(image.device):
             skips = self.encode(pad_to_stride(image), taps)
-        if self.training and self.config.deep_supervision:
+        if self.supervises:
             return [
                 logits[..., : math.ceil(height / 2**scale), : math.ceil(width / 2**scale)]
                 for scale, logits in enumerate(self.decoder(skips, scales=3))
             ]
         (logits,) = self.decoder(skips)
         return logits[..., :height, :width]
+
+    @property
+    def supervises(self) -> bool:
+        """Whether a forward gives the lower heads' logits too."""
+        return self.training and self.config.deep_supervision
 
     def see(self, image: Tensor) -> list[Tensor]:
         """What the frozen backbone reads in an image of any size: its four taps, (B, h * w, D)."""

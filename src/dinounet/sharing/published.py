@@ -56,6 +56,11 @@ NORMALISATIONS: dict[str, Normalisation] = {
 }
 """nnU-Net's names and ours."""
 
+INTENSITIES = ("foreground_intensity_properties_per_channel", "foreground_intensities_per_channel")
+"""nnU-Net's name for the statistics of the foreground's intensities, and the published code's."""
+
+ONLY_MEDIAN = "of its data only the median shape is known, which stands for the smallest and the largest too."
+
 _SCALAR: Any = np.float64(0).__reduce__()[0]
 NUMBERS: list[Any] = [
     *((_SCALAR, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),  # before and since NumPy 2
@@ -83,17 +88,15 @@ def import_checkpoint(checkpoint: Path, plans: Path, dataset: Path, output: Path
     described = read_json(dataset, what="nnU-Net's description of the data")
     planned = read_json(plans, what="nnU-Net's plan")
     held = read_checkpoint(checkpoint)
-    arguments = held.get("init_args")
-    arguments = arguments if isinstance(arguments, Mapping) else {}
+    _require_published(held, checkpoint)
+    arguments = arguments_of(held)
     data = read_nnunet_plan(planned, described, plans, dataset, str(arguments.get("configuration", "2d")))
-    _require_same(arguments, planned, described, checkpoint)
+    require_same(arguments, planned, described, checkpoint)
     network = _build(held, data, checkpoint)
-    trainer, epoch, fold = (held.get("trainer_name"), held.get("current_epoch"), arguments.get("fold"))
-    facts = [f"trainer {trainer}", f"epoch {epoch}", f"fold {fold}"]
     with tempfile.TemporaryDirectory() as folder:
         weights, backbone = Path(folder, "weights"), Path(folder, "backbone")
-        save_file(_whole(network.state_dict()), weights)
-        save_file(_whole(backbone_state(network.backbone.vit)), backbone)
+        save_file(whole_tensors(network.state_dict()), weights)
+        save_file(whole_tensors(backbone_state(network.backbone.vit)), backbone)
         name = network.config.backbone
         known = BackboneRecord(name, "file", hash_backbone(network.backbone), find_variant(name).licence)
         record = BundleRecord(
@@ -103,8 +106,7 @@ def import_checkpoint(checkpoint: Path, plans: Path, dataset: Path, output: Path
             made=now(),
             versions=versions(),
             licence=licence,
-            origin=f"Imported from a checkpoint of the published Dino U-Net ({', '.join(facts)}); of its data only the "
-            "median shape is known, which stands for the smallest and the largest too.",
+            origin=f"Imported from a checkpoint of the published Dino U-Net ({tell_checkpoint(held)}); {ONLY_MEDIAN}",
         )
         return write_bundle(output, record, [weights], backbone)
 
@@ -113,7 +115,7 @@ def read_checkpoint(path: Path) -> Mapping[str, Any]:
     """The dictionary that nnU-Net's trainer saved, with its weights as tensors.
 
     Raises:
-        WeightsError: it can't be read, names what is no number, or is not of a Dino U-Net.
+        WeightsError: it can't be read, names what is no number, or holds no weights.
     """
     if not path.is_file():
         raise WeightsError(f"{path} does not exist; name a checkpoint of nnU-Net's, such as checkpoint_final.pth")
@@ -134,12 +136,28 @@ def read_checkpoint(path: Path) -> Mapping[str, Any]:
         raise WeightsError(
             f"{path} holds no network_weights, as checkpoints of nnU-Net do; for weights of a backbone use --weights"
         )
-    if not any(str(name).startswith(ADAPTER) for name in weights):
+    return held
+
+
+def arguments_of(held: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What the checkpoint's trainer was made with: configuration, fold, plan and description of the data."""
+    arguments = held.get("init_args")
+    return arguments if isinstance(arguments, Mapping) else {}
+
+
+def tell_checkpoint(held: Mapping[str, Any]) -> str:
+    """Where a checkpoint comes from, in words."""
+    fold = arguments_of(held).get("fold")
+    return f"trainer {held.get('trainer_name')}, epoch {held.get('current_epoch')}, fold {fold}"
+
+
+def _require_published(held: Mapping[str, Any], path: Path) -> None:
+    """Raise a WeightsError if the checkpoint is of another network than the published Dino U-Net."""
+    if not any(str(name).startswith(ADAPTER) for name in held["network_weights"]):
         raise WeightsError(
             f"{path} was made by the trainer {held.get('trainer_name')}, whose network is no Dino U-Net: it has no "
-            f"{ADAPTER}*; import a checkpoint of the published Dino U-Net"
+            f"{ADAPTER}*; import a checkpoint of the published Dino U-Net, or of a run by dinounet nnunet train"
         )
-    return held
 
 
 def read_nnunet_plan(planned: Any, described: Any, plans: Path, dataset: Path, configuration: str) -> DataPlan:
@@ -160,7 +178,8 @@ def read_nnunet_plan(planned: Any, described: Any, plans: Path, dataset: Path, c
         part = planned["configurations"][configuration]
         patch, spacing = part["patch_size"], part["spacing"]
         rules, masked = part["normalization_schemes"], part["use_mask_for_norm"]
-        order, seen = planned["transpose_forward"], planned["foreground_intensities_per_channel"]
+        order = planned["transpose_forward"]
+        seen = planned[next((name for name in INTENSITIES if name in planned), INTENSITIES[0])]
         shape = planned["original_median_shape_after_transp"]
         resampling = part.get("resampling_fn_data", "resample_data_or_seg_to_shape")
         reader = planned["image_reader_writer"]
@@ -218,10 +237,10 @@ def read_nnunet_plan(planned: Any, described: Any, plans: Path, dataset: Path, c
     )
 
 
-def _require_same(arguments: Mapping[str, Any], planned: Any, described: Any, checkpoint: Path) -> None:
+def require_same(arguments: Mapping[str, Any], planned: Any, described: Any, checkpoint: Path) -> None:
     """Raise a DataError if the checkpoint says that it was trained by another plan, or on other labels."""
     for name, given, parts in (
-        ("plans", planned, ("configurations", "transpose_forward", "foreground_intensities_per_channel")),
+        ("plans", planned, ("configurations", "transpose_forward", *INTENSITIES)),
         ("dataset_json", described, ("labels", "channel_names", "regions_class_order")),
     ):
         own = arguments.get(name)
@@ -288,5 +307,6 @@ def _count(weights: Mapping[str, Tensor], pattern: str) -> int:
     return len({found[1] for name in weights if (found := re.match(pattern, name))})
 
 
-def _whole(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def whole_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors as safetensors wants them, none a part of another."""
     return {name: tensor.detach().contiguous().clone() for name, tensor in tensors.items()}

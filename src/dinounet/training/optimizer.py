@@ -23,12 +23,12 @@ def make_optimizer(network: torch.nn.Module, recipe: Recipe) -> torch.optim.Opti
     return torch.optim.AdamW(trained, lr=rate, weight_decay=decay, fused=fused)
 
 
-def learning_rate_at(step: int, recipe: Recipe) -> float:
+def learning_rate_at(step: int, recipe: Recipe, steps_an_epoch: int = STEPS_AN_EPOCH) -> float:
     """Linear warm-up from zero, then the schedule down to zero; steps count from 0."""
     if step < recipe.warmup:
         return recipe.learning_rate * (step + 1) / recipe.warmup
     if recipe.schedule == "poly":  # as nnU-Net's, of whole epochs
-        epochs = math.ceil(recipe.length / STEPS_AN_EPOCH)
-        return recipe.learning_rate * (1 - step // STEPS_AN_EPOCH / epochs) ** POLY_POWER
+        epochs = math.ceil(recipe.length / steps_an_epoch)
+        return recipe.learning_rate * (1 - step // steps_an_epoch / epochs) ** POLY_POWER
     share = min((step - recipe.warmup) / max(recipe.length - recipe.warmup, 1), 1.0)
     return recipe.learning_rate * 0.5 * (1 + math.cos(math.pi * share))

@@ -1,0 +1,310 @@
+"""Dino U-Net for nnU-Net, where nnU-Net is not installed: its surroundings, the network, and conversions both ways."""
+
+import importlib.metadata
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+import dinounet
+from datasets import picture, write_png_dataset
+from dinounet.cli.main import main
+from dinounet.data.dataset import read_dataset
+from dinounet.errors import ConfigError, UserError, WeightsError
+from dinounet.files import write_json
+from dinounet.inference.models import find_models
+from dinounet.integrations.nnunet.network import PlannedDinoUNet, architecture_of
+from dinounet.network.backbone import build_backbone
+from dinounet.network.dinounet import DinoUNet
+from dinounet.network.weights import fill_backbone
+from dinounet.plans import plan_dataset
+from dinounet.sharing.published import read_nnunet_plan
+from networks import tiny_config
+
+
+def told(words: str, capsys: pytest.CaptureFixture[str]) -> str:
+    """What a wrong command is answered: one sentence."""
+    assert main(words.split()) == 2
+    text = capsys.readouterr().err
+    assert text.count("\n") == 1
+    return text
+
+
+@pytest.fixture
+def installed(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """As if a known version of nnU-Net were there, and none of its variables."""
+    monkeypatch.setattr(importlib.metadata, "version", lambda _: "2.8.3")
+    for name in ("raw", "preprocessed", "results", "extTrainer"):
+        monkeypatch.setenv(f"nnUNet_{name}", "")
+    return monkeypatch
+
+
+def test_without_nnunet_or_with_another_version_it_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def missing(name: str) -> str:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", missing)
+    for words in ("nnunet plan 7", "nnunet train 7 0", "nnunet predict 7 images -o masks"):
+        assert "nnU-Net is not installed; install it by pip install 'dinounet[nnunet]'" in told(words, capsys)
+    for version in ("2.7.1", "2.9", "2.10.0", "3.0"):
+        monkeypatch.setattr(importlib.metadata, "version", lambda _, version=version: version)
+        assert f"nnU-Net {version} is installed, and 2.8 is needed; install it by pip install" in told(
+            "nnunet plan 7", capsys
+        )
+
+
+def test_folders_that_nobody_names_or_that_are_none_are_listed_together(
+    installed: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = told("nnunet plan 7", capsys)
+    assert "nnUNet_raw, where the datasets lie, is not set; nnUNet_preprocessed, where plans and" in text
+    assert text.endswith(
+        "is not set; name folders that are there by nnU-Net's variables, or by --raw, --preprocessed\n"
+    )
+    text = told(f"nnunet plan 7 --raw {tmp_path} --preprocessed {tmp_path}/nowhere", capsys)
+    assert f"--preprocessed is {tmp_path}/nowhere, which is not a folder; name folders that" in text
+    assert "--raw is" not in text
+    installed.setenv("nnUNet_results", str(tmp_path / "gone"))
+    assert f"nnUNet_results is {tmp_path}/gone, which is not a folder" in told("nnunet predict 7 a -o b", capsys)
+
+
+def test_a_dataset_is_known_by_name_or_number(
+    installed: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = f"nnunet train {{}} 0 --preprocessed {tmp_path} --results {tmp_path}"
+    assert f"{tmp_path} has no dataset 7; give its number, or its whole name" in told(words.format("7"), capsys)
+    for name in ("Dataset007_A", "Dataset070_B"):
+        (tmp_path / name).mkdir()
+    assert "Dataset007_A/DinoUNetPlans.json does not exist; plan the dataset first: dinounet nnunet plan" in told(
+        words.format("7"), capsys
+    )
+    assert "has no dataset Dataset007 among Dataset007_A; Dataset070_B;" in told(words.format("Dataset007"), capsys)
+    (tmp_path / "Dataset007_C").mkdir()
+    assert "has several datasets 7: Dataset007_A, Dataset007_C; give the whole name" in told(words.format("7"), capsys)
+
+
+@pytest.mark.parametrize(
+    ("change", "words", "message"),
+    [
+        ({}, "--configuration 3d_fullres", "3d_fullres is of volumes, and Dino U-Net segments slices; use 2d"),
+        ({}, "--configuration two", "has no configuration two but 2d; use 2d"),
+        ({"network_class_name": "unet.PlainConvUNet"}, "", "is for PlainConvUNet, and not for Dino U-Net; plan by"),
+        ({"format": 2}, "", "names a network of format 2 and this version of dinounet reads 1; plan anew by"),
+        ({}, "", "Dataset007_A is planned, but its slices are not made; plan it without --no-preprocess"),
+        ({"weight": "hub"}, "", "the plan's arch_kwargs has the unknown key 'weight'; did you mean 'weights'?"),
+    ],
+)
+def test_a_plan_of_volumes_of_another_network_or_version_is_refused_before_training(
+    change: dict[str, Any],
+    words: str,
+    message: str,
+    installed: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    architecture = make_architecture()
+    if "network_class_name" in change:
+        architecture |= change
+    else:
+        architecture["arch_kwargs"] |= change
+    (tmp_path / "Dataset007_A").mkdir()
+    planned = {"configurations": {"2d": {"architecture": architecture}}}
+    (tmp_path / "Dataset007_A" / "DinoUNetPlans.json").write_text(json.dumps(planned))
+    line = f"nnunet train 7 0 --preprocessed {tmp_path} --results {tmp_path} {words}"
+    assert message in told(line, capsys)
+
+
+def test_a_missing_or_unknown_second_word_is_answered(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "dinounet nnunet has no second word; choose plan, train, predict, trainers" in told("nnunet", capsys)
+    assert "dinounet nnunet has no plann; choose plan" in told("nnunet plann", capsys)
+    assert main(["nnunet", "trainers"]) == 0
+    folder = Path(capsys.readouterr().out.strip())
+    assert [path.name for path in folder.glob("*.py")] == ["dinounet_trainers.py"]
+
+
+def make_architecture(seed: int = 0, projection: Any = None, **changes: Any) -> dict[str, Any]:
+    """As a plan has it that was read from its file."""
+    config = tiny_config(**changes)
+    backbone = fill_backbone(build_backbone(config), config.backbone, "random", seed)
+    return json.loads(json.dumps(architecture_of(config, backbone, seed, projection)))
+
+
+def test_the_network_is_built_from_json_as_nnunet_builds_it() -> None:
+    planned = make_architecture(seed=3, projection=((1.0, 0.0), (0.0, 1.0), (0.5, 0.5)))
+    network = PlannedDinoUNet(input_channels=2, num_classes=4, deep_supervision=True, **planned["arch_kwargs"])
+    expected = DinoUNet(tiny_config(in_channels=2, num_classes=4, deep_supervision=True))
+    fill_backbone(expected.backbone, "dinov3_vits16", "random", 3)
+    assert network.channel_projection.tolist() == [[1.0, 0.0], [0.0, 1.0], [0.5, 0.5]]
+    image = torch.randn(1, 2, 70, 64)
+    for mode in (True, False):  # nnU-Net asks for the lower outputs in its validation too
+        network.train(mode)
+        assert [tuple(scale.shape) for scale in network(image)] == [(1, 4, 70, 64), (1, 4, 35, 32), (1, 4, 18, 16)]
+    network.decoder.deep_supervision = False
+    expected.load_state_dict(network.state_dict())
+    assert torch.equal(network(image), expected.eval()(image))
+    assert not any("backbone" in name for name in network.state_dict())
+
+
+def test_a_network_on_other_weights_than_the_plans_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = make_architecture(seed=1)["arch_kwargs"]
+    with pytest.raises(
+        WeightsError, match=r"weights from random are not those of the plan \(sha256 .* DINOUNET_WEIGHT"
+    ):
+        PlannedDinoUNet(1, 2, **{**arguments, "seed": 2})
+    moved = {**arguments, "weights": "/gone/backbone.safetensors"}
+    with pytest.raises(WeightsError, match=r"/gone/backbone\.safetensors does not exist"):
+        PlannedDinoUNet(1, 2, **moved)
+    monkeypatch.setenv("DINOUNET_WEIGHTS", "random")
+    PlannedDinoUNet(1, 2, **moved)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Trained by dinounet for two steps, on masks of 0, 1, 2."""
+    folder = tmp_path_factory.mktemp("run")
+    data = write_png_dataset(folder / "data", cases=4, size=(64, 64))
+    planned = plan_dataset(read_dataset(data), "default", "dinov3_vits16", (64, 64), changes={"steps": 2})
+    network = tiny_config(num_classes=3, deep_supervision=True)
+    write_json(folder / "plan.json", type(planned)(planned.data, network, planned.recipe))
+    words = ["--weights", "random", "--precision", "fp32", "--device", "cpu", "--no-report"]
+    assert main(["train", str(data), "-o", str(folder / "run"), "--plan", str(folder / "plan.json"), *words]) == 0
+    return folder / "run"
+
+
+def export(run: Path, folder: Path) -> Path:
+    return dinounet.export(run, folder, format="nnunet")
+
+
+def test_a_run_goes_to_nnunet_and_comes_back_as_it_was(run: Path, tmp_path: Path) -> None:
+    folder = export(run, tmp_path / "folder")
+    assert sorted(str(path.relative_to(folder)) for path in folder.rglob("*.*")) == [
+        "dataset.json", "fold_0/checkpoint_final.pth", "plans.json",
+    ]  # fmt: skip
+    bundle = dinounet.import_(folder, tmp_path / "bundle")
+    before, after = dinounet.load(run), dinounet.load(bundle)
+    for name in ("channels", "labels", "patch", "slice_axis", "file_ending", "regions", "ignore"):
+        assert getattr(after.plan.data, name) == getattr(before.plan.data, name), name
+    image = Image.fromarray(picture((64, 64), 5)[0])
+    assert (before.predict_proba(image) == after.predict_proba(image)).all()
+    assert before.backbone.sha256 == after.backbone.sha256
+
+
+def test_folds_go_and_come_together_and_networks_that_differ_do_not(run: Path, tmp_path: Path) -> None:
+    bundle = dinounet.export([run], tmp_path / "one")
+    folder = export([bundle, run], tmp_path / "folder")
+    assert sorted(path.name for path in folder.glob("fold_*")) == ["fold_0", "fold_1"]
+    both = dinounet.import_(folder, tmp_path / "both")
+    assert len(dinounet.load(both).networks) == 2
+
+
+def test_what_nnunet_reads_of_a_plan_is_what_is_read_back(run: Path, tmp_path: Path) -> None:
+    data = dinounet.load(run).plan.data
+    folder = export(run, tmp_path / "folder")
+    paths = folder / "plans.json", folder / "dataset.json"
+    found = read_nnunet_plan(*(json.loads(path.read_text()) for path in paths), *paths, "2d")
+    assert [(one.name, one.normalisation) for one in found.channels] == [
+        (one.name, one.normalisation) for one in data.channels
+    ]
+    assert found.channels[0].intensities == data.channels[0].intensities
+    assert (found.spacing, found.unknown_spacing) == ((1.0, 1.0), 1.0)  # as nnU-Net counts pictures
+
+
+def change(run: Path, copy: Path, **data: Any) -> Path:
+    """A run with another plan of the data."""
+    copy.mkdir()
+    record = json.loads((run / "run.json").read_text())
+    record["plan"]["data"] |= data
+    for name in ("run.json", "model.safetensors"):
+        (copy / name).write_bytes((run / name).read_bytes())
+    (copy / "run.json").write_text(json.dumps(record))
+    return copy
+
+
+def test_what_nnunet_cannot_do_is_refused_and_what_it_does_otherwise_is_told(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    changed = change(run, tmp_path / "jpeg", file_ending=".jpg")
+    with pytest.raises(ConfigError, match=r"the images end with \.jpg, and nnU-Net reads \.png, \.bmp, \.tif of their"):
+        export(changed, tmp_path / "folder")
+    channel = json.loads((run / "run.json").read_text())["plan"]["data"]["channels"][0]
+    rgb = {**channel, "normalisation": "rgb", "imagenet": [0.449, 0.226]}
+    with pytest.raises(ConfigError, match="normalises by rgb, which nnU-Net has not; predict with dinounet"):
+        export(change(run, tmp_path / "rgb", channels=[rgb]), tmp_path / "folder")
+    with pytest.raises(ConfigError, match="a folder for nnU-Net has no place for --licence; leave it out, or export a"):
+        dinounet.export(run, tmp_path / "folder", format="nnunet", licence="cc-by-4.0")
+    with monkeypatch.context() as patch:
+        found = [replace(model, file=Path("model.onnx")) for model in find_models([run])]
+        patch.setattr("dinounet.integrations.nnunet.folders.find_models", lambda _: found)
+        with pytest.raises(ConfigError, match="is of ONNX files; export the run or the bundle that they were made of"):
+            export(run, tmp_path / "folder")
+    assert not (tmp_path / "folder").exists()
+    capsys.readouterr()
+    folder = export(
+        change(run, tmp_path / "odd", labels={"background": 0, "disc": 128, "square": 255}, file_ending=None),
+        tmp_path / "folder",
+    )
+    assert "nnU-Net wants labels without gaps, so its masks hold background 0 for 0, disc 1 for 128" in (
+        capsys.readouterr().out
+    )
+    description = json.loads((folder / "dataset.json").read_text())
+    assert (description["labels"], description["file_ending"]) == ({"background": 0, "disc": 1, "square": 2}, ".png")
+    with pytest.raises(UserError, match="exists already"):
+        export(run, folder)
+
+
+def test_regions_and_the_ignore_label_go_along(run: Path, tmp_path: Path) -> None:
+    labels = {"background": 0, "a": 1, "b": 2, "c": 3}
+    regions = [
+        {"name": "whole", "labels": [1, 2, 3], "written_as": 1},
+        {"name": "core", "labels": [2, 3], "written_as": 2},
+        {"name": "tip", "labels": [3], "written_as": 3},
+    ]
+    folder = export(change(run, tmp_path / "regions", labels=labels, regions=regions, ignore=9), tmp_path / "folder")
+    description = json.loads((folder / "dataset.json").read_text())
+    assert description["labels"] == {"background": 0, "whole": [1, 2, 3], "core": [2, 3], "tip": [3], "ignore": 4}
+    assert description["regions_class_order"] == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda folder: (folder / "plans.json").unlink(), r"there is no plans\.json beside .*; name it by --plans"),
+        (
+            lambda folder: edit(folder / "plans.json", "rank"),
+            r"is not of the network that its plan names .* of another shape, as fapm.*; give the plan in its folder",
+        ),
+        (lambda folder: edit(folder / "dataset.json", "labels"), r"was trained by another dataset\.json than the one"),
+        (
+            lambda folder: (folder / "fold_0" / "checkpoint_final.pth").unlink(),
+            r"holds no checkpoint_final\.pth, and no",
+        ),
+    ],
+)
+def test_a_run_of_nnunets_that_is_not_whole_is_one_sentence(
+    spoil: Any, message: str, run: Path, tmp_path: Path
+) -> None:
+    folder = export(run, tmp_path / "folder")
+    spoil(folder)
+    with pytest.raises(UserError, match=message) as error:
+        dinounet.import_(folder, tmp_path / "bundle")
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "bundle").exists()
+
+
+def edit(path: Path, what: str) -> None:
+    """Another rank of the network, in plan and checkpoint; or another label."""
+    content = json.loads(path.read_text())
+    if what == "labels":
+        content["labels"] = {"background": 0, "square": 1, "disc": 2}
+    else:
+        content["configurations"]["2d"]["architecture"]["arch_kwargs"]["network"]["rank"] = 8
+        checkpoint = path.parent / "fold_0" / "checkpoint_final.pth"
+        held = torch.load(checkpoint, weights_only=True)
+        torch.save({**held, "init_args": {}}, checkpoint)
+    path.write_text(json.dumps(content))
