@@ -1,4 +1,4 @@
-"""ONNX against PyTorch: a run's masks on its test images, and the time of a tile; in fp32 and both kinds of int8.
+"""ONNX against PyTorch: a run's masks on its test images, and the time of a tile; in fp32, bf16 and int8.
 
     OMP_NUM_THREADS=1 python benchmarks/onnx_files.py run test_images test_masks --calibrate images
 
@@ -20,6 +20,7 @@ import torch
 
 import dinounet
 from dinounet.data.masks import read_mask
+from dinounet.inference.by_pytorch import ByPyTorch
 from dinounet.inference.predictor import Predictor
 
 
@@ -37,7 +38,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         home = asked.keep or Path(temporary)
         home.mkdir(parents=True, exist_ok=True)
-        predictors = {"PyTorch fp32": dinounet.load(asked.run, weights=asked.weights, precision="fp32")}
+        exact = dinounet.load(asked.run, weights=asked.weights, device="cpu", precision="fp32")
+        rounded = Predictor(ByPyTorch(exact.networks, "cpu", "bf16"), exact.plan, exact.backbone)
+        rounded.postprocessing = exact.postprocessing
+        predictors = {"PyTorch fp32": exact, "PyTorch bf16": rounded}
         for name, options in {
             "ONNX fp32": {},
             "ONNX int8 weights": {"int8": "weights"},
@@ -50,10 +54,9 @@ def main() -> None:
             print(f"{name}: {size:.1f} MB")
             predictors[name] = dinounet.load(folder)
         compare_masks(predictors, asked.images, asked.truth, Path(temporary))
-        patch = predictors["PyTorch fp32"].plan.data.patch
-        channels = len(predictors["PyTorch fp32"].plan.data.channels)
-        file = home / "ONNX_fp32" / "model.onnx"
-        compare_times(predictors, openvino_of(file), np.random.default_rng(0), (1, channels, *patch), asked.rounds)
+        shape = 1, len(exact.plan.data.channels), *exact.plan.data.patch
+        openvino = openvino_of(home / "ONNX_fp32" / "model.onnx")
+        compare_times(predictors, openvino, np.random.default_rng(0), shape, asked.rounds)
 
 
 def compare_masks(predictors: dict[str, Predictor], images: Path, truth: Path, home: Path) -> None:

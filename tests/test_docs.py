@@ -213,9 +213,7 @@ def test_what_a_page_says_works(
     shutil.copytree(stand_ins, work)
     if page.stem == "python":  # where nothing is too slow, and shapes are told
         monkeypatch.setattr(NetworkConfig, "__post_init__", PUBLISHED_SIZE)
-    if (
-        page.stem == "onnx"
-    ):  # a U-Net, which is exported in seconds; tests/test_onnx.py takes half a minute for the other
+    if page.stem == "onnx":  # of a U-Net, which takes seconds; tests/test_onnx.py exports the other network
         shutil.rmtree(work / "runs" / "lesions")
         dinounet.train(work / "lesions", work / "runs" / "lesions", network="unet", device="cpu", report=False)
     if "dinounet push" in document.text:  # to a Hub on this machine

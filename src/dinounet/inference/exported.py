@@ -4,11 +4,13 @@
     model.onnx.data   its weights, where it would have more than 2 GB
     onnx.json         everything between a file and a network, and between logits and a mask: a bundle's record
 
-It names no file, as a bundle doesn't. onnxruntime itself refuses weights that lie outside the folder.
+It names no file, as a bundle doesn't. An ONNX file can name others with its weights: only its own one is let through,
+since older versions of onnxruntime would read whatever is named.
 """
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -154,4 +156,26 @@ def checked_networks(
                 if not (folder / held).is_file():
                     raise WeightsError(f"{folder} lacks {held}; copy the folder again")
                 require_hash(folder / held, sha256, EXPORTED)
+            _require_own_weights(folder / name, data_of(name) if file.data_sha256 else None)
             yield name, file, one, plan
+
+
+def _require_own_weights(path: Path, data: str | None) -> None:
+    """Raise a WeightsError if an ONNX file has weights in any other file than this one.
+
+    A tensor in another file has an entry `location` in its field 13 (onnx.proto, TensorProto.external_data). Wherever
+    these letters stand, they must be that entry in its usual form, of that length and with that value.
+    """
+    word, usual = b"location", b""
+    if data:
+        key, value = b"\n\x08" + word, b"\x12" + bytes([len(data)]) + data.encode()
+        usual = b"\x6a" + bytes([len(key) + len(value)]) + key + value
+    ahead = usual.find(word)
+    if not path.stat().st_size:  # nothing to map, and no ONNX
+        return
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        place = content.find(word)
+        while place >= 0:
+            if not data or content[max(place - ahead, 0) : place - ahead + len(usual)] != usual:
+                raise WeightsError(f"{path} wants weights from a file that is not its own; export it again")
+            place = content.find(word, place + 1)

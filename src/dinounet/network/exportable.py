@@ -49,15 +49,12 @@ class Exportable(nn.Module):
                     "grid are rounded; networks of a whole scale, such as 1 or 2, can be exported to ONNX"
                 )
             _widen(network.backbone.vit)
-            rope: Any = getattr(network.backbone.vit, "rope", None)
-            if type(rope).__name__ == ROPE:
-                rope.get_embed = lambda shape, *_: _rotations(rope, shape)
         self.network = network.eval()
 
     def forward(self, image: Tensor) -> Tensor:
         if not isinstance(self.network, DinoUNet):
             return self.network.core.output_block(self.network.core.skip_layers(image))
-        with plain_operators():
+        with plain_operators(), _counted_positions(getattr(self.network.backbone.vit, "rope", None)):
             (logits,) = self.network.decoder(self.network.encode(image))
         return logits
 
@@ -71,6 +68,19 @@ def _widen(vit: nn.Module) -> None:
         layer.weight = nn.Parameter(held.weight, requires_grad=False)
         layer.register_parameter("bias", held.get_parameter("bias") if held.bias is not None else None)
         setattr(vit.get_submodule(parent), own_name, layer)
+
+
+@contextmanager
+def _counted_positions(rope: Any) -> Iterator[None]:
+    """While this lasts, DINOv3's rotary positions are made without its sizes as floats."""
+    if type(rope).__name__ != ROPE:
+        yield
+        return
+    rope.get_embed = lambda shape, *_: _rotations(rope, shape)
+    try:
+        yield
+    finally:
+        del rope.get_embed
 
 
 def _rotations(rope: Any, shape: tuple[int, int]) -> Tensor:

@@ -8,6 +8,7 @@ whose scales were measured on images.
 from __future__ import annotations
 
 import random
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -16,7 +17,6 @@ import numpy as np
 
 from dinounet.inference.by_onnxruntime import enlarge
 from dinounet.inference.exported import INPUT, OnnxRecord, data_of
-from dinounet.inference.inputs import find_inputs
 from dinounet.inference.loading import load
 from dinounet.inference.predictor import Predictor
 from dinounet.progress import progress, without_warnings
@@ -25,33 +25,34 @@ MOST_TILES = 64
 """That scales are measured on, drawn evenly from the images."""
 
 
-def quantise(folder: Path, record: OnnxRecord, int8: Literal["weights", "static"], calibrate: Sequence[Path]) -> int:
+def quantise(
+    folder: Path, record: OnnxRecord, int8: Literal["weights", "static"], images: Sequence[Sequence[Path]] = ()
+) -> None:
     """Replace the files in a folder of exported networks by ones of 8 bits.
 
     Args:
         folder: with a record of networks in fp32.
         record: that one.
         int8: how far.
-        calibrate: images, or folders of them.
-
-    Returns:
-        The number of images that scales were measured on.
+        images: of each its files; static scales are measured on them.
 
     Raises:
-        UserError: an image can't be read, or none is given.
+        UserError: an image can't be read, or isn't of the kind that the networks were trained on.
     """
     from onnxruntime.quantization import QuantFormat, QuantType, quantize_dynamic, quantize_static
 
-    cases = find_inputs(calibrate, record.bundle.data) if int8 == "static" else []
-    tiles = _draw_tiles(load(folder), [case.images for case in cases]) if cases else []
+    tiles = _draw_tiles(load(folder), images) if int8 == "static" else []
     with progress("quantising", len(record.names)) as advance:
         for name in record.names:
-            path, whole = folder / name, folder / f"fp32_{name}"
-            path.rename(whole)
+            path, whole = folder / name, folder / "fp32" / name
+            whole.parent.mkdir(exist_ok=True)
+            for held in (name, data_of(name)):
+                if (folder / held).is_file():
+                    (folder / held).rename(whole.with_name(held))
             options: dict[str, Any] = {
                 "per_channel": True,
                 "weight_type": QuantType.QInt8,
-                "use_external_data_format": (folder / data_of(name)).is_file(),
+                "use_external_data_format": whole.with_name(data_of(name)).is_file(),
             }
             with without_warnings():
                 if int8 == "weights":
@@ -61,9 +62,8 @@ def quantise(folder: Path, record: OnnxRecord, int8: Literal["weights", "static"
                         whole, path, _Reader(tiles, record.multiple), quant_format=QuantFormat.QDQ,
                         op_types_to_quantize=["Conv", "MatMul"], activation_type=QuantType.QUInt8, **options,
                     )  # fmt: skip
-            whole.unlink()
+            shutil.rmtree(whole.parent)
             advance()
-    return len(cases)
 
 
 def _draw_tiles(predictor: Predictor, images: Sequence[Sequence[Path]]) -> list[np.ndarray]:

@@ -21,6 +21,7 @@ from dinounet.inference.bundle import BundleRecord, hash_file, read_bundle
 from dinounet.inference.by_onnxruntime import open_session
 from dinounet.inference.by_pytorch import load_networks
 from dinounet.inference.exported import EXPORTED, INPUT, OUTPUT, OnnxFile, OnnxRecord, data_of, names_of
+from dinounet.inference.inputs import find_inputs
 from dinounet.inference.loading import require_alike
 from dinounet.inference.models import TrainedModel, find_models, is_bundle
 from dinounet.network.build import Network
@@ -29,7 +30,7 @@ from dinounet.progress import progress, say, without_warnings
 from dinounet.sharing.export import describe_runs
 
 OPSET = 23
-"""The newest that the exporter and onnxruntime both know well; it has attention and rotary positions."""
+"""The newest that the exporter and onnxruntime both know well; it has an operator for attention."""
 
 LARGEST_FILE = 1_900_000_000
 """Bytes of weights that are written into the file itself, which can't have 2 GiB."""
@@ -72,6 +73,7 @@ def export_onnx(
         require_alike(model, models[0])
     bundle = _describe(models, licence)
     names = names_of(len(models))
+    images = [case.images for case in find_inputs(calibrate, bundle.data)] if calibrate else []
     with whole_folder(output) as folder:
         networks, _ = load_networks(models, weights)
         with progress("exporting", len(networks)) as advance:
@@ -84,9 +86,9 @@ def export_onnx(
         if int8 != "none":
             from dinounet.sharing.int8 import quantise
 
-            images = quantise(folder, record, int8, calibrate)
+            quantise(folder, record, int8, images)
             files = tuple(map(_hash, [folder / name for name in names]))
-            write_json(folder / EXPORTED, replace(record, files=files, int8=int8, calibration_images=images))
+            write_json(folder / EXPORTED, replace(record, files=files, int8=int8, calibration_images=len(images)))
         size = sum(path.stat().st_size for path in folder.iterdir())
     say("onnx", f"{output}: {', '.join(names)}, {size / 1e6:.1f} MB", output=str(output), bytes=size)
     return output
