@@ -42,14 +42,12 @@ def measure(name: str, scale: float, side: int, depth: int | None) -> dict[str, 
     """Bytes on top of the weights that a forward takes, and a training step on top of gradients and moments."""
     import torch
 
-    from dinounet.allocator import keep_freed_memory
     from dinounet.network.config import NetworkConfig
     from dinounet.network.dinounet import DinoUNet
     from dinounet.plans import Recipe
     from dinounet.training.memory import watch_memory
     from dinounet.training.optimizer import make_optimizer
 
-    keep_freed_memory()  # as the command does
     few = {} if depth is None else {"backbone_args": {"depth": depth}, "taps": (0, 1, 2, 3)}
     network = DinoUNet(NetworkConfig(backbone=name, backbone_scale=scale, **few))
     frozen, trained = (sum(p.numel() for p in network.parameters() if p.requires_grad == kind) for kind in (0, 1))
