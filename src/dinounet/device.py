@@ -6,6 +6,7 @@ from typing import Literal
 
 from dinounet.errors import ConfigError
 from dinounet.memory import free_memory
+from dinounet.processor import processor_has
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
 """auto: CUDA if there is one, else MPS, else the CPU."""
@@ -59,9 +60,8 @@ def choose_precision(precision: Precision, device: Literal["cpu", "cuda", "mps"]
         return precision
     if device == "cuda":
         native = torch.cuda.is_bf16_supported(including_emulation=False)
-    elif device == "cpu":  # older versions of PyTorch can't tell
-        told = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-        native = bool(told.get("avx512_bf16"))
+    elif device == "cpu":
+        native = processor_has("avx512_bf16")
     else:
         native = False
     return "bf16" if native else "fp32"

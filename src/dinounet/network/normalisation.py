@@ -1,7 +1,8 @@
-"""Instance norm by the faster of PyTorch's two ways to it."""
+"""Instance norm by the fastest of PyTorch's ways to it."""
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -11,8 +12,8 @@ from dinounet.network.exporting import is_exporting
 class InstanceNorm(nn.InstanceNorm2d):
     """Instance norm with a scale and a shift, (B, C, H, W) -> (B, C, H, W): the numbers of `nn.InstanceNorm2d`.
 
-    On the CPU as a group norm of one channel a group: a third of the time, any memory format, and a result that an
-    activation may change in place. What PyTorch calls instance norm returns a view, for which autograd then copies.
+    On the CPU as the batch norm of each image by itself: the one norm whose backward is as fast with channels last as
+    in PyTorch's own order (a group norm's takes ten times as long). An activation may change its result in place.
     """
 
     def __init__(self, width: int) -> None:
@@ -21,4 +22,8 @@ class InstanceNorm(nn.InstanceNorm2d):
     def forward(self, map: Tensor) -> Tensor:
         if map.device.type != "cpu" or is_exporting():
             return super().forward(map)
-        return F.group_norm(map, self.num_features, self.weight, self.bias, self.eps)
+        images = [
+            F.batch_norm(image, None, None, self.weight, self.bias, training=True, eps=self.eps)
+            for image in map.split(1)
+        ]
+        return images[0] if len(images) == 1 else torch.cat(images)

@@ -2,13 +2,14 @@
 
 For everything else it calls MKL, which on processors that aren't Intel's keeps to instructions of half the width: a
 linear layer of float32 takes twice as long there. PyTorch's fused attention on the CPU is built on the same products,
-and in bfloat16 doesn't use the processor's instructions for that at all.
+and in bfloat16 uses no instructions for that but those for whole matrices (AMX); where there are these, it is faster.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from functools import cache
 from typing import Any
 
 import torch
@@ -16,6 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.overrides import TorchFunctionMode
+
+from dinounet.processor import processor_has
 
 MOST_TOKENS = 4224
 """Attention whose table of scores is larger than this squared stays with PyTorch, which never holds the whole: an
@@ -73,8 +76,15 @@ class _Linear(torch.autograd.Function):
         )
 
 
+@cache
+def _has_matrix_instructions() -> bool:
+    return processor_has("amx_bf16")
+
+
 def _attention(query: Tensor, key: Tensor, value: Tensor, *more: Any, **named: Any) -> Tensor:
     """Attention, (B, heads, N, d) each, head by head: a head's table of scores stays in the processor's cache."""
+    if _has_matrix_instructions():
+        return F.scaled_dot_product_attention(query, key, value, *more, **named)
     plain = not more and all(option in (None, False, 0.0) for option in named.values())
     trains = torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad)
     if not plain or trains or query.ndim != 4 or not query.shape == key.shape == value.shape:
