@@ -190,6 +190,15 @@ def test_a_prediction_lies_on_the_images_grid_also_at_another_spacing(nifti_run:
     assert len(record["models"][0]["sha256"]) == 64
 
 
+def test_a_spacing_that_makes_a_slice_of_terabytes_is_told(nifti_run: Path, tmp_path: Path) -> None:
+    image = volume(np.zeros((2, 50, 61), np.int16), spacing=(1e6, 0.9, 4.0))
+    sitk.WriteImage(image, str(tmp_path / "kilometres.nii.gz"))
+    told = r"kilometres\.nii\.gz: its pixels are 0\.9 x 1e\+06 mm apart and the model's are 0\.8 x 0\.7, for which"
+    with pytest.raises(DataError, match=told):
+        dinounet.predict(nifti_run, [tmp_path / "kilometres.nii.gz"], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_broken_file_does_not_keep_the_others_from_being_predicted(png: Path, png_run: Path, tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "a.png").write_bytes((png / "imagesTs" / "case_6_0000.png").read_bytes())

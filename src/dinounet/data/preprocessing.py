@@ -17,9 +17,13 @@ from dinounet.data.images import Volume, require_colour
 from dinounet.data.labels import IGNORED
 from dinounet.data.plan import ChannelPlan, DataPlan
 from dinounet.data.rows import Rows
+from dinounet.errors import DataError
 
 BLOCK = 1 << 22
 """Pixels that are measured together."""
+
+LARGEST_ENLARGED = 1 << 30
+"""Pixels of a slice that may come of enlarging it to the plan's spacing: 32768 x 32768."""
 
 Moments = tuple[float, float]
 """What is subtracted from a channel, and what it is divided by then, where the whole case decides that."""
@@ -147,13 +151,23 @@ def slice_size(volume: Volume, plan: DataPlan) -> tuple[int, int]:
 
 
 def resampled_size(volume: Volume, plan: DataPlan) -> tuple[int, int]:
-    """Rows and columns of a slice at the plan's spacing."""
+    """Rows and columns of a slice at the plan's spacing.
+
+    Raises:
+        DataError: it would be enlarged beyond `LARGEST_ENLARGED`, so that one of the spacings must be wrong.
+    """
     rows, columns = slice_size(volume, plan)
     spacing = volume.spacing or (plan.unknown_spacing and (plan.unknown_spacing,) * 3)
     if plan.spacing is None or not spacing:
         return rows, columns
     own = np.delete(spacing, slice_axis(volume, plan)).tolist()
     factors = [distance / wanted for distance, wanted in zip(own, plan.spacing, strict=True)]
+    if rows * factors[0] * columns * factors[1] > max(LARGEST_ENLARGED, rows * columns):
+        raise DataError(
+            f"{volume.source}: its pixels are {own[0]:g} x {own[1]:g} mm apart and the model's are "
+            f"{plan.spacing[0]:g} x {plan.spacing[1]:g}, for which a slice would have to be enlarged by "
+            f"{factors[0]:g} x {factors[1]:g}; correct the spacing of the image, or look for another model"
+        )
     return max(1, round(rows * factors[0])), max(1, round(columns * factors[1]))
 
 
