@@ -106,7 +106,7 @@ class DinoUNet(nn.Module):
         """The decoder's skips, finest first: (B, widths[i], H/2^i, W/2^i); the image's sides are multiples of 32."""
         if image.shape[1] == 1:
             image = image.expand(-1, 3, -1, -1)
-        if not is_exporting():  # a graph has no order
+        if image.device.type == "cpu" and not is_exporting():  # there it is fastest; a graph has no order
             image = image.contiguous(memory_format=torch.channels_last)
         taps = [tap.to(image.dtype) for tap in taps] or self.backbone(self._three_channels(image))
         maps = self.adapter(image, taps, self.backbone.grids(image.shape[-2:]))
