@@ -3,8 +3,8 @@
     python benchmarks/folder.py                          # PNGs of 512 x 512, RGB, 5 classes, Dino U-Net S
     python benchmarks/folder.py --side 256 1024 --count 40 --tta none flip
 
-Both in one process and in turns: the folder as `dinounet predict` does it once its network is loaded, and as many batches
-of as many tiles sent through the network alone. Busy is the processor's time over the clock's and all threads.
+Both in one process and in turns: the folder as `dinounet predict` does it once its network is loaded, and the same
+batches of tiles sent through the network alone. Busy is the processor's time over the clock's and all threads.
 """
 
 import argparse
