@@ -3,9 +3,9 @@
     python benchmarks/backbones.py
 
 Weights, gradients and the optimizer's state are counted; what comes on top is measured, one process a measurement, on
-the CPU in float32, one image of one channel, and fitted: pixels * (a + b * D + c * D * cells), D the width and cells
-those of all four taps, a thousand for 512 x 512 pixels. Wide networks are measured with few blocks (frozen blocks leave
-nothing behind) and on a smaller image. Prints the measurements, the coefficients for `network/variants.py`, and how far
+the CPU in float32, one image of one channel, and fitted: pixels * (a + b * D + c * taps), D the width and taps the
+thousands of numbers that the four hold of 512 x 512 pixels. Wide networks are measured with few blocks (frozen blocks
+leave nothing behind) and on a smaller image. Prints the measurements, the coefficients for `network/variants.py`, and how far
 the formula is off.
 """
 
@@ -16,7 +16,7 @@ import sys
 import numpy as np
 
 import dinounet
-from dinounet.network.variants import SIDE, VARIANTS, tap_cells
+from dinounet.network.variants import SIDE, VARIANTS, tap_numbers
 
 WHOLE = [
     "dinov3_vits16", "dinov3_vits16plus", "dinov3_vitb16", "dinov3_convnext_tiny", "dinov3_convnext_small",
@@ -77,8 +77,8 @@ def main() -> None:
         print(name, scale, side, depth or "", seen, f"measured=({predict / 1e9:.2f}, {train / 1e9:.2f})", flush=True)
     pixels = np.array([side**2 for _, _, side, _ in RUNS], dtype=float)
     widths = np.array([VARIANTS[name].width for name, *_ in RUNS])
-    cells = np.array([tap_cells(VARIANTS[name], scale) / 1000 for name, scale, *_ in RUNS])
-    terms = np.stack([np.ones(len(RUNS)), widths, widths * cells], axis=1)
+    taps = np.array([tap_numbers(VARIANTS[name], scale) / 1000 for name, scale, *_ in RUNS])
+    terms = np.stack([np.ones(len(RUNS)), widths, taps], axis=1)
     for what in ("predict", "train"):
         bytes_a_pixel = np.array([seen[what] for seen in found]) / pixels
         weights = 1 / bytes_a_pixel  # so that it's relative errors that are small

@@ -35,9 +35,8 @@ def main() -> None:
     asked = parser.parse_args()
     keep_freed_memory()
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
-    print(
-        "| images | copies | precision | images a second | busy | of the network's own speed |\n|---|---|---|---|---|---|"
-    )
+    print("| images | copies | precision | images a second | busy | of the network's own speed |")
+    print("|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as temporary:
         home = Path(temporary)
         run = make_run(home, "picture", 5, narrow=False)
