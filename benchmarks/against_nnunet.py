@@ -18,6 +18,9 @@ nnU-Net's schedule falls once an epoch, so its steps are cut into at least ten. 
 evenly over those of all the fold's training cases; plans are of the whole dataset. Every piece is a process of its own,
 and leaves a JSON file in WORK/pieces: what is there isn't done again, so a stopped run goes on. Several processes share
 the work with --part 1/2 and --part 2/2, once one of them has prepared the data (--prepare).
+
+With --micrograph FOLDER the dataset is written first, of squares of the micrograph `axon_sem`: 20 of its left half to
+learn from, 15 of its right to be tested on, and a strip of a square's width between the two.
 """
 
 import argparse
@@ -47,6 +50,7 @@ from dinounet.files import write_json
 from dinounet.network.config import NetworkConfig, plan_unet
 from dinounet.plans import Plan, choose_recipe, make_plan, read_plan
 from dinounet.run import machine, read_run, versions
+from micrograph import write_squares
 from summaries import by_case, cell, means, put_into_page
 
 METHODS = {
@@ -58,6 +62,12 @@ METHODS = {
 }
 EPOCHS = 10
 """Of nnU-Net's schedule, at least."""
+
+SIDE = 192
+LEARN = [(row, column) for row in range(0, 5 * SIDE, SIDE) for column in range(0, 4 * SIDE, SIDE)]
+WATCH = [(0, 4 * SIDE)]
+TEST = [(row, column) for row in range(0, 5 * SIDE, SIDE) for column in range(5 * SIDE, 8 * SIDE, SIDE)]
+"""Squares of the micrograph by their upper left corners; one to watch, since both programs want one."""
 
 COLOURS = ("#4c4c4c", "#d1495b", "#00798c", "#edae49", "#8d6cab")
 
@@ -75,6 +85,8 @@ def run_all(asked: argparse.Namespace) -> None:
     """Do this process's part of what isn't done yet; a piece that fails is told, and the others go on."""
     if not re.fullmatch(r"\d+/\d+", asked.part):
         sys.exit("--part is written as 1/2")
+    if asked.micrograph and not asked.dataset.exists():
+        write_squares(asked.micrograph, asked.dataset, SIDE, LEARN, WATCH, TEST)
     place = prepare(asked)
     for fold in asked.folds:
         for share in asked.shares:
@@ -356,6 +368,7 @@ def parse() -> argparse.Namespace:
     run.add_argument("--patch", nargs=2, type=int, help="instead of what nnU-Net plans")
     run.add_argument("--batch", type=int, help="instead of what nnU-Net plans")
     run.add_argument("--part", default="1/1", help="this process's part of the pieces")
+    run.add_argument("--micrograph", type=Path, help="folder of axon_sem: write DATASET first, of its squares")
     run.add_argument("--prepare", action="store_true", help="prepare the data and stop")
     piece.add_argument("piece")
     shown.add_argument("--page", type=Path)

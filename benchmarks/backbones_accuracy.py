@@ -11,47 +11,23 @@ bootstrapped over cases. With `--crops` the dataset is written first, from the m
 """
 
 import argparse
-import json
 from pathlib import Path
 from statistics import mean
 
-import numpy as np
 import torch
-from PIL import Image
 
 import dinounet
 from dinounet.evaluation.bootstrap import BOOTSTRAP
 from dinounet.evaluation.records import Metrics, read_metrics
 from dinounet.files import METRICS
 from dinounet.run import RECORD, RunRecord, read_run
+from micrograph import write_squares
 from summaries import by_case, cell, means
 
 SIDE = 256
 LEARN = [(row, column) for row in (0, 256, 512, 768) for column in (0, 256)]
 WATCH = [(row, column) for row in (0, 512) for column in (1028, 1284)]
 """Upper left corners of the squares."""
-
-
-def write_crops(data: Path, root: Path) -> None:
-    """A dataset in nnU-Net's layout with one split."""
-    image, mask = (np.asarray(Image.open(data / f"{name}.png")) for name in ("image", "mask"))
-    classes = np.searchsorted((0, 128, 255), mask if mask.ndim == 2 else mask[..., 0])
-    names = [f"nerve_row{row}_column{column}" for row, column in LEARN + WATCH]
-    for folder in ("imagesTr", "labelsTr"):
-        (root / folder).mkdir(parents=True)
-    for name, (row, column) in zip(names, LEARN + WATCH, strict=True):
-        window = np.s_[row : row + SIDE, column : column + SIDE]
-        Image.fromarray(np.ascontiguousarray(image[window])).save(root / "imagesTr" / f"{name}_0000.png")
-        Image.fromarray(classes[window].astype(np.uint8)).save(root / "labelsTr" / f"{name}.png")
-    description = {
-        "channel_names": {"0": "SEM"},
-        "labels": {"background": 0, "myelin": 1, "axon": 2},
-        "numTraining": len(names),
-        "file_ending": ".png",
-    }
-    (root / "dataset.json").write_text(json.dumps(description))
-    split = {"train": names[: len(LEARN)], "val": names[len(LEARN) :]}
-    (root / "splits_final.json").write_text(json.dumps([split]))
 
 
 def run_once(
@@ -96,7 +72,7 @@ def row(model: str, features: str, runs: list[tuple[RunRecord, Metrics]]) -> str
 def main(asked: argparse.Namespace) -> None:
     torch.set_num_threads(1)
     if asked.crops and not asked.dataset.exists():
-        write_crops(asked.crops, asked.dataset)
+        write_squares(asked.crops, asked.dataset, SIDE, LEARN, WATCH)
     jobs = [
         (model, features)
         for model in asked.models
