@@ -16,7 +16,7 @@ M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -2, -3, -4
 TOP_PAD = 64 << 20
 """Bytes that are asked for beyond what is needed, so as to ask less often."""
 
-LARGEST_KEPT = 64_000_000
+LARGEST_KEPT = 128_000_000
 """Bytes. Larger pieces are few; kept, smaller ones would settle in their places and each need a new one."""
 
 LARGEST_INT = 2**31 - 1
