@@ -30,16 +30,15 @@ class Budget:
         """Seconds up to now, over all sessions."""
         return time.monotonic() - self.started
 
-    def is_over(self, step: int, last_took: float, closing: float) -> bool:
+    def is_over(self, step: int, reserve: float) -> bool:
         """Whether the run is to end after this step.
 
         Args:
             step: that was done, counted from 1.
-            last_took: seconds that it took, as another one would.
-            closing: seconds that the last look at the validation cases will take.
+            reserve: seconds that another step and the last look at the validation cases would take.
         """
         if self.seconds:
-            return self.spent() + last_took + closing >= self.seconds
+            return self.spent() + reserve >= self.seconds
         return step >= self.last_step
 
     def guess_of_closing(self, a_batch: float, batches: int) -> float:
@@ -50,9 +49,12 @@ class Budget:
         """How much of `total` is done: steps, or percent of the time."""
         return min(int(100 * spent / self.seconds), 100) if self.seconds else step
 
-    def schedule_at(self, step: int, spent: float) -> Recipe:
-        """The recipe with the length that the clock foretells, where it is measured in minutes."""
+    def schedule_at(self, step: int, spent: float, reserve: float) -> Recipe:
+        """The recipe with the length that the clock foretells, where it is measured in minutes.
+
+        The last step comes when no more than the reserve of `is_over` is left.
+        """
         if not self.seconds:
             return self.recipe
-        share = min(max(spent / self.seconds, 1e-6), 1.0)
+        share = min(max(spent, 1e-6 * self.seconds) / max(self.seconds - reserve, 1e-6), 1.0)
         return replace(self.recipe, minutes=None, steps=max(step, round(step / share)))

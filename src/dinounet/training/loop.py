@@ -127,7 +127,7 @@ def fit(
         of = f"{recipe.minutes:g} minutes" if recipe.minutes else recipe.length
         return Interrupted(f"stopped after step {step} of {of}")
 
-    spent, closing = seconds_before, 0.0
+    spent, reserve, closing = seconds_before, 0.0, 0.0
     finished = step >= budget.last_step
     batches = iter(loader)
     with (
@@ -142,7 +142,7 @@ def fit(
             if batch is None:
                 raise stopped()
             step += 1
-            schedule = budget.schedule_at(step, spent)
+            schedule = budget.schedule_at(step, spent, reserve)
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate_at(step - 1, schedule)
             learner.seconds["data"] += time.monotonic() - began
@@ -154,8 +154,9 @@ def fit(
             if validation:
                 closing = closing or budget.guess_of_closing(learner.seconds["forward"], VALIDATION_BATCHES)
             # the first process's clock counts for all, and a signal to one of them stops all
-            over = budget.is_over(step, time.monotonic() - began, closing)
-            spent, finished, stopping = team.largest(*((budget.spent(), over) if team.leads else (0, 0)), stop())
+            reserve = time.monotonic() - began + closing
+            clock = (budget.spent(), reserve, budget.is_over(step, reserve)) if team.leads else (0, 0, 0)
+            spent, reserve, finished, stopping = team.largest(*clock, stop())
             note.step(step, loss, spent, optimizer.param_groups[0]["lr"], learner.breakdown())
             learner.seconds.clear()
             if learner.skipped_in_a_row == MOST_SKIPPED:
