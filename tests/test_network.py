@@ -9,6 +9,7 @@ from torch import nn
 from dinounet.errors import ConfigError
 from dinounet.network.config import NetworkConfig
 from dinounet.network.dinounet import DinoUNet, pad_to_stride
+from dinounet.network.normalisation import InstanceNorm
 from networks import tiny_config
 
 
@@ -276,10 +277,30 @@ def test_linear_layers_by_onednn_are_pytorchs_and_so_are_their_gradients(bias: b
     )
 
 
+@pytest.mark.parametrize("order", [torch.contiguous_format, torch.channels_last])
+def test_the_instance_norm_is_pytorchs_and_so_are_its_gradients(order: torch.memory_format) -> None:
+    norm = InstanceNorm(5)
+    nn.init.normal_(norm.weight)
+    nn.init.normal_(norm.bias)
+    map, upstream = torch.randn(3, 5, 7, 6).to(memory_format=order).requires_grad_(), torch.randn(3, 5, 7, 6)
+    parameters = (map, norm.weight, norm.bias)
+    found = nn.functional.leaky_relu(norm(map), inplace=True)
+    expected = nn.functional.leaky_relu(nn.functional.instance_norm(map, weight=norm.weight, bias=norm.bias))
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(
+        torch.autograd.grad(found, parameters, upstream), torch.autograd.grad(expected, parameters, upstream)
+    )
+
+
+@pytest.mark.parametrize("matrix_instructions", [False, True])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
-def test_attention_by_onednn_is_pytorchs(dtype: torch.dtype, tolerance: float) -> None:
+def test_attention_by_onednn_is_pytorchs(
+    dtype: torch.dtype, tolerance: float, matrix_instructions: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from dinounet.network import onednn
     from dinounet.network.onednn import products_by_onednn
 
+    monkeypatch.setattr(onednn, "_has_matrix_instructions", lambda: matrix_instructions)
     query, key, value = (torch.randn(2, 37, 3, 16).transpose(1, 2) for _ in range(3))  # heads lie between tokens
     expected = nn.functional.scaled_dot_product_attention(query, key, value)
     with products_by_onednn(query.device):

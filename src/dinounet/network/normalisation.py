@@ -22,8 +22,9 @@ class InstanceNorm(nn.InstanceNorm2d):
         super().__init__(width, affine=True)
 
     def forward(self, map: Tensor) -> Tensor:
-        if map.device.type != "cpu" or is_exporting():
+        if map.device.type != "cpu" or is_exporting() or torch.compiler.is_compiling():
             return super().forward(map)
+        map = map.as_subclass(Tensor)  # MONAI's would make a view of the result, which nothing may change in place
         result: Tensor = _ImageByImage.apply(map, self.weight, self.bias, self.eps)
         return result
 
