@@ -332,7 +332,7 @@ def draw(found: list[dict[str, Any]], path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
+    figure, axes = plt.subplots(figsize=(7, 4.8), layout="constrained")
     for index, (method, name) in enumerate(METHODS.items()):
         shares = sorted({piece["share"] for piece in found if piece["method"] == method})
         points = [means(cases_of([p for p in found if p["share"] == share], method))[0] for share in shares]
@@ -344,11 +344,11 @@ def draw(found: list[dict[str, Any]], path: Path) -> None:
         bars = np.abs(ends.T - middle)
         axes.errorbar(places, middle, bars, label=name, color=COLOURS[index], marker="o", markersize=4, capsize=2)
     ticks = sorted({piece["share"] for piece in found})
-    axes.set(xscale="log", xlabel="training slices, %", ylabel="Dice, mean over test cases and 95 % interval")
+    axes.set(xscale="log", xlabel="training slices, %", ylabel="Dice, mean of cases, 95 % interval")
     axes.set_xticks(ticks, [str(tick) for tick in ticks])
     axes.minorticks_off()
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
+    figure.legend(loc="outside lower center", ncols=2, fontsize=8)
     figure.savefig(path, metadata={"Date": None})
     plt.close(figure)
 
