@@ -193,7 +193,7 @@ def test_a_prediction_lies_on_the_images_grid_also_at_another_spacing(nifti_run:
 def test_a_spacing_that_makes_a_slice_of_terabytes_is_told(nifti_run: Path, tmp_path: Path) -> None:
     image = volume(np.zeros((2, 50, 61), np.int16), spacing=(1e6, 0.9, 4.0))
     sitk.WriteImage(image, str(tmp_path / "kilometres.nii.gz"))
-    told = r"kilometres\.nii\.gz: its pixels are 0\.9 x 1e\+06 mm apart and the model's are 0\.8 x 0\.7, for which"
+    told = r"kilometres\.nii\.gz: its pixels are 0\.9 x 1e\+06 mm apart and the plan's are 0\.8 x 0\.7, for which"
     with pytest.raises(DataError, match=told):
         dinounet.predict(nifti_run, [tmp_path / "kilometres.nii.gz"], tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -298,12 +298,11 @@ def test_attention_by_onednn_is_pytorchs(
     dtype: torch.dtype, tolerance: float, matrix_instructions: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from dinounet.network import onednn
-    from dinounet.network.onednn import products_by_onednn
 
-    monkeypatch.setattr(onednn, "_has_matrix_instructions", lambda: matrix_instructions)
+    monkeypatch.setattr(onednn, "processor_has", lambda instructions: matrix_instructions)
     query, key, value = (torch.randn(2, 37, 3, 16).transpose(1, 2) for _ in range(3))  # heads lie between tokens
     expected = nn.functional.scaled_dot_product_attention(query, key, value)
-    with products_by_onednn(query.device):
+    with onednn.products_by_onednn(query.device):
         found = nn.functional.scaled_dot_product_attention(query.to(dtype), key.to(dtype), value.to(dtype))
         masked = nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True)
     assert found.dtype == dtype

@@ -164,9 +164,9 @@ def resampled_size(volume: Volume, plan: DataPlan) -> tuple[int, int]:
     factors = [distance / wanted for distance, wanted in zip(own, plan.spacing, strict=True)]
     if rows * factors[0] * columns * factors[1] > max(LARGEST_ENLARGED, rows * columns):
         raise DataError(
-            f"{volume.source}: its pixels are {own[0]:g} x {own[1]:g} mm apart and the model's are "
+            f"{volume.source}: its pixels are {own[0]:g} x {own[1]:g} mm apart and the plan's are "
             f"{plan.spacing[0]:g} x {plan.spacing[1]:g}, for which a slice would have to be enlarged by "
-            f"{factors[0]:g} x {factors[1]:g}; correct the spacing of the image, or look for another model"
+            f"{factors[0]:g} x {factors[1]:g}; correct the spacing that is wrong, the image's or the plan's"
         )
     return max(1, round(rows * factors[0])), max(1, round(columns * factors[1]))
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from functools import cache
 from typing import Any
 
 import torch
@@ -76,14 +75,9 @@ class _Linear(torch.autograd.Function):
         )
 
 
-@cache
-def _has_matrix_instructions() -> bool:
-    return processor_has("amx_bf16")
-
-
 def _attention(query: Tensor, key: Tensor, value: Tensor, *more: Any, **named: Any) -> Tensor:
     """Attention, (B, heads, N, d) each, head by head: a head's table of scores stays in the processor's cache."""
-    if _has_matrix_instructions():
+    if processor_has("amx_bf16"):
         return F.scaled_dot_product_attention(query, key, value, *more, **named)
     plain = not more and all(option in (None, False, 0.0) for option in named.values())
     trains = torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad)
