@@ -22,7 +22,8 @@ import numpy as np
 
 import dinounet
 from dinounet.data.dataset import read_dataset
-from dinounet.data.images import Geometry, write_image
+from dinounet.data.geometry import Geometry
+from dinounet.data.images import write_image
 from dinounet.data.plan import plan_data
 from dinounet.files import write_json
 from dinounet.plans import RECIPES, make_plan

@@ -7,7 +7,7 @@ import numpy as np
 import SimpleITK as sitk
 from PIL import Image
 
-from dinounet.data.images import Volume
+from dinounet.data.geometry import Volume
 from dinounet.data.plan import ChannelPlan
 from dinounet.data.preprocessing import measure_channels, normalise
 

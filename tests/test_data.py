@@ -15,7 +15,8 @@ from skimage.transform import resize
 from datasets import LABELS, describe, normalised, picture, volume, write_nifti_dataset
 from dinounet.data.cache import build_cache
 from dinounet.data.dataset import find_cases, hash_dataset, read_dataset
-from dinounet.data.images import Geometry, Volume, coarsest_axis, read_image, write_mask
+from dinounet.data.geometry import Geometry, Volume, coarsest_axis
+from dinounet.data.images import read_image, write_mask
 from dinounet.data.labels import parse_labels
 from dinounet.data.masks import read_mask
 from dinounet.data.naming import infer_labels

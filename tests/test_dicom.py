@@ -18,8 +18,9 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, MRImageStorage, 
 import dinounet
 from datasets import picture
 from dinounet.data.dataset import read_dataset
-from dinounet.data.dicom_seg import write_segmentation
-from dinounet.data.images import read_image, require_same_grid
+from dinounet.data.formats.dicom_seg import write_segmentation
+from dinounet.data.geometry import require_same_grid
+from dinounet.data.images import read_image
 from dinounet.data.masks import read_mask, read_truth
 from dinounet.data.pairs import Case
 from dinounet.data.plan import plan_data

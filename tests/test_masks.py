@@ -17,7 +17,8 @@ from datasets import describe, picture, write_png_dataset
 from dinounet.cli.main import main
 from dinounet.data.cache import build_cache
 from dinounet.data.dataset import read_dataset
-from dinounet.data.images import Volume, write_mask
+from dinounet.data.geometry import Volume
+from dinounet.data.images import write_mask
 from dinounet.data.labels import Labels, name_labels, parse_labels
 from dinounet.data.masks import read_mask, read_truth
 from dinounet.data.naming import infer_labels

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 import dinounet
 from datasets import write_nifti_dataset, write_png_dataset
 from dinounet.data.dataset import read_dataset
-from dinounet.data.images import Geometry, Volume
+from dinounet.data.geometry import Geometry, Volume
 from dinounet.data.plan import plan_data
 from dinounet.data.rows import Rows
 from dinounet.data.stored import open_image

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from scipy import ndimage
 
-from dinounet.data.images import require_same_grid
+from dinounet.data.geometry import require_same_grid
 from dinounet.data.labels import Labels
 from dinounet.data.masks import read_mask, read_truth, where, with_empty_slices
 from dinounet.data.pairs import Case

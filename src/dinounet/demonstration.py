@@ -11,7 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from dinounet.data.images import Geometry, Volume, write_image, write_mask
+from dinounet.data.geometry import Geometry, Volume
+from dinounet.data.images import write_image, write_mask
 from dinounet.errors import UserError, WeightsError
 from dinounet.files import whole_folder, write_json
 from dinounet.network.weights import find_weights

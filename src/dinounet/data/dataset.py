@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dinounet.data.dicom_seg import segment_names
+from dinounet.data.formats.dicom_seg import segment_names
 from dinounet.data.images import ENDINGS, SEGMENTATION_ENDING, ending_of, refuse_dead_link, stem_of
 from dinounet.data.labels import Given, Labels, Region, name_labels, read_nnunet_labels
 from dinounet.data.masks import refuse_jpegs

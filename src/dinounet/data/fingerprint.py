@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from dinounet.data.choice import choose_evenly
-from dinounet.data.images import Volume
+from dinounet.data.geometry import Volume
 
 SAMPLES_A_CASE = 10_000
 """Foreground pixels that a case gives to the intensity statistics, and pixels from anywhere to the components."""

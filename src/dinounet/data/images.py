@@ -13,14 +13,15 @@ import re
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from dinounet.data.dicom import is_dicom, is_series, read_series
-from dinounet.data.flat import FLAT_ENDINGS, Purpose, read_flat, write_flat
+from dinounet.data.formats.dicom import is_dicom, is_series, read_series
+from dinounet.data.formats.flat import FLAT_ENDINGS, Purpose, read_flat, write_flat
+from dinounet.data.geometry import Geometry, Volume, require_same_grid, rounded
 from dinounet.errors import DataError, noted
 from dinounet.files import join_some, whole_file
 
@@ -29,60 +30,6 @@ ENDINGS = VOLUME_ENDINGS + FLAT_ENDINGS
 SEGMENTATION_ENDING = ".dcm"
 """Of masks that are DICOM Segmentation objects (`dicom_seg.py`); an image in DICOM is a folder."""
 KNOWN = f"{', '.join(ENDINGS)}, or a folder of DICOM files"
-
-
-@dataclass(frozen=True)
-class Geometry:
-    """Where a volume lies in space, as SimpleITK tells it: x, y, z, in mm."""
-
-    spacing: tuple[float, ...]
-    origin: tuple[float, ...]
-    direction: tuple[float, ...]
-
-
-@dataclass(frozen=True)
-class Volume:
-    """An image (C, Z, Y, X) or a mask (Z, Y, X) with its geometry."""
-
-    array: np.ndarray
-    """Intensities as stored, or labels as integers."""
-
-    geometry: Geometry | None
-    """None for formats that know of no space (PNG and its like)."""
-
-    source: Path
-    """The file, or the first of its channels' files."""
-
-    modality: str | None = None
-    """How it was taken, such as CT or MR; None where the format doesn't tell."""
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """Slices, rows and columns."""
-        z, y, x = self.array.shape[-3:]
-        return z, y, x
-
-    @property
-    def is_flat(self) -> bool:
-        """Whether it is a two-dimensional image, rather than a volume that happens to have one slice."""
-        return self.shape[0] == 1 and (self.geometry is None or len(self.geometry.spacing) == 2)
-
-    @property
-    def spacing(self) -> tuple[float, float, float] | None:
-        """Distance of neighbours along z, y and x in mm; None where it isn't known."""
-        if self.geometry is None:
-            return None
-        x, y, *z = self.geometry.spacing
-        return (z[0] if z else 1.0), y, x
-
-
-def coarsest_axis(shape: Sequence[int], spacing: Sequence[float] | None) -> int:
-    """The axis (of z, y, x) along which to cut slices: one of length 1, else the coarsest, else the first."""
-    steps = [
-        math.inf if length == 1 else round(step, 3)  # a header's last digits must not decide
-        for length, step in zip(shape, spacing or (1.0, 1.0, 1.0), strict=True)
-    ]
-    return steps.index(max(steps))
 
 
 def ending_of(path: Path) -> str:
@@ -150,24 +97,6 @@ def require_colour(channel: np.ndarray, name: str, source: Path) -> None:
             "255; convert it to 8 bits, or train with another name for the channel, which normalises it by its own "
             "mean and deviation"
         )
-
-
-def require_same_grid(volume: Volume, like: Volume) -> None:
-    """Raise a DataError unless both have the same shape and geometry, up to rounding in the files' headers."""
-    if volume.shape != like.shape:
-        raise DataError(
-            f"{volume.source} is {_times(volume.shape)} but {like.source} is {_times(like.shape)}; give both the same "
-            "size, or pair others"
-        )
-    a, b = volume.geometry, like.geometry
-    if a is None or b is None:
-        return
-    for name in ("spacing", "origin", "direction"):
-        if not np.allclose(getattr(a, name), getattr(b, name), rtol=1e-3, atol=1e-3):
-            raise DataError(
-                f"{volume.source} and {like.source} differ in {name}: {_round(getattr(a, name))} and "
-                f"{_round(getattr(b, name))}; resample one onto the other's grid"
-            )
 
 
 def refuse_dead_link(path: Path) -> None:
@@ -241,7 +170,9 @@ def geometry_of(image: Any, path: Path) -> Geometry:
     """
     spacing, origin, direction = image.GetSpacing(), image.GetOrigin(), image.GetDirection()
     if not np.isfinite([*spacing, *origin, *direction]).all() or min(spacing) <= 0:
-        raise DataError(f"{path} has the spacing {_round(spacing)} and the origin {_round(origin)}; correct its header")
+        raise DataError(
+            f"{path} has the spacing {rounded(spacing)} and the origin {rounded(origin)}; correct its header"
+        )
     return Geometry(spacing, origin, direction)
 
 
@@ -254,7 +185,7 @@ def check_nifti(path: Path) -> None:
         header = type(image.header).from_fileobj(file, check=False)  # nibabel too would repair it
     spacing = header["pixdim"][1 : 1 + min(3, len(image.shape))].tolist()
     if not all(map(math.isfinite, spacing)) or 0 in spacing:
-        raise DataError(f"{path} has the spacing {_round(spacing)}; correct its header")
+        raise DataError(f"{path} has the spacing {rounded(spacing)}; correct its header")
     stored = image.dataobj
     wanted = stored.offset + math.prod(stored.shape) * stored.dtype.itemsize
     held = path.stat().st_size
@@ -302,11 +233,3 @@ def write_image(path: Path, array: np.ndarray, geometry: Geometry) -> None:
     """Write intensities (Z, Y, X) as a volume of the given geometry."""
     with whole_file(path) as temporary:
         _write_volume(temporary, array, geometry)
-
-
-def _times(shape: Sequence[int]) -> str:
-    return " x ".join(map(str, shape))
-
-
-def _round(numbers: Sequence[float]) -> list[float]:
-    return [round(number, 4) for number in numbers]

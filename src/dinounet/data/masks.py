@@ -9,18 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-from dinounet.data.dicom_seg import read_segmentation
-from dinounet.data.flat import JPEG_ENDINGS
-from dinounet.data.images import (
-    SEGMENTATION_ENDING,
-    Geometry,
-    Volume,
-    ending_of,
-    read_image,
-    read_stored,
-    require_finite,
-    require_same_grid,
-)
+from dinounet.data.formats.dicom_seg import read_segmentation
+from dinounet.data.formats.flat import JPEG_ENDINGS
+from dinounet.data.geometry import Geometry, Volume, require_same_grid
+from dinounet.data.images import SEGMENTATION_ENDING, ending_of, read_image, read_stored, require_finite
 from dinounet.data.labels import Labels, relabel_command, write_labels
 from dinounet.data.naming import COLOUR, MOST_LABELS, advice, common_folder, listed, to_mark, too_many
 from dinounet.data.pairs import Case, ClassFiles

@@ -16,7 +16,8 @@ import numpy as np
 
 from dinounet.data.dataset import Dataset
 from dinounet.data.fingerprint import Fingerprint, Intensities, Seen, look_at, measure_intensities, principal_components
-from dinounet.data.images import Volume, coarsest_axis, require_colour
+from dinounet.data.geometry import Volume, coarsest_axis
+from dinounet.data.images import require_colour
 from dinounet.data.labels import Labels, Region
 from dinounet.data.masks import check_case
 from dinounet.data.naming import common_folder, infer_labels

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from dinounet.data.choice import Choice, choose_evenly
-from dinounet.data.images import Volume
+from dinounet.data.geometry import Volume
 from dinounet.data.labels import IGNORED
 from dinounet.data.masks import check_case
 from dinounet.data.pairs import Case

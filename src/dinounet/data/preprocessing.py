@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from dinounet.data.images import Volume, require_colour
+from dinounet.data.geometry import Volume
+from dinounet.data.images import require_colour
 from dinounet.data.labels import IGNORED
 from dinounet.data.plan import ChannelPlan, DataPlan
 from dinounet.data.rows import Rows

@@ -9,8 +9,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dinounet.data.flat import TIFF_ENDINGS
-from dinounet.data.images import VOLUME_ENDINGS, Volume, ending_of, read_stored, stem_of, write_mask
+from dinounet.data.formats.flat import TIFF_ENDINGS
+from dinounet.data.geometry import Volume
+from dinounet.data.images import VOLUME_ENDINGS, ending_of, read_stored, stem_of, write_mask
 from dinounet.data.labels import Given, name_labels
 from dinounet.data.masks import to_marks
 from dinounet.data.naming import COLOUR, to_mark, to_vectors

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from dinounet.data.flat import ORIENTATION, TIFF_ENDINGS, without_limit
+from dinounet.data.formats.flat import ORIENTATION, TIFF_ENDINGS, without_limit
 from dinounet.errors import DataError
 
 MODES = ("L", "RGB", "I;16")

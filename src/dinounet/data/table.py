@@ -12,7 +12,7 @@ import difflib
 from collections import Counter
 from pathlib import Path
 
-from dinounet.data.dicom import is_series
+from dinounet.data.formats.dicom import is_series
 from dinounet.data.pairs import Case, mask_paths, name_of, wrong_names
 from dinounet.errors import DataError
 from dinounet.files import join_some

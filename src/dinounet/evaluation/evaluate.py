@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dinounet.data.images import Volume, require_same_grid
+from dinounet.data.geometry import Volume, require_same_grid
 from dinounet.data.labels import Labels, Region
 from dinounet.data.masks import read_mask, read_truth, where, with_empty_slices
 from dinounet.data.pairs import Case, ClassFiles, class_files, mask_files, name_of

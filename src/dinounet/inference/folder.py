@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dinounet.data.images import Volume
+from dinounet.data.geometry import Volume
 from dinounet.data.pairs import Case, known_files
 from dinounet.errors import ConfigError, DataError, UserError
 from dinounet.files import PREDICTION, join_some, read_record, remove_leftovers, require_new, write_json

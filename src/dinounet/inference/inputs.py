@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any, TypeAlias, Union
 import numpy as np
 
 from dinounet.data.dataset import find_cases, refuse_same_names
-from dinounet.data.dicom import is_series
-from dinounet.data.flat import picture_pixels
-from dinounet.data.images import KNOWN, Volume, ending_of, require_finite, unknown_format
+from dinounet.data.formats.dicom import is_series
+from dinounet.data.formats.flat import picture_pixels
+from dinounet.data.geometry import Volume
+from dinounet.data.images import KNOWN, ending_of, require_finite, unknown_format
 from dinounet.data.pairs import Case, image_files
 from dinounet.data.plan import DataPlan
 from dinounet.data.stored import open_image

@@ -10,8 +10,8 @@ from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 import numpy as np
 
 from dinounet.arrays import Array, concatenate, stack
+from dinounet.data.geometry import Volume
 from dinounet.data.grid import STEP
-from dinounet.data.images import Volume
 from dinounet.data.masks import check_channels
 from dinounet.data.preprocessing import Slice, measure_channels, slice_axis, slice_size
 from dinounet.data.views import View

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from dinounet.arrays import Array, entropy, to_numpy
-from dinounet.data.images import Volume
+from dinounet.data.geometry import Volume
 from dinounet.data.plan import DataPlan
 from dinounet.data.preprocessing import in_slice, slice_axis, slice_size
 from dinounet.inference.postprocessing import Postprocessing, apply

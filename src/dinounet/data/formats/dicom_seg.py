@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dinounet.data.dicom import dicom_files
+from dinounet.data.formats.dicom import dicom_files
 from dinounet.errors import ConfigError, DataError
 
 EMPTY_IF_MISSING = (
