@@ -1,6 +1,7 @@
 """Images and masks, read and written with their geometry.
 
-NIfTI, NRRD and MHA through SimpleITK, folders of DICOM files (`dicom.py`), and PNG, BMP, TIFF and JPEG (`flat.py`).
+NIfTI, NRRD and MHA through SimpleITK, folders of DICOM files (`dicom.py`), PNG, BMP and JPEG (`picture.py`), and
+TIFF (`tiff.py`).
 Inside, everything is a volume: a flat image has one slice and no spacing.
 """
 
@@ -20,12 +21,14 @@ from typing import Any
 import numpy as np
 
 from dinounet.data.formats.dicom import is_dicom, is_series, read_series
-from dinounet.data.formats.flat import FLAT_ENDINGS, Purpose, read_flat, write_flat
+from dinounet.data.formats.picture import PICTURE_ENDINGS, Purpose, read_picture, write_picture
+from dinounet.data.formats.tiff import TIFF_ENDINGS, read_tiff, write_tiff
 from dinounet.data.geometry import Geometry, Volume, require_same_grid, rounded
 from dinounet.errors import DataError, noted
 from dinounet.files import join_some, whole_file
 
 VOLUME_ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha")
+FLAT_ENDINGS = PICTURE_ENDINGS + TIFF_ENDINGS
 ENDINGS = VOLUME_ENDINGS + FLAT_ENDINGS
 SEGMENTATION_ENDING = ".dcm"
 """Of masks that are DICOM Segmentation objects (`dicom_seg.py`); an image in DICOM is a folder."""
@@ -76,8 +79,10 @@ def write_mask(path: Path, labels: np.ndarray, like: Volume, colours: Mapping[in
     dtype = np.uint8 if labels.max(initial=0) < 256 else np.uint16
     labels = labels.astype(dtype)
     with whole_file(path) as temporary:
-        if ending_of(path) in FLAT_ENDINGS:
-            write_flat(temporary, labels, colours)
+        if ending_of(path) in TIFF_ENDINGS:
+            write_tiff(temporary, labels, colours)
+        elif ending_of(path) in PICTURE_ENDINGS:
+            write_picture(temporary, labels, colours)
         else:
             _write_volume(temporary, labels, like.geometry)
 
@@ -129,7 +134,8 @@ def read_stored(path: Path, of: Purpose) -> Volume:
         raise DataError(f"{path} may not be read by you; change its permissions")
     try:
         if ending in FLAT_ENDINGS:
-            return Volume(read_flat(path, of), None, path)
+            read = read_tiff if ending in TIFF_ENDINGS else read_picture
+            return Volume(read(path, of), None, path)
         with without_standard_error():
             return _read_volume(path)
     except DataError:

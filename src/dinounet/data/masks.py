@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from dinounet.data.formats.dicom_seg import read_segmentation
-from dinounet.data.formats.flat import JPEG_ENDINGS
+from dinounet.data.formats.picture import JPEG_ENDINGS
 from dinounet.data.geometry import Geometry, Volume, require_same_grid
 from dinounet.data.images import SEGMENTATION_ENDING, ending_of, read_image, read_stored, require_finite
 from dinounet.data.labels import Labels, relabel_command, write_labels

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dinounet.data.formats.flat import TIFF_ENDINGS
+from dinounet.data.formats.tiff import TIFF_ENDINGS
 from dinounet.data.geometry import Volume
 from dinounet.data.images import VOLUME_ENDINGS, ending_of, read_stored, stem_of, write_mask
 from dinounet.data.labels import Given, name_labels

@@ -1,7 +1,7 @@
 """Flat images that stay in their file and are read some rows at a time, through libvips: whole slides, maps, mosaics.
 
-Only what comes exactly as `flat.py` would read it: grey or RGB, one page, no palette, transparency or turning. All else
-is read whole.
+Only what comes exactly as `picture.py` and `tiff.py` would read it: grey or RGB, one page, no palette, transparency or
+turning. All else is read whole.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from dinounet.data.formats.flat import ORIENTATION, TIFF_ENDINGS, without_limit
+from dinounet.data.formats.picture import ORIENTATION, without_limit
+from dinounet.data.formats.tiff import TIFF_ENDINGS
 from dinounet.errors import DataError
 
 MODES = ("L", "RGB", "I;16")

@@ -16,9 +16,16 @@ from typing import Any, cast
 
 import numpy as np
 
-from dinounet.data.formats.flat import FLAT_ENDINGS
 from dinounet.data.geometry import Volume, require_same_grid
-from dinounet.data.images import VOLUME_ENDINGS, check_nifti, ending_of, geometry_of, read_image, without_standard_error
+from dinounet.data.images import (
+    FLAT_ENDINGS,
+    VOLUME_ENDINGS,
+    check_nifti,
+    ending_of,
+    geometry_of,
+    read_image,
+    without_standard_error,
+)
 from dinounet.data.labels import Labels
 from dinounet.data.masks import read_truth, whole_numbers
 from dinounet.data.pairs import Case

@@ -11,7 +11,7 @@ import numpy as np
 
 from dinounet.data.dataset import find_cases, refuse_same_names
 from dinounet.data.formats.dicom import is_series
-from dinounet.data.formats.flat import picture_pixels
+from dinounet.data.formats.picture import picture_pixels
 from dinounet.data.geometry import Volume
 from dinounet.data.images import KNOWN, ending_of, require_finite, unknown_format
 from dinounet.data.pairs import Case, image_files

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from dinounet.data.formats.dicom_seg import require_highdicom, write_segmentation
-from dinounet.data.formats.flat import JPEG_ENDINGS
+from dinounet.data.formats.picture import JPEG_ENDINGS
 from dinounet.data.geometry import Geometry, Volume
 from dinounet.data.images import SEGMENTATION_ENDING, VOLUME_ENDINGS, ending_of, write_image, write_mask
 from dinounet.data.labels import Labels

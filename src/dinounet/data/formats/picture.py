@@ -1,0 +1,125 @@
+"""Pictures, PNG, JPEG and BMP, through Pillow: (C, 1, Y, X) in the type that they are stored in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from dinounet.errors import DataError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as PictureFile
+
+JPEG_ENDINGS = (".jpg", ".jpeg")
+PICTURE_ENDINGS = (".png", ".bmp", *JPEG_ENDINGS)
+
+ORIENTATION = 0x0112
+"""EXIF's and TIFF's tag that asks viewers to turn the image; 1 is as stored."""
+
+Purpose = Literal["image", "mask"]
+
+
+def read_picture(path: Path, of: Purpose) -> np.ndarray:
+    """Pixels (C, 1, Y, X); a mask's palette is taken for mere colours of its numbers.
+
+    Raises:
+        DataError: as `picture_pixels`.
+    """
+    from PIL import Image
+
+    with without_limit(), Image.open(path) as file:
+        return picture_pixels(file, path, of, deep=_read_deep_colours if _has_deep_colours(path) else None)
+
+
+def write_picture(path: Path, labels: np.ndarray, colours: Mapping[int, str] | None = None) -> None:
+    """Write labels (1, Y, X); colours of numbers ("#ff0000") become their palette."""
+    from PIL import Image
+
+    image = Image.fromarray(labels[0])
+    if colours is not None:
+        image.putpalette(to_palette(colours).tobytes())
+    image.save(path)
+
+
+def to_palette(colours: Mapping[int, str]) -> np.ndarray:
+    """(256, 3) red, green and blue of each number; black of those without a colour."""
+    palette = np.zeros((256, 3), np.uint8)
+    for number, colour in colours.items():
+        palette[number] = list(bytes.fromhex(colour[1:]))
+    return palette
+
+
+def picture_pixels(
+    picture: PictureFile, path: Path, of: Purpose = "image", deep: Callable[[Path], np.ndarray] | None = None
+) -> np.ndarray:
+    """Pixels (C, 1, Y, X) of a picture of Pillow's.
+
+    Args:
+        picture: opened, not necessarily loaded.
+        path: its file, or what it is called in errors.
+        of: image or mask.
+        deep: reads what Pillow would read with fewer bits than are stored.
+
+    Raises:
+        DataError: what is stored isn't clear, or would not come as stored: several pages, an image's palette,
+            transparency, another colour space than RGB, orientation tags.
+    """
+    pages = getattr(picture, "n_frames", 1)
+    if pages > 1:
+        raise DataError(f"{path} holds {pages} pages; split it into files of one page")
+    refuse_turned(path, picture.getexif().get(ORIENTATION, 1))
+    if picture.mode == "P" and of == "image":
+        raise DataError(f"{path} has a palette; convert it to grey levels or RGB")
+    if picture.mode in ("CMYK", "YCbCr", "LAB", "HSV"):
+        raise DataError(f"{path} has its colours in {picture.mode}; convert it to RGB")
+    pixels = deep(path) if deep else np.asarray(picture)
+    if "A" in picture.getbands():
+        pixels = without_alpha(path, pixels)
+    pixels = pixels.astype(np.uint8) if pixels.dtype == bool else pixels
+    return np.moveaxis(pixels if pixels.ndim == 3 else pixels[..., None], -1, 0)[:, None]
+
+
+@contextmanager
+def without_limit() -> Iterator[None]:
+    """Without Pillow's limit on pixels, which protects servers from strangers' files."""
+    from PIL import Image
+
+    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+    try:
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = limit
+
+
+def _has_deep_colours(path: Path) -> bool:
+    """Whether it is a PNG with 16 bits a colour, of which Pillow drops 8 (grey ones it reads in full)."""
+    with path.open("rb") as file:
+        header = file.read(26)
+    return header.startswith(b"\x89PNG") and len(header) == 26 and header[24] == 16 and header[25] != 0
+
+
+def _read_deep_colours(path: Path) -> np.ndarray:
+    import SimpleITK as sitk
+
+    return sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
+
+
+def without_alpha(path: Path, pixels: np.ndarray) -> np.ndarray:
+    """The other channels of (..., C), if the last hides nothing; a DataError if it does."""
+    opaque = np.iinfo(pixels.dtype).max if pixels.dtype.kind in "iu" else 1
+    if (pixels[..., -1] != opaque).any():
+        raise DataError(f"{path} is partly transparent; remove its alpha channel")
+    return pixels[..., :-1]
+
+
+def refuse_turned(path: Path, orientation: int) -> None:
+    """Raise a DataError if this value of ORIENTATION asks viewers to turn the image."""
+    if orientation not in (0, 1):
+        raise DataError(
+            f"{path} asks viewers to turn it (orientation {orientation}), so that a mask may fit what is stored or "
+            "what is shown; store it as it is shown, such as by ImageMagick's: mogrify -auto-orient"
+        )

@@ -1,0 +1,115 @@
+"""TIFF through tifffile: flat images, and stacks of pages.
+
+They come as (C, Z, Y, X) in the type that they are stored in. Several pages are slices, or channels where the axes say
+so (ImageJ's and OME's do).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dinounet.data.formats.picture import ORIENTATION, Purpose, refuse_turned, to_palette, without_alpha, without_limit
+from dinounet.errors import DataError
+
+if TYPE_CHECKING:
+    from tifffile import TiffPageSeries
+
+TIFF_ENDINGS = (".ome.tif", ".ome.tiff", ".tif", ".tiff")
+
+CHANNEL_AXES, SLICE_AXES = "CS", "ZIQ"
+"""tifffile's letters: channel and sample; depth, a page of no known meaning, and an axis of none."""
+
+
+def read_tiff(path: Path, of: Purpose) -> np.ndarray:
+    """Pixels (C, Z, Y, X); a mask's palette is taken for mere colours of its numbers.
+
+    Raises:
+        DataError: what is stored isn't clear, or would not come as stored: a palette, transparency, another colour
+            space than RGB, orientation tags, axes of unknown meaning.
+    """
+    import tifffile
+
+    with tifffile.TiffFile(path) as file:
+        if len(file.series) != 1:
+            raise DataError(f"{path} holds {len(file.series)} images of other sizes or types; split it into one a file")
+        series = file.series[0]
+        page: Any = series.keyframe
+        refuse_turned(path, page.tags.valueof(ORIENTATION, 1))
+        photometric = page.photometric.name
+        if photometric == "PALETTE" and of == "image":
+            raise DataError(f"{path} has a palette; convert it to grey levels or RGB")
+        if photometric not in ("MINISBLACK", "MINISWHITE", "RGB", "PALETTE", "YCBCR"):
+            raise DataError(f"{path} has its colours in {photometric}; convert it to RGB")
+        order = _understand_axes(path, series.axes, series.shape)
+        pixels = _tiff_pixels(path, series)
+        if photometric == "YCBCR" and page.compression.name != "JPEG":  # which is decoded into RGB
+            raise DataError(f"{path} has its colours in YCbCr; convert it to RGB")
+        has_alpha = bool(page.extrasamples) and page.extrasamples[-1].name in ("ASSOCALPHA", "UNASSALPHA")
+    if pixels.dtype.kind not in "biuf":
+        raise DataError(f"{path} holds numbers of the type {pixels.dtype}; save real ones")
+    if has_alpha and "S" in series.axes:
+        samples = series.axes.index("S")
+        pixels = np.moveaxis(without_alpha(path, np.moveaxis(pixels, samples, -1)), -1, samples)
+    axes = [*order, *(axis for axis in range(pixels.ndim) if axis not in order)]  # the others are of length 1
+    turned = pixels.transpose([axis for axis in axes if axis is not None])
+    lengths = [1 if axis is None else pixels.shape[axis] for axis in order]
+    turned = turned.reshape(lengths)
+    return turned.astype(np.uint8) if turned.dtype == bool else turned
+
+
+def write_tiff(path: Path, labels: np.ndarray, colours: Mapping[int, str] | None = None) -> None:
+    """Write labels (Z, Y, X), a page a slice; colours of numbers ("#ff0000") become their palette."""
+    import tifffile
+
+    stack = labels if len(labels) > 1 else labels[0]
+    shown: dict[str, Any] = {"photometric": "minisblack"}
+    if colours is not None:
+        shown = {"photometric": "palette", "colormap": to_palette(colours).T.astype(np.uint16) * 257}
+    tifffile.imwrite(path, stack, **shown, compression="zlib", metadata={"axes": "ZYX"[-stack.ndim :]})
+
+
+def _understand_axes(path: Path, axes: str, shape: tuple[int, ...]) -> tuple[int | None, int | None, int, int]:
+    """Which of TIFF's axes are channels, slices, rows and columns; None: there is none."""
+    long = [index for index, length in enumerate(shape) if length > 1 and axes[index] not in "YX"]
+    channels = [index for index in long if axes[index] in CHANNEL_AXES]
+    slices = [index for index in long if axes[index] in SLICE_AXES]
+    if len(channels) > 1 or len(slices) > 1 or len(channels) + len(slices) < len(long) or not {*"YX"} <= {*axes}:
+        sizes = ", ".join(f"{axis} {length}" for axis, length in zip(axes, shape, strict=True))
+        raise DataError(
+            f"{path} has axes that aren't clear ({sizes}); save one volume a file, with axes that say what is a slice "
+            "and what a channel (ZYX, CYX or ZCYX, as ImageJ and OME do)"
+        )
+    return next(iter(channels), None), next(iter(slices), None), axes.index("Y"), axes.index("X")
+
+
+def _tiff_pixels(path: Path, series: TiffPageSeries) -> np.ndarray:
+    """What tifffile decodes, or else, if it comes as stored, Pillow."""
+    page: Any = series.keyframe
+    try:
+        pixels: np.ndarray = series.asarray()
+    except ValueError as error:
+        if "imagecodecs" not in str(error):
+            raise
+    else:
+        if page.photometric.name != "MINISWHITE":
+            return pixels
+        return ~pixels if pixels.dtype == bool else (2**page.bitspersample - 1) - pixels
+    from PIL import Image
+
+    with without_limit(), Image.open(path) as file:
+        pages = []
+        for part in series.pages:
+            assert part is not None
+            file.seek(part.index)
+            pages.append(np.asarray(file))
+    as_stored = series.dtype == pages[0].dtype and (page.samplesperpixel == 1 or page.planarconfig.name == "CONTIG")
+    if not as_stored or sum(page.size for page in pages) != series.size:
+        raise DataError(
+            f"{path} is compressed by {page.compression.name}, which needs another package here: pip install "
+            "imagecodecs; or save it uncompressed"
+        )
+    return np.stack(pages).reshape(series.shape)
