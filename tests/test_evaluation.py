@@ -20,6 +20,7 @@ from datasets import volume
 from dinounet.cli.main import main
 from dinounet.errors import ConfigError, DataError
 from dinounet.evaluation.bootstrap import BOOTSTRAP, intervals_of_means
+from dinounet.evaluation.digits import write_number
 from dinounet.evaluation.evaluate import evaluate_folders, find_masks
 from dinounet.evaluation.metrics import POLICY, measure
 from dinounet.evaluation.records import read_metrics
@@ -432,3 +433,16 @@ def test_the_table_names_what_it_shows(tmp_path):
     assert POLICY in flowing and BOOTSTRAP in flowing and "HD95 (px)" in flowing
     assert "within 1 px of the other" in flowing
     assert "missed entirely (only the prediction is empty): 1" in flowing
+
+
+@pytest.mark.parametrize(
+    ("name", "number", "text"),
+    [
+        ("hd95", 0.0009, "0.00090"), ("hd95", 0.0, "0.00"), ("hd95", 102.449, "102.45"), ("hd95", 0.25, "0.25"),
+        ("assd", 2.5e-7, "2.5e-07"), ("volume_difference", -0.0123, "-0.012"), ("volume_difference", 1e-17, "0.00"),
+        ("dice", 0.81236, "0.812"), ("dice", 0.00042, "0.00042"), ("dice", 0.0, "0.000"), ("dice", 0.9996, "1.000"),
+    ],
+)  # fmt: skip
+def test_small_numbers_keep_two_significant_digits(name, number, text):
+    assert write_number(name, number) == text
+    assert float(text) == pytest.approx(number, rel=0.05, abs=1e-12)

@@ -20,6 +20,7 @@ from dinounet.data.images import stem_of
 from dinounet.data.pairs import Case, known_files
 from dinounet.errors import DataError
 from dinounet.evaluation.calibration import find_probabilities
+from dinounet.evaluation.digits import write_number
 from dinounet.evaluation.evaluate import evaluate_cases
 from dinounet.evaluation.pictures import picture_cases
 from dinounet.evaluation.records import read_metrics
@@ -78,7 +79,8 @@ def review_run(dataset: Dataset, run: Path) -> Path:
         mean = metrics.mean_over_cases_and_classes
         say(
             "reviewed",
-            f"{len(cases)} {part} cases: mean foreground Dice {mean.dice:.3f}, HD95 {mean.hd95:.2f} {metrics.unit}",
+            f"{len(cases)} {part} cases: mean foreground Dice {write_number('dice', mean.dice)}, "
+            f"HD95 {write_number('hd95', mean.hd95)} {metrics.unit}",
             cases=part,
             dice=mean.dice,
             hd95=mean.hd95,

@@ -41,6 +41,7 @@ def compare(
     from dataclasses import asdict
 
     from dinounet.evaluation.comparison import common_labels, compare_models, evaluate_models, pair_models
+    from dinounet.evaluation.digits import write_number
     from dinounet.evaluation.tables import print_comparison
     from dinounet.files import require_file, write_json
     from dinounet.progress import progress, say
@@ -61,7 +62,9 @@ def compare(
         from rich.console import Console
 
         print_comparison(comparison, Console())
-    means = [f"{model.name} {model.mean_over_cases_and_classes.dice:.3f}" for model in comparison.models]
+    means = [
+        f"{model.name} {write_number('dice', model.mean_over_cases_and_classes.dice)}" for model in comparison.models
+    ]
     say(
         "compared",
         f"mean foreground Dice over {len(comparison.cases)} cases: {', '.join(means)}"

@@ -42,6 +42,7 @@ def evaluate(
     from dataclasses import asdict
 
     from dinounet.errors import ConfigError
+    from dinounet.evaluation.digits import write_number
     from dinounet.evaluation.evaluate import evaluate_folders, find_masks
     from dinounet.evaluation.labels import find_labels
     from dinounet.evaluation.metrics import NAMES
@@ -68,7 +69,8 @@ def evaluate(
     mean = metrics.mean_over_cases_and_classes
     say(
         "evaluated",
-        f"mean foreground Dice {mean.dice:.3f}, HD95 {mean.hd95:.2f} {metrics.unit}, NSD {mean.nsd:.3f}; "
+        f"mean foreground Dice {write_number('dice', mean.dice)}, HD95 {write_number('hd95', mean.hd95)} "
+        f"{metrics.unit}, NSD {write_number('nsd', mean.nsd)}; "
         f"{metrics.remark_on_ignored}all of it in {path} and {path.with_suffix('.csv').name}",
         **{name: getattr(mean, name) for name in NAMES},
         unit=metrics.unit,

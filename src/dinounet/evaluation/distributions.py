@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from dinounet.evaluation.digits import write_number
 from dinounet.evaluation.records import WORDS, Empty, Metrics
 
 MOST_DOTS = 200
@@ -132,7 +133,7 @@ def _make_strip(
 
 
 def _tell(value: float, unit: str) -> str:
-    return f"{value:.2f} {unit}" if unit else f"{value:.3f}"
+    return f"{write_number('hd95', value)} {unit}" if unit else write_number("dice", value)
 
 
 def _steps(largest: float) -> list[float]:

@@ -15,13 +15,14 @@ from typing import Any
 
 from dinounet.drawing import colours_of
 from dinounet.evaluation.curves import make_charts
+from dinounet.evaluation.digits import title_of, write_interval, write_number
 from dinounet.evaluation.distributions import MOST_DOTS, make_distributions
 from dinounet.evaluation.failures import find_failures
 from dinounet.evaluation.metrics import NAMES
 from dinounet.evaluation.pictures import CONFUSED, ERRORS, CasePicture
 from dinounet.evaluation.records import WORDS, Metrics, describe_empties
 from dinounet.evaluation.reliability import draw_reliability
-from dinounet.evaluation.tables import describe_tolerance, title_of, write_interval, write_number
+from dinounet.evaluation.tables import describe_tolerance
 from dinounet.files import whole_file
 
 TEMPLATE, STYLE, SCRIPT = "report.html.jinja", "report.css", "report.js"

@@ -6,28 +6,13 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from dinounet.evaluation.comparison import COMPARED, Comparison
+from dinounet.evaluation.digits import title_of, write_interval, write_number
 from dinounet.evaluation.metrics import NAMES
-from dinounet.evaluation.records import WORDS, Interval, Metrics, count_empties, describe_empties
+from dinounet.evaluation.records import WORDS, Metrics, count_empties, describe_empties
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
-
-TITLES = {
-    "dice": "Dice",
-    "iou": "IoU",
-    "nsd": "NSD",
-    "precision": "precision",
-    "recall": "recall",
-    "hd95": "HD95",
-    "assd": "ASSD",
-    "volume_difference": "Δ volume",
-    "absolute_volume_difference": "|Δ volume|",
-}
-"""What people call the measures."""
-
-DISTANCES = ("hd95", "assd")
-VOLUMES = ("volume_difference", "absolute_volume_difference")
 
 OF_EVERY_CASE = ("dice", "nsd", "hd95", "assd")
 """Measures that have room at 80 columns; the CSV has them all."""
@@ -149,22 +134,6 @@ def describe_calibration(metrics: Metrics) -> str:
         f"The probabilities' expected calibration error is {metrics.calibration.ece:.4f} over "
         f"{metrics.calibration.count:,} decisions."
     )
-
-
-def title_of(name: str, metrics: Metrics | Comparison) -> str:
-    """What people call a measure, with its unit if it has one."""
-    unit = metrics.unit if name in DISTANCES else metrics.volume_unit if name in VOLUMES else ""
-    return TITLES[name] + (f" ({unit})" if unit else "")
-
-
-def write_number(name: str, number: float, sign: str = "") -> str:
-    """A measure with the digits that matter; with "+", one above 0 with its sign."""
-    return f"{number:{sign}.{2 if name in DISTANCES + VOLUMES else 3}f}"
-
-
-def write_interval(name: str, interval: Interval | None) -> str:
-    """From where to where; of one case there is none."""
-    return "one case only" if interval is None else " to ".join(write_number(name, end) for end in interval)
 
 
 def _count(metrics: Metrics | Comparison) -> str:

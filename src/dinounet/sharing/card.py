@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dinounet.errors import DataError
-from dinounet.evaluation.tables import TITLES, write_interval, write_number
+from dinounet.evaluation.digits import TITLES, write_interval, write_number
 from dinounet.files import whole_file
 from dinounet.inference.bundle import BundleRecord, Estimate
 from dinounet.inference.postprocessing import describe

@@ -1,0 +1,70 @@
+"""Measures in words: what people call them, and numbers with the digits that matter.
+
+Every table, page and sentence writes its numbers by this module, so that 0.0009 mm is nowhere printed as 0.00.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from dinounet.evaluation.comparison import Comparison
+    from dinounet.evaluation.records import Interval, Metrics
+
+TITLES = {
+    "dice": "Dice",
+    "iou": "IoU",
+    "nsd": "NSD",
+    "precision": "precision",
+    "recall": "recall",
+    "hd95": "HD95",
+    "assd": "ASSD",
+    "volume_difference": "Δ volume",
+    "absolute_volume_difference": "|Δ volume|",
+}
+"""What people call the measures."""
+
+DISTANCES = ("hd95", "assd")
+VOLUMES = ("volume_difference", "absolute_volume_difference")
+
+DECIMALS = 2
+"""Of distances and volumes."""
+
+DECIMALS_OF_SHARES = 3
+"""Of Dice and its like, which lie between 0 and 1."""
+
+SIGNIFICANT = 2
+"""Digits that a number has at least, however small it is."""
+
+ROUNDING = 1e-13
+"""Below this a number is what rounding has left of 0; a volume of one cubic micrometre is 1e-12 ml."""
+
+
+def title_of(name: str, metrics: Metrics | Comparison) -> str:
+    """What people call a measure, with its unit if it has one."""
+    unit = metrics.unit if name in DISTANCES else metrics.volume_unit if name in VOLUMES else ""
+    return TITLES[name] + (f" ({unit})" if unit else "")
+
+
+def write_number(name: str, number: float, sign: str = "") -> str:
+    """A measure with the digits that matter; with "+", one above 0 with its sign."""
+    return write_digits(number, DECIMALS if name in DISTANCES + VOLUMES else DECIMALS_OF_SHARES, sign)
+
+
+def write_digits(number: float, decimals: int = DECIMALS, sign: str = "") -> str:
+    """A number with so many decimals, or with as many more as it takes for two significant digits: 0.0009 as 0.00090.
+
+    Below a millionth as 9.0e-07.
+    """
+    if abs(number) < ROUNDING:
+        return f"{0.0:{sign}.{decimals}f}"
+    needed = SIGNIFICANT - 1 - math.floor(math.log10(abs(number)))
+    if needed > DECIMALS_OF_SHARES + 4:
+        return f"{number:{sign}.{SIGNIFICANT - 1}e}"
+    return f"{number:{sign}.{max(decimals, needed)}f}"
+
+
+def write_interval(name: str, interval: Interval | None) -> str:
+    """From where to where; of one case there is none."""
+    return "one case only" if interval is None else " to ".join(write_number(name, end) for end in interval)
