@@ -157,6 +157,8 @@ def test_an_older_bundle_is_upgraded_and_a_newer_one_refused(
     def name_the_plan_data(content: dict[str, Any]) -> dict[str, Any]:
         return {"data": content.pop("plan"), **content, "format": 1}
 
+    newer = bundles.FORMAT + 1
+
     now = predict_proba(bundle, image)
     rewrite(bundle, lambda content: {"plan": content.pop("data"), **content, "format": 0})
     with pytest.raises(ConfigError, match=r"model\.json has the format 0, which no version of dinounet writes"):
@@ -164,8 +166,8 @@ def test_an_older_bundle_is_upgraded_and_a_newer_one_refused(
     monkeypatch.setitem(bundles.UPGRADES, 0, name_the_plan_data)
     np.testing.assert_array_equal(predict_proba(bundle, image), now)
 
-    rewrite(bundle, lambda content: {**content, "format": 2, "brand_new": True})
-    message = r"has the format 2, of a newer dinounet than this one, which reads 1; upgrade dinounet \(pip install -U"
+    rewrite(bundle, lambda content: {**content, "format": newer, "brand_new": True})
+    message = f"has the format {newer}, of a newer dinounet than this one, which reads {bundles.FORMAT}; upgrade"
     with pytest.raises(ConfigError, match=message):
         dinounet.load(bundle)
 

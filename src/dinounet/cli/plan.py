@@ -128,7 +128,7 @@ def _print(dataset: Dataset, plan: Plan) -> None:
         else "colours " + ", ".join(f"{c} {n}" for n, c in data.colours.items()),
         "first case": f"{first.name}: {' + '.join(path.name for path in first.images)} with {first.mask.name}",
         "slices x rows x columns": sizes[1] + (f" (from {sizes[0]} to {sizes[2]})" if sizes[0] != sizes[2] else ""),
-        "median spacing": "unknown" if not seen.median_spacing else f"{_times(seen.median_spacing)} mm",
+        "median spacing": "unknown" if not seen.median_spacing else f"{_times(seen.median_spacing)} {seen.unit}",
         **{
             f"channel {channel.name}": f"{channel.normalisation}; foreground {channel.intensities.mean:.4g}, deviation "
             f"{channel.intensities.std:.4g}"
@@ -143,7 +143,7 @@ def _print(dataset: Dataset, plan: Plan) -> None:
             for region in data.regions or ()
         },
         "slices": f"along {'zyx'[data.slice_axis]}"
-        + (f", resampled to {_times(data.spacing)} mm" if data.spacing else ", pixels as they are"),
+        + (f", resampled to {_times(data.spacing)} {seen.unit}" if data.spacing else ", pixels as they are"),
         "patch": f"{data.patch[0]} x {data.patch[1]}, {plan.recipe.batch} a step",
         "folds": ", ".join(f"{len(training)} + {len(watched)}" for training, watched in dataset.splits)
         or "none: one case, or one group of them, can't be split, and is all trained on",

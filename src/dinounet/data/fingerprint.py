@@ -12,10 +12,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from dinounet.data.choice import choose_evenly
-from dinounet.data.geometry import Volume
+from dinounet.data.geometry import LengthUnit, Volume
 
 SAMPLES_A_CASE = 10_000
 """Foreground pixels that a case gives to the intensity statistics, and pixels from anywhere to the components."""
+
+AT_THE_DETECTOR: LengthUnit = "mm at the detector"
 
 LEAST_VARIANCE = 0.01
 """Of a component, as a share of the first one's, below which it is not made as strong as the others: it is noise."""
@@ -43,9 +45,19 @@ class Fingerprint:
     largest_shape: tuple[int, int, int]
     """The greatest numbers."""
     median_spacing: tuple[float, float, float] | None
-    """z, y, x in mm; None for images without."""
+    """z, y, x in mm, over the cases that tell theirs; None if none does."""
     label_pixels: dict[str, int]
     """Pixels of each class, and of "ignore" if there is an ignore label, in all training cases."""
+    cases_at_the_detector: int = 0
+    """Cases, X-rays that nobody calibrated, whose mm are those at the detector."""
+
+    @property
+    def unit(self) -> str:
+        """Of the spacing."""
+        if not self.cases_at_the_detector:
+            return "mm"
+        some = self.cases_at_the_detector < self.cases
+        return f"mm, at the detector in {self.cases_at_the_detector} of {self.cases} cases" if some else AT_THE_DETECTOR
 
 
 @dataclass(frozen=True)
@@ -54,6 +66,8 @@ class Seen:
 
     shape: tuple[int, int, int]
     spacing: tuple[float, float, float] | None
+    at_the_detector: bool
+    """Whether the spacing is in mm there."""
     is_flat: bool
     constant: tuple[bool, ...]
     """Of each channel whether it holds one value alone."""
@@ -92,7 +106,8 @@ def look_at(image: Volume, mask: Volume, pixels: dict[int, int], ignore: int | N
     spread -= spread.mean(1, keepdims=True)
     spread /= np.maximum(spread.std(1, keepdims=True), 1e-8)
     constant = tuple((low == high).tolist())
-    return Seen(image.shape, image.spacing, image.is_flat, constant, pixels, chosen.T, spread)
+    at_the_detector = image.geometry is not None and image.geometry.unit == AT_THE_DETECTOR
+    return Seen(image.shape, image.spacing, at_the_detector, image.is_flat, constant, pixels, chosen.T, spread)
 
 
 def principal_components(samples: np.ndarray) -> tuple[tuple[float, ...], ...]:

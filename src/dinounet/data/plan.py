@@ -76,7 +76,8 @@ class DataPlan:
     """Axis (of z, y, x) along which a volume is cut into slices: the coarsest."""
 
     spacing: tuple[float, float] | None
-    """Distance of neighbouring pixels within a slice in mm, rows then columns; None: pixels are taken as they are."""
+    """Distance of neighbouring pixels within a slice in mm (`fingerprint.unit`), rows then columns; None: pixels are
+    taken as they are."""
 
     patch: tuple[int, int]
     """Rows and columns of a training patch and of a tile in prediction."""
@@ -204,6 +205,7 @@ def plan_data(
             largest,
             median_spacing,
             {name: pixels[label] for name, label in known.given.items()},
+            sum(one.at_the_detector for one in seen),
         ),
         channel_projection=None
         if len(channels) in (1, 3)

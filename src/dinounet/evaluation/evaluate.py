@@ -233,13 +233,20 @@ def _unknown(mask: Volume, labels: Mapping[str, int]) -> str:
 
 
 def _units(truth: Volume) -> tuple[Unit, VolumeUnit]:
-    if truth.spacing is None:
+    if truth.geometry is None:
         return "px", "px"
+    if truth.geometry.unit == "mm at the detector":
+        return truth.geometry.unit, "mm2 at the detector"
     return "mm", "mm2" if truth.is_flat else "ml"
 
 
 def _mixture(units: Mapping[tuple[Unit, VolumeUnit], Sequence[str]]) -> str:
-    kinds = {"px": "masks without a spacing", "mm2": "flat masks in mm", "ml": "volumes in mm"}
+    kinds = {
+        "px": "masks without a spacing",
+        "mm2": "flat masks in mm",
+        "mm2 at the detector": "flat masks in mm at the detector",
+        "ml": "volumes in mm",
+    }
     parts = [f"{kinds[volume]} ({join_some(names)})" for (_, volume), names in units.items()]
     return f"the truth mixes {' and '.join(parts)}, which have no common mean; evaluate them apart"
 

@@ -16,8 +16,8 @@ from dinounet.files import read_json, to_record, whole_file, write_json
 FORMAT = 2
 
 Empty = Literal["both", "truth", "prediction"]
-Unit = Literal["mm", "px"]
-VolumeUnit = Literal["ml", "mm2", "px"]
+Unit = Literal["mm", "mm at the detector", "px"]
+VolumeUnit = Literal["ml", "mm2", "mm2 at the detector", "px"]
 Interval = tuple[float, float]
 
 EMPTY: dict[tuple[bool, bool], Empty | None] = {
@@ -47,10 +47,10 @@ class CaseMetrics:
     """The file's name without ending."""
 
     unit: Unit
-    """Of distances: mm, or px where the truth's format knows of no spacing."""
+    """Of distances: mm; mm at the detector of X-rays that nobody calibrated; px where the truth tells no spacing."""
 
     volume_unit: VolumeUnit
-    """Of volume differences: ml, of flat images mm2, or px (the number of pixels) where there is no spacing."""
+    """Of volume differences: ml, of flat images mm2 (at the detector), or px (pixels) without a spacing."""
 
     classes: dict[str, ClassMetrics]
     """By name, without the background; or the regions."""
@@ -177,8 +177,7 @@ class Metrics:
     def __post_init__(self) -> None:
         if not self.cases or len({(case.unit, case.volume_unit) for case in self.cases}) > 1:
             raise ConfigError(
-                "cases must be at least one, and their units all mm or all px, of volumes all ml, mm2 or px; "
-                "evaluate again"
+                "cases must be at least one, and their units the same, of distances and of volumes; evaluate again"
             )
 
     @property

@@ -33,7 +33,7 @@ CARD = "README.md"
 BACKBONE_FILE = "backbone.safetensors"
 """Beside an imported network: the frozen backbone that its checkpoint held. It is used here and pushed nowhere."""
 
-FORMAT = 1
+FORMAT = 2
 
 LARGEST_JSON = 1 << 24
 """Bytes that a record may have; those of real bundles have some thousand."""
@@ -46,7 +46,9 @@ MOST_BLOCKS = 256
 
 Upgrade = Callable[[dict[str, Any]], dict[str, Any]]
 
-UPGRADES: dict[int, Upgrade] = {}
+UPGRADES: dict[int, Upgrade] = {
+    1: lambda content: {**content, "format": 2},  # lengths "at the detector" came to be
+}
 """By the format that it reads: what makes the content of a `model.json` one of the next format."""
 
 
@@ -74,10 +76,10 @@ class Measured:
     cases: int
     """How many there were."""
 
-    unit: Literal["mm", "px"]
+    unit: Literal["mm", "mm at the detector", "px"]
     """Of hd95 and assd."""
 
-    volume_unit: Literal["ml", "mm2", "px"]
+    volume_unit: Literal["ml", "mm2", "mm2 at the detector", "px"]
     """Of volume_difference."""
 
     tolerance: float
