@@ -12,7 +12,6 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from dinounet.allocator import keep_freed_memory
 from dinounet.errors import UserError
 
 if TYPE_CHECKING:
@@ -65,6 +64,5 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'dinounet' has no attribute {name!r}")
-    keep_freed_memory()
     module = importlib.import_module(_HOMES[name])
     return module if name == "nnunet" else getattr(module, name)  # its functions are the verb's second words

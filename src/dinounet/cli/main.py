@@ -22,6 +22,7 @@ import dinounet
 from dinounet.allocator import keep_freed_memory
 from dinounet.errors import ConfigError, Interrupted, UserError
 from dinounet.processes import my_place
+from dinounet.threads import wait_asleep
 
 VERBS = {
     "demo": "train, predict, evaluate and report on real brain images, in minutes",
@@ -57,7 +58,13 @@ USAGE = """usage: dinounet VERB ...
 
 
 def run() -> None:
-    """The program: run the command line and leave with its exit code."""
+    """The program: run the command line and leave with its exit code.
+
+    What holds for a whole process, such as how threads wait and what becomes of freed memory, is set here: a library's
+    host sets that for itself.
+    """
+    wait_asleep()  # before anything loads PyTorch
+    keep_freed_memory()
     try:
         code: Any = main()
     except SystemExit as end:  # help, or a flag that there is not
@@ -82,7 +89,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if verb not in VERBS:
         near = difflib.get_close_matches(verb, VERBS, n=1)
         return _fail(f"there is no verb {verb!r}; " + (f"did you mean {near[0]}?" if near else "see dinounet --help"))
-    keep_freed_memory()
     try:
         function, verb, words = find_verb(verb, words[1:])
         _understand(function, verb, words)()

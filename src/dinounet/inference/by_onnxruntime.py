@@ -15,6 +15,7 @@ from dinounet.device import Device, Precision
 from dinounet.errors import ConfigError, WeightsError
 from dinounet.inference.exported import INPUT, OUTPUT
 from dinounet.inference.models import TrainedModel
+from dinounet.threads import may_spin
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 """Of onnxruntime, by device."""
@@ -100,6 +101,8 @@ def open_session(path: Path, device: str) -> Any:
     told = os.environ.get("OMP_NUM_THREADS", "")
     if told.isdigit():  # which onnxruntime doesn't ask, and PyTorch does
         options.intra_op_num_threads = int(told)
+    for pool in ("intra_op", "inter_op"):  # as OpenMP's threads in the program: see dinounet.threads
+        options.add_session_config_entry(f"session.{pool}.allow_spinning", str(int(may_spin())))
     try:
         session = runtime.InferenceSession(path, options, providers=[provider])
     except Exception as error:  # each kind is a class of its own, of no common base
