@@ -145,12 +145,6 @@ def test_compression_that_nothing_installed_reads_in_full_is_named(tmp_path: Pat
         read_image([tmp_path / "a.tif"])
 
 
-def test_white_is_zero_is_turned_into_black_is_zero(tmp_path: Path) -> None:
-    array = numbers(7, 9, dtype=np.uint8)
-    tifffile.imwrite(tmp_path / "a.tif", array, photometric="miniswhite")
-    np.testing.assert_array_equal(read_image([tmp_path / "a.tif"]).array[0, 0], 255 - array)
-
-
 def test_png_keeps_its_bits(tmp_path: Path) -> None:
     grey, colours, one = numbers(7, 9), numbers(7, 9, 3), numbers(7, 9) > 30000
     Image.fromarray(grey).save(tmp_path / "grey.png")

@@ -32,7 +32,12 @@ def read_picture(path: Path, of: Purpose) -> np.ndarray:
     from PIL import Image
 
     with without_limit(), Image.open(path) as file:
-        return picture_pixels(file, path, of, deep=_read_deep_colours if _has_deep_colours(path) else None)
+        otherwise = None
+        if _has_deep_colours(path):
+            otherwise = _read_deep_colours
+        elif file.format == "BMP" and file.mode == "1" and _bits_of_bmp(path) > 1:
+            otherwise = _read_two_greys
+        return picture_pixels(file, path, of, otherwise)
 
 
 def write_picture(path: Path, labels: np.ndarray, colours: Mapping[int, str] | None = None) -> None:
@@ -54,7 +59,7 @@ def to_palette(colours: Mapping[int, str]) -> np.ndarray:
 
 
 def picture_pixels(
-    picture: PictureFile, path: Path, of: Purpose = "image", deep: Callable[[Path], np.ndarray] | None = None
+    picture: PictureFile, path: Path, of: Purpose = "image", otherwise: Callable[[Path], np.ndarray] | None = None
 ) -> np.ndarray:
     """Pixels (C, 1, Y, X) of a picture of Pillow's.
 
@@ -62,7 +67,7 @@ def picture_pixels(
         picture: opened, not necessarily loaded.
         path: its file, or what it is called in errors.
         of: image or mask.
-        deep: reads what Pillow would read with fewer bits than are stored.
+        otherwise: reads the file where Pillow would not give what is stored.
 
     Raises:
         DataError: what is stored isn't clear, or would not come as stored: several pages, an image's palette,
@@ -76,7 +81,7 @@ def picture_pixels(
         raise DataError(f"{path} has a palette; convert it to grey levels or RGB")
     if picture.mode in ("CMYK", "YCbCr", "LAB", "HSV"):
         raise DataError(f"{path} has its colours in {picture.mode}; convert it to RGB")
-    pixels = deep(path) if deep else np.asarray(picture)
+    pixels = otherwise(path) if otherwise else np.asarray(picture)
     if "A" in picture.getbands():
         pixels = without_alpha(path, pixels)
     pixels = pixels.astype(np.uint8) if pixels.dtype == bool else pixels
@@ -106,6 +111,20 @@ def _read_deep_colours(path: Path) -> np.ndarray:
     import SimpleITK as sitk
 
     return sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
+
+
+def _bits_of_bmp(path: Path) -> int:
+    """Bits a pixel."""
+    with path.open("rb") as file:
+        return file.read(30)[28]
+
+
+def _read_two_greys(path: Path) -> np.ndarray:
+    """A BMP with more than a bit a pixel and a palette of black and white, of which Pillow takes each byte for eight
+    pixels."""
+    import SimpleITK as sitk
+
+    return sitk.GetArrayFromImage(sitk.ReadImage(str(path)))[..., 0] > 0
 
 
 def without_alpha(path: Path, pixels: np.ndarray) -> np.ndarray:

@@ -1,7 +1,9 @@
 """TIFF through tifffile: flat images, and stacks of pages.
 
-They come as (C, Z, Y, X) in the type that they are stored in. Several pages are slices, or channels where the axes say
-so (ImageJ's and OME's do).
+They come as (C, Z, Y, X) in the type that they are stored in, and with the numbers that are stored: that 0 is shown in
+white (MinIsWhite, which tifffile gives to bool and ImageJ to inverting tables) changes none of them, as tifffile,
+scikit-image, SimpleITK and GDAL have it. Several pages are slices, or channels where the axes say so (ImageJ's and
+OME's do).
 """
 
 from __future__ import annotations
@@ -87,17 +89,14 @@ def _understand_axes(path: Path, axes: str, shape: tuple[int, ...]) -> tuple[int
 
 
 def _tiff_pixels(path: Path, series: TiffPageSeries) -> np.ndarray:
-    """What tifffile decodes, or else, if it comes as stored, Pillow."""
+    """The stored numbers as tifffile decodes them, or else, if they can be had from it, Pillow."""
     page: Any = series.keyframe
     try:
-        pixels: np.ndarray = series.asarray()
-    except ValueError as error:
+        stored: np.ndarray = series.asarray()
+        return stored
+    except (ValueError, NotImplementedError) as error:
         if "imagecodecs" not in str(error):
             raise
-    else:
-        if page.photometric.name != "MINISWHITE":
-            return pixels
-        return ~pixels if pixels.dtype == bool else (2**page.bitspersample - 1) - pixels
     from PIL import Image
 
     with without_limit(), Image.open(path) as file:
@@ -105,7 +104,7 @@ def _tiff_pixels(path: Path, series: TiffPageSeries) -> np.ndarray:
         for part in series.pages:
             assert part is not None
             file.seek(part.index)
-            pages.append(np.asarray(file))
+            pages.append(_as_stored(np.asarray(file), page))
     as_stored = series.dtype == pages[0].dtype and (page.samplesperpixel == 1 or page.planarconfig.name == "CONTIG")
     if not as_stored or sum(page.size for page in pages) != series.size:
         raise DataError(
@@ -113,3 +112,12 @@ def _tiff_pixels(path: Path, series: TiffPageSeries) -> np.ndarray:
             "imagecodecs; or save it uncompressed"
         )
     return np.stack(pages).reshape(series.shape)
+
+
+def _as_stored(pixels: np.ndarray, page: Any) -> np.ndarray:
+    """The numbers that a page holds, of what Pillow makes of them: it turns MinIsWhite, and fills a byte."""
+    if page.samplesperpixel > 1 or page.photometric.name not in ("MINISWHITE", "MINISBLACK") or page.bitspersample > 8:
+        return pixels
+    if page.photometric.name == "MINISWHITE":
+        pixels = ~pixels if pixels.dtype == bool else 255 - pixels
+    return pixels if pixels.dtype == bool else pixels // (255 // (2**page.bitspersample - 1))
