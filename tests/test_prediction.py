@@ -279,7 +279,7 @@ def test_masks_that_were_made_otherwise_are_not_added_to(png: Path, runs: Path, 
         ConfigError, match=r"holds masks that were predicted otherwise \(by .*run_0\); give another fol"
     ):
         dinounet.predict(runs / "run_1", [images], out)
-    with pytest.raises(ConfigError, match=r"predicted otherwise \(tta none\)"):
+    with pytest.raises(ConfigError, match=r"predicted otherwise \(tta none, and now flip\)"):
         dinounet.predict(runs / "run_0", [images], out, tta="flip")
     with pytest.raises(ConfigError, match=r"masks of other cases that were predicted otherwise .*: 00000\.png"):
         dinounet.predict(runs / "run_1", [images / "00001.png"], out, overwrite=True)

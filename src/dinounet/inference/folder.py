@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dinounet.data.geometry import Volume
+from dinounet.data.images import stem_of
 from dinounet.data.pairs import Case, known_files
 from dinounet.errors import ConfigError, DataError, UserError
 from dinounet.files import PREDICTION, join_some, read_record, remove_leftovers, require_new, write_json
@@ -164,8 +165,6 @@ def _begin(outputs: Outputs, cases: Sequence[Case], record: PredictionRecord, ov
         remove_leftovers(folder)
         known = read_record(PredictionRecord, path, what="the record of a prediction")
         differing = differences(known, record)
-        if not differing and not overwrite:
-            return known
         if differing and not overwrite:
             raise ConfigError(
                 f"{folder} holds masks that were predicted otherwise ({differing}); give another folder with -o, or "
@@ -173,6 +172,14 @@ def _begin(outputs: Outputs, cases: Sequence[Case], record: PredictionRecord, ov
             )
         ours = {outputs.mask_of(case).name for case in cases}
         others = [mask.name for mask in _masks_in(folder) if mask.name not in ours]
+        names = {case.name for case in cases}
+        if twice := [name for name in others if stem_of(Path(name)) in names]:
+            raise ConfigError(
+                f"{folder} holds masks of the same images in another format ({join_some(twice)}); give another folder "
+                "with -o, or that --format"
+            )
+        if not differing and not overwrite:
+            return known
         if differing and others:
             raise ConfigError(
                 f"{folder} holds masks of other cases that were predicted otherwise ({differing}): "

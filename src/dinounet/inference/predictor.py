@@ -217,7 +217,7 @@ class Predictor:
                     continue
                 for first, rows in tile.canvas.add(tile.row, tile.column, logits):
                     for start, enlarged in tile.enlarger.add(first, rows):
-                        tile.draft.take(tile.slice_index, start, enlarged)
+                        tile.draft.take(tile.slice_index, start, enlarged, len(self.networks))
                 if tile.draft.is_complete:
                     yield tile.key, tile.draft.finish(self.postprocessing)
 
@@ -277,17 +277,23 @@ class Predictor:
         return min(max(1, self._pixels_together // (size[0] * size[1])), MOST_TOGETHER)
 
     def _look(self, pixels: np.ndarray, keep_views: bool) -> Array:
-        """Logits (B, V, K, h, w) of tiles (B, C, h, w), V for each network, or for each network and mirrored copy."""
+        """Logits (B, V, K, h, w) of tiles (B, C, h, w).
+
+        First one of each network, the mean of its mirrored copies' logits as in nnU-Net: they make the mask. If
+        `keep_views`, those of each network and copy follow where there are several copies: they tell how unsure it is.
+        """
         tiles = self.engine.take(pixels)
         views = VIEWS[self.settings.tta]
-        found: list[Array] = []
+        of_networks: list[Array] = []
+        of_views: list[Array] = []
         for network in self.networks:
             answers: list[Array] = []
             for transposed in sorted({view.transposed for view in views}):
                 same_size = [view for view in views if view.transposed == transposed]
                 answers += self._see(network, tiles, same_size)
-            found += answers if keep_views else [stack(answers, 0).mean(0) if len(answers) > 1 else answers[0]]
-        return stack(found, 1)
+            of_networks.append(stack(answers, 0).mean(0) if len(answers) > 1 else answers[0])
+            of_views += answers if keep_views and len(answers) > 1 else []
+        return stack(of_networks + of_views, 1)
 
     def _see(self, network: Any, tiles: Array, views: Sequence[View]) -> list[Array]:
         """Logits of tiles in each view, as the tiles lie."""

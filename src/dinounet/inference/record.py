@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import hashlib
+import json
+from dataclasses import asdict, dataclass
 
+from dinounet.data.formats import READERS
 from dinounet.data.labels import Region
 from dinounet.errors import ConfigError
-from dinounet.inference.postprocessing import Postprocessing
-from dinounet.inference.predictor import Predictor
+from dinounet.inference.models import TrainedModel
+from dinounet.inference.postprocessing import Postprocessing, describe
+from dinounet.inference.predictor import Batch, Predictor
 from dinounet.inference.views import TestTimeAugmentation
 from dinounet.network.provenance import BackboneRecord
 from dinounet.run import command, now, versions
@@ -24,6 +28,10 @@ class ModelRecord:
 
     sha256: str
     """Of its model file."""
+
+    decisions_sha256: str | None = None
+    """Of what decides on a mask outside of that file: from an image to a patch, the network's form, its backbone. None
+    in records of versions before they were compared."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +89,13 @@ class PredictionRecord:
     postprocessing: Postprocessing | None = None
     """What was done to the masks after the network."""
 
+    readers: int = 1
+    """Version of how files were read."""
+
+    batch: Batch = "auto"
+    """Tiles at a time. Numbers differ by it in their last digits, as they do by what shares a batch, so that masks
+    may in single pixels where two classes are equally likely; it is told, and not compared."""
+
     format: int = FORMAT
     """Version of this file's keys."""
 
@@ -98,13 +113,15 @@ def record_prediction(predictor: Predictor) -> PredictionRecord:
         labels=predictor.labels,
         regions=data.regions,
         ignore=data.ignore,
-        models=tuple(ModelRecord(model.named, model.sha256) for model in predictor.models),
+        models=tuple(ModelRecord(model.named, model.sha256, _hash_decisions(model)) for model in predictor.models),
         backbone=predictor.backbone,
         device=predictor.engine.device,
         precision=predictor.engine.precision,
         tta=settings.tta,
         step=settings.step,
         postprocessing=predictor.postprocessing,
+        readers=READERS,
+        batch=settings.batch,
         command=command(),
         versions=versions() | predictor.engine.versions(),
         machine=predictor.engine.describe_machine(),
@@ -114,13 +131,52 @@ def record_prediction(predictor: Predictor) -> PredictionRecord:
 
 
 def differences(known: PredictionRecord, new: PredictionRecord) -> str:
-    """What would make masks of one prediction differ from those of another, in words; "" if nothing would."""
+    """What would make masks of one prediction differ from those of another, in words; "" if nothing would.
+
+    Not among them are what only decides how it is computed, such as the batch or --offload, and versions of PyTorch and
+    onnxruntime, by which numbers differ in their last digits.
+    """
     if [model.sha256 for model in known.models] != [model.sha256 for model in new.models]:
         return f"by {', '.join(model.run for model in known.models)}"
-    names = ("labels", "regions", "ignore", "precision", "tta", "step", "postprocessing", "colours")
-    found = [
-        f"{name} {getattr(known, name)}" if name in ("precision", "tta", "step") else f"other {name}"
-        for name in names
-        if getattr(known, name) != getattr(new, name)
+    decided = [
+        (before.decisions_sha256, now.decisions_sha256) for before, now in zip(known.models, new.models, strict=True)
     ]
-    return ", ".join(found)
+    backbones = [record.backbone.sha256[:12] if record.backbone else "none" for record in (known, new)]
+    settings = {
+        "precision": (known.precision, new.precision),
+        "tta": (known.tta, new.tta),
+        "step": (known.step, new.step),
+        "device": tuple(record.device.partition(":")[0] for record in (known, new)),
+        "backbone": tuple(backbones),
+        "readers of files": (known.readers, new.readers),
+        "dinounet": tuple(record.versions.get("dinounet") for record in (known, new)),
+    }
+    told = [f"{name} {before}, and now {now}" for name, (before, now) in settings.items() if before != now]
+    told += ["another plan"] if any(before not in (None, now) for before, now in decided) else []
+    others = [name for name in ("labels", "regions", "ignore", "colours") if getattr(known, name) != getattr(new, name)]
+    told += [f"other {name}" for name in others]
+    if known.postprocessing != new.postprocessing:
+        posts = [_tell(record.postprocessing) for record in (known, new)]
+        told.append(
+            f"postprocessing {posts[0]}, and now {posts[1]}" if posts[0] != posts[1] else "other postprocessing"
+        )
+    return "; ".join(told)
+
+
+def _tell(post: Postprocessing | None) -> str:
+    return (describe(post) if post else "") or "none"
+
+
+def _hash_decisions(model: TrainedModel) -> str:
+    """The same of a run, of its bundle and of an edited plan that decides nothing else on a mask."""
+    data = model.plan.data
+    decisions = {
+        "channels": [asdict(channel) for channel in data.channels],
+        "labels": list(data.labels.items()),
+        "regions": [asdict(region) for region in data.regions or ()],
+        "slices": (data.slice_axis, data.spacing, data.unknown_spacing),
+        "patch": data.patch,
+        "network": asdict(model.plan.network),
+        "backbone": model.backbone and model.backbone.sha256,
+    }
+    return hashlib.sha256(json.dumps(decisions, sort_keys=True).encode()).hexdigest()

@@ -52,7 +52,8 @@ class Segmentation:
     """(K, Z, Y, X) float16 of the classes with background, or of the regions; before postprocessing."""
 
     entropy: np.ndarray | None = None
-    """(Z, Y, X) float16, of the probabilities: from 0, sure, to 1, all alike; of regions their mean."""
+    """(Z, Y, X) float16, of the mean of all views' probabilities: from 0, sure, to 1, all alike; of regions their
+    mean."""
 
     disagreement: np.ndarray | None = None
     """(Z, Y, X) float16, the part of the entropy that comes from the views' disagreeing; None with a single view."""
@@ -91,26 +92,40 @@ class Draft:
         """Whether every pixel has an answer."""
         return self._pixels_left == 0
 
-    def take(self, index: int, first: int, logits: Array) -> None:
-        """Take rows of a slice, (V, K, rows, W), at the image's own size; the probabilities of views are averaged."""
+    def take(self, index: int, first: int, logits: Array, networks: int) -> None:
+        """Take rows of a slice, at the image's own size.
+
+        The mask comes of the networks' logits alone, so that what is wanted beside it never changes it: of a single
+        network's logits, or of the mean of several networks' probabilities.
+
+        Args:
+            index: of the slice.
+            first: row.
+            logits: (V, K, rows, W); those of the networks, then those of each of their mirrored copies, if they were
+                kept to tell how unsure the networks are.
+            networks: how many there are.
+        """
         where = in_slice(self._axis, index, slice(first, first + logits.shape[-2]))
-        needs_probabilities = len(logits) > 1 or self.wanted.probabilities or self.wanted.uncertainty
-        if not needs_probabilities:
-            classes = to_classes(logits, self.plan)
+        answers, views = logits[:networks], logits[networks:]
+        each = None
+        if networks > 1 or self.wanted.probabilities or self.wanted.uncertainty:
+            each = to_probabilities(answers, self.plan)
+        if networks == 1:
+            classes = to_classes(answers, self.plan)
         else:
-            each = to_probabilities(logits, self.plan)
-            mean = each.mean(0)
-            classes = to_classes(mean[None], self.plan, threshold=0.5)
-            if self._probabilities is not None:
-                self._probabilities[where] = to_numpy(mean, np.float16)
-            if self._entropy is not None:
-                self._take_uncertainty(where, each, mean)
+            assert each is not None
+            classes = to_classes(each.mean(0)[None], self.plan, threshold=0.5)
+        if self._probabilities is not None and each is not None:
+            self._probabilities[where] = to_numpy(each.mean(0), np.float16)
+        if self._entropy is not None and each is not None:
+            self._take_uncertainty(where, to_probabilities(views, self.plan) if len(views) else each)
         self._labels[where] = self._numbers[to_numpy(classes[0], np.int64)]
         self._pixels_left -= logits.shape[-2] * self._width
 
-    def _take_uncertainty(self, where: tuple[int | slice, ...], each: Array, mean: Array) -> None:
+    def _take_uncertainty(self, where: tuple[int | slice, ...], each: Array) -> None:
+        """Entropy of the mean of the views' probabilities, and which part of it comes from their disagreeing."""
         assert self._entropy is not None
-        total = _entropy(mean, self.plan)
+        total = _entropy(each.mean(0), self.plan)
         self._entropy[where] = to_numpy(total, np.float16)
         if len(each) > 1:  # mutual information (arXiv 1703.02910, section 4)
             if self._disagreement is None:
