@@ -11,9 +11,10 @@ import json
 import os
 import re
 import shutil
-import tempfile
+import stat
 import types
 import typing
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, fields, is_dataclass
@@ -47,8 +48,11 @@ def whole_file(path: Path) -> Iterator[Path]:
     """Give a temporary path (of the same ending) to write to; rename it to `path` if the block ends well."""
     temporary = path.with_name(f".{os.getpid()}.{path.name}")
     try:
+        temporary.touch()
+        usual = stat.S_IMODE(temporary.stat().st_mode)  # the system applies the umask, which can't be read unless set
+        temporary.unlink()
         yield temporary
-        temporary.chmod(0o666 & ~_umask())  # safetensors makes files that only their owner may read
+        temporary.chmod(usual)  # safetensors makes files that only their owner may read
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
@@ -80,21 +84,14 @@ def _write_through(folder: Path) -> None:
             os.close(handle)
 
 
-def _umask() -> int:
-    """The process's, which can only be read by setting it."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
 @contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
     """Give a temporary folder to fill; rename it to `path`, which must not exist, if the block ends well."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=PARTIAL, dir=path.parent))
+    temporary = path.with_name(f"{PARTIAL}{uuid.uuid4().hex}")
+    temporary.mkdir()  # not by tempfile, whose folders only their owner may read
     try:
         yield temporary
-        temporary.chmod(0o777 & ~_umask())
         temporary.rename(path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

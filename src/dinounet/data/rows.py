@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from dinounet.data.formats.picture import ORIENTATION, without_limit
+from dinounet.data.formats.picture import ORIENTATION, open_picture
 from dinounet.data.formats.tiff import TIFF_ENDINGS
 from dinounet.errors import DataError
 
@@ -95,9 +95,7 @@ Found = tuple[int, tuple[int, int], np.dtype[Any]]
 
 
 def _picture(path: Path) -> Found | None:
-    from PIL import Image
-
-    with without_limit(), Image.open(path) as file:
+    with open_picture(path) as file:
         plain = file.format in ("PNG", "JPEG") and file.mode in MODES and "transparency" not in file.info
         if not plain or file.getexif().get(ORIENTATION, 1) not in (0, 1) or _libvips_differs(path):
             return None

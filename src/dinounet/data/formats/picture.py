@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -29,9 +28,7 @@ def read_picture(path: Path, of: Purpose) -> np.ndarray:
     Raises:
         DataError: as `picture_pixels`.
     """
-    from PIL import Image
-
-    with without_limit(), Image.open(path) as file:
+    with open_picture(path) as file:
         otherwise = None
         if _has_deep_colours(path):
             otherwise = _read_deep_colours
@@ -88,16 +85,30 @@ def picture_pixels(
     return np.moveaxis(pixels if pixels.ndim == 3 else pixels[..., None], -1, 0)[:, None]
 
 
-@contextmanager
-def without_limit() -> Iterator[None]:
-    """Without Pillow's limit on pixels, which protects servers from strangers' files."""
-    from PIL import Image
+def open_picture(path: Path) -> PictureFile:
+    """Open a PNG, JPEG or BMP, by what it begins with, of any size.
 
-    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-    try:
-        yield
-    finally:
-        Image.MAX_IMAGE_PIXELS = limit
+    By Pillow's class for the format, because `Image.open` applies a limit that protects servers from strangers' files.
+    That limit is a global variable, which other threads rely on, so that it can't be lifted for one call.
+
+    Raises:
+        ValueError: it is none of them.
+    """
+    from PIL.BmpImagePlugin import BmpImageFile
+    from PIL.JpegImagePlugin import jpeg_factory
+    from PIL.PngImagePlugin import PngImageFile
+
+    openers: dict[bytes, Callable[[str], PictureFile]] = {
+        b"\x89PNG\r\n\x1a\n": PngImageFile,
+        b"\xff\xd8\xff": jpeg_factory,  # type: ignore[dict-item]  # it takes a path where it takes a file
+        b"BM": BmpImageFile,
+    }
+    with path.open("rb") as file:
+        beginning = file.read(8)
+    for magic, opener in openers.items():
+        if beginning.startswith(magic):
+            return opener(str(path))
+    raise ValueError("it begins as no PNG, JPEG or BMP does")
 
 
 def _has_deep_colours(path: Path) -> bool:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dinounet.data.formats.picture import ORIENTATION, Purpose, refuse_turned, to_palette, without_alpha, without_limit
+from dinounet.data.formats.picture import ORIENTATION, Purpose, refuse_turned, to_palette, without_alpha
 from dinounet.errors import DataError
 
 if TYPE_CHECKING:
@@ -97,9 +97,9 @@ def _tiff_pixels(path: Path, series: TiffPageSeries) -> np.ndarray:
     except (ValueError, NotImplementedError) as error:
         if "imagecodecs" not in str(error):
             raise
-    from PIL import Image
+    from PIL.TiffImagePlugin import TiffImageFile
 
-    with without_limit(), Image.open(path) as file:
+    with TiffImageFile(str(path)) as file:  # not `Image.open`, for its limit: see `open_picture`
         pages = []
         for part in series.pages:
             assert part is not None
