@@ -89,7 +89,8 @@ def predict(
         step=step, batch=batch, postprocessing=postprocessing,
     )  # fmt: skip
     cases = find_inputs(inputs, predictor.plan.data)
-    outputs = Outputs(output, choose_endings(cases, format), probabilities, uncertainty, overlay)
+    endings = choose_endings(cases, format, predictor.plan.data.meaning.largest)
+    outputs = Outputs(output, endings, probabilities, uncertainty, overlay)
     record = record_prediction(predictor)
     with team.ending_together() if team else nullcontext(), progress("predicting", len(cases)) as advance:
         count = team.counter("predicted") if team else lambda more: more

@@ -21,13 +21,14 @@ from typing import Any
 import numpy as np
 
 from dinounet.data.formats.dicom import is_dicom, is_series, read_series
-from dinounet.data.formats.picture import PICTURE_ENDINGS, Purpose, read_picture, write_picture
+from dinounet.data.formats.picture import JPEG_ENDINGS, PICTURE_ENDINGS, Purpose, read_picture, write_picture
 from dinounet.data.formats.tiff import TIFF_ENDINGS, read_tiff, write_tiff
 from dinounet.data.geometry import Geometry, Volume, require_same_grid, rounded
 from dinounet.errors import DataError, noted
 from dinounet.files import join_some, whole_file
 
-VOLUME_ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha")
+NIFTI_ENDINGS = (".nii.gz", ".nii")
+VOLUME_ENDINGS = (*NIFTI_ENDINGS, ".nrrd", ".mha")
 FLAT_ENDINGS = PICTURE_ENDINGS + TIFF_ENDINGS
 ENDINGS = VOLUME_ENDINGS + FLAT_ENDINGS
 SEGMENTATION_ENDING = ".dcm"
@@ -76,8 +77,9 @@ def write_mask(path: Path, labels: np.ndarray, like: Volume, colours: Mapping[in
         like: what lies on the same grid.
         colours: for people, of each number, "#ff0000"; formats with a palette keep them.
     """
-    dtype = np.uint8 if labels.max(initial=0) < 256 else np.uint16
-    labels = labels.astype(dtype)
+    labels = labels.astype(np.min_scalar_type(int(labels.max(initial=0))))
+    if ending_of(path) in NIFTI_ENDINGS and labels.dtype == np.uint32:
+        labels = labels.astype(np.int32)  # which FSL and SPM read too
     with whole_file(path) as temporary:
         if ending_of(path) in TIFF_ENDINGS:
             write_tiff(temporary, labels, colours)
@@ -85,6 +87,13 @@ def write_mask(path: Path, labels: np.ndarray, like: Volume, colours: Mapping[in
             write_picture(temporary, labels, colours)
         else:
             _write_volume(temporary, labels, like.geometry)
+
+
+def ending_for_labels(ending: str, largest: int) -> str:
+    """The ending of a format that holds numbers up to this one: the image's own, else PNG, else TIFF."""
+    if ending in JPEG_ENDINGS or (ending == ".bmp" and largest > 255):
+        ending = ".png"
+    return ".tif" if ending == ".png" and largest > 65535 else ending
 
 
 def require_finite(array: np.ndarray, source: Path) -> None:

@@ -24,6 +24,9 @@ IGNORED = 255
 MOST = 256
 """Classes at most, background included, since preprocessed masks hold them as bytes."""
 
+LARGEST = (1 << 24) - 1
+"""Number that may stand for a class, which every format but pictures can hold, and float32 too."""
+
 Given = Mapping[str, int | str]
 """Names of classes, each with what stands for it in masks: a number, or a colour such as "#ff0000"."""
 
@@ -72,6 +75,8 @@ class Labels:
         numbers = list(self.labels.values())
         if len(numbers) > MOST:
             raise ConfigError(f"there are {len(numbers)} classes; there can be {MOST} at most, background included")
+        if self.largest > LARGEST:
+            raise ConfigError(f"{self.largest} stands for a class, but may be {LARGEST} at most; store smaller numbers")
         if self.ignore in numbers:
             raise ConfigError(f"{self.ignore} is the ignore label and a class too; give each a number of its own")
         if self.ignore is not None and len(numbers) > IGNORED:
@@ -101,6 +106,11 @@ class Labels:
     def given(self) -> dict[str, int]:
         """The labels and the ignore label by name, as a mask of numbers may hold them."""
         return self.labels | ({} if self.ignore is None else {IGNORE: self.ignore})
+
+    @property
+    def largest(self) -> int:
+        """The greatest number that a mask may hold."""
+        return max(self.given.values(), default=0)
 
     @property
     def as_given(self) -> Given:

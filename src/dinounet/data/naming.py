@@ -15,10 +15,10 @@ from pathlib import Path
 
 import numpy as np
 
-from dinounet.data.labels import BLACK, Given, Labels, name_labels, relabel_command, write_labels
+from dinounet.data.labels import BLACK, LARGEST, Given, Labels, name_labels, relabel_command, write_labels
 from dinounet.errors import DataError
 
-COLOUR = 1 << 24
+COLOUR = LARGEST + 1
 """Added to red << 16 | green << 8 | blue where a colour stands in for a number that nobody gave it yet; black is 0.
 Such marks are made by `to_marks`, counted, and named by `infer_labels`; no other part of the house sees them."""
 

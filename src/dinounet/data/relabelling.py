@@ -9,9 +9,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dinounet.data.formats.tiff import TIFF_ENDINGS
+from dinounet.data.formats.picture import PICTURE_ENDINGS
 from dinounet.data.geometry import Volume
-from dinounet.data.images import VOLUME_ENDINGS, ending_of, read_stored, stem_of, write_mask
+from dinounet.data.images import ending_for_labels, ending_of, read_stored, stem_of, write_mask
 from dinounet.data.labels import Given, name_labels
 from dinounet.data.masks import to_marks
 from dinounet.data.naming import COLOUR, to_mark, to_vectors
@@ -61,7 +61,7 @@ def relabel_folder(
     problems: list[str] = []
     with whole_folder(output) as temporary:
         for path in files:
-            name = path.relative_to(folder).with_name(stem_of(path) + _ending(path))
+            name = path.relative_to(folder).with_name(stem_of(path) + _ending(path, int(numbers.max())))
             try:
                 volume = read_stored(path, of="mask")
                 marks = _marks(volume, coloured)
@@ -86,10 +86,10 @@ def relabel_folder(
     return changes
 
 
-def _ending(path: Path) -> str:
+def _ending(path: Path, largest: int) -> str:
     """Of the copy: the same where the format keeps numbers as they are."""
     ending = ending_of(path)
-    return ending if ending in VOLUME_ENDINGS or ending in TIFF_ENDINGS else ".png"
+    return ending_for_labels(".png" if ending in PICTURE_ENDINGS else ending, largest)
 
 
 def _marks(volume: Volume, coloured: bool) -> np.ndarray:

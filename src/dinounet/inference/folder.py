@@ -18,13 +18,14 @@ from typing import TYPE_CHECKING
 
 from dinounet.data.geometry import Volume
 from dinounet.data.images import stem_of
+from dinounet.data.labels import Labels
 from dinounet.data.pairs import Case, known_files
 from dinounet.errors import ConfigError, DataError, UserError
 from dinounet.files import PREDICTION, join_some, read_record, remove_leftovers, require_new, write_json
 from dinounet.inference.outputs import Outputs, allocated, choose_endings
 from dinounet.inference.predictor import Predictor
 from dinounet.inference.record import PredictionRecord, differences
-from dinounet.inference.segmentation import Wanted
+from dinounet.inference.segmentation import Segmentation, Wanted
 
 if TYPE_CHECKING:
     from dinounet.team import Team
@@ -54,7 +55,7 @@ def predict_files(
     Raises:
         UserError: after the others are done, names those that failed.
     """
-    outputs = Outputs(folder, choose_endings(cases, None), probabilities)
+    outputs = Outputs(folder, choose_endings(cases, None, predictor.plan.data.meaning.largest), probabilities)
     problems = _predict(predictor, cases, outputs, on_case)
     _tell(problems, len(cases))
     return [outputs.mask_of(case) for case in cases]
@@ -121,12 +122,12 @@ def _predict(predictor: Predictor, cases: Sequence[Case], outputs: Outputs, on_c
     meaning = predictor.plan.data.meaning
     with allocated(outputs.folder) as allocate, ThreadPoolExecutor(1) as writer:
         wanted = Wanted(outputs.probabilities, outputs.uncertainty, allocate)
-        writing: list[Future[Path]] = []
+        writing: list[Future[None]] = []
         for case, found in predictor.segment(_read(predictor, cases), wanted):
             if isinstance(found, UserError):
                 problems[case.name] = str(found)
             else:
-                writing.append(writer.submit(outputs.write, case, found, meaning))
+                writing.append(writer.submit(_write, outputs, case, found, meaning, problems))
                 del found  # or it would be held until the next one is there
             while len(writing) > WAITING_TO_BE_WRITTEN:
                 writing.pop(0).result()
@@ -134,6 +135,14 @@ def _predict(predictor: Predictor, cases: Sequence[Case], outputs: Outputs, on_c
         for one in writing:
             one.result()
     return problems
+
+
+def _write(outputs: Outputs, case: Case, found: Segmentation, meaning: Labels, problems: Problems) -> None:
+    """Write a case's files; one that can't be written keeps no other from it."""
+    try:
+        outputs.write(case, found, meaning)
+    except UserError as error:
+        problems[case.name] = str(error)
 
 
 def _read(predictor: Predictor, cases: Sequence[Case]) -> Iterator[tuple[Case, Volume | UserError]]:

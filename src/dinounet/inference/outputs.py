@@ -17,9 +17,15 @@ from typing import Any
 import numpy as np
 
 from dinounet.data.formats.dicom_seg import require_highdicom, write_segmentation
-from dinounet.data.formats.picture import JPEG_ENDINGS
 from dinounet.data.geometry import Geometry, Volume
-from dinounet.data.images import SEGMENTATION_ENDING, VOLUME_ENDINGS, ending_of, write_image, write_mask
+from dinounet.data.images import (
+    SEGMENTATION_ENDING,
+    VOLUME_ENDINGS,
+    ending_for_labels,
+    ending_of,
+    write_image,
+    write_mask,
+)
 from dinounet.data.labels import Labels
 from dinounet.data.pairs import Case
 from dinounet.data.preprocessing import in_slice
@@ -200,8 +206,13 @@ def _read_thinly(volume: Volume, axis: int, index: int, every: int) -> np.ndarra
     return np.concatenate(parts, axis=1)
 
 
-def choose_endings(cases: Sequence[Case], format: str | None) -> dict[str, str]:
+def choose_endings(cases: Sequence[Case], format: str | None, largest: int) -> dict[str, str]:
     """In which format each case's mask is to be written: the image's own, or one for all.
+
+    Args:
+        cases: to be predicted.
+        format: of all masks; None: see `own_ending`.
+        largest: number that a mask may hold.
 
     Raises:
         ConfigError: masks can't be written in that format, or highdicom isn't installed and is needed.
@@ -213,15 +224,15 @@ def choose_endings(cases: Sequence[Case], format: str | None) -> dict[str, str]:
     if format == SEGMENTATION_ENDING and others:
         raise ConfigError(f"--format is {format}, which is for DICOM series only, but there is {join_some(others, 3)}")
     endings = {
-        case.name: format or (SEGMENTATION_ENDING if case.images[0].is_dir() else own_ending(case)) for case in cases
+        case.name: format or (SEGMENTATION_ENDING if case.images[0].is_dir() else own_ending(case, largest))
+        for case in cases
     }
     if SEGMENTATION_ENDING in endings.values():
         require_highdicom()
     return endings
 
 
-def own_ending(case: Case) -> str:
-    """That of a case's image, but for JPEG, which would change labels, PNG, and for DICOM series NIfTI, which needs no
-    other package."""
-    ending = ending_of(case.images[0]) or ".nii.gz"
-    return ".png" if ending in JPEG_ENDINGS else ending
+def own_ending(case: Case, largest: int) -> str:
+    """That of a case's image; for DICOM series NIfTI, which needs no other package, and PNG or TIFF for images in a
+    format that would change labels (JPEG) or can't hold numbers up to the largest."""
+    return ending_for_labels(ending_of(case.images[0]) or ".nii.gz", largest)

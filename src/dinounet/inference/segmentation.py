@@ -76,7 +76,7 @@ class Draft:
         self._pixels_left = math.prod(volume.shape)
         self._width = slice_size(volume, plan)[1]
         numbers = list(plan.labels.values())
-        self._numbers = np.array(numbers, np.uint8 if max(numbers) < 256 else np.uint16)
+        self._numbers = np.array(numbers, np.min_scalar_type(max(numbers)))
         self._labels = np.zeros(volume.shape, self._numbers.dtype)
         self._probabilities: np.ndarray | None = None
         self._entropy: np.ndarray | None = None
