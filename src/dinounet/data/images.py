@@ -1,14 +1,12 @@
 """Images and masks, read and written with their geometry.
 
-NIfTI, NRRD and MHA through SimpleITK, folders of DICOM files (`dicom.py`), PNG, BMP and JPEG (`picture.py`), and
+NIfTI (`nifti.py`), NRRD and MHA (`itk.py`), folders of DICOM files (`dicom.py`), PNG, BMP and JPEG (`picture.py`), and
 TIFF (`tiff.py`).
 Inside, everything is a volume: a flat image has one slice and no spacing.
 """
 
 from __future__ import annotations
 
-import gzip
-import math
 import os
 import re
 import threading
@@ -16,19 +14,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from dinounet.data.formats.dicom import is_dicom, is_series, read_series
+from dinounet.data.formats.itk import ITK_ENDINGS, read_itk, write_itk
+from dinounet.data.formats.nifti import NIFTI_ENDINGS, open_nifti, write_nifti
 from dinounet.data.formats.picture import JPEG_ENDINGS, PICTURE_ENDINGS, Purpose, read_picture, write_picture
 from dinounet.data.formats.tiff import TIFF_ENDINGS, read_tiff, write_tiff
-from dinounet.data.geometry import Geometry, Volume, require_same_grid, rounded
+from dinounet.data.geometry import Geometry, Volume, require_same_grid
 from dinounet.errors import DataError, noted
 from dinounet.files import join_some, whole_file
 
-NIFTI_ENDINGS = (".nii.gz", ".nii")
-VOLUME_ENDINGS = (*NIFTI_ENDINGS, ".nrrd", ".mha")
+VOLUME_ENDINGS = NIFTI_ENDINGS + ITK_ENDINGS
 FLAT_ENDINGS = PICTURE_ENDINGS + TIFF_ENDINGS
 ENDINGS = VOLUME_ENDINGS + FLAT_ENDINGS
 SEGMENTATION_ENDING = ".dcm"
@@ -145,8 +143,11 @@ def read_stored(path: Path, of: Purpose) -> Volume:
         if ending in FLAT_ENDINGS:
             read = read_tiff if ending in TIFF_ENDINGS else read_picture
             return Volume(read(path, of), None, path)
+        if ending in NIFTI_ENDINGS:
+            file = open_nifti(path)
+            return Volume(file.read(), file.geometry, path)
         with without_standard_error():
-            return _read_volume(path)
+            return read_itk(path)
     except DataError:
         raise
     except Exception as error:  # the readers raise whatever their C code meets
@@ -156,71 +157,12 @@ def read_stored(path: Path, of: Purpose) -> Volume:
         raise DataError(f"{path} can't be read as an image ({reason}); is it whole?") from None
 
 
-def _read_volume(path: Path) -> Volume:
-    import SimpleITK as sitk
-
-    if ending_of(path).startswith(".nii"):
-        check_nifti(path)
-    sitk.ProcessObject.SetGlobalWarningDisplay(False)
-    image = sitk.ReadImage(str(path))
-    array = sitk.GetArrayFromImage(image)
-    if image.GetDimension() not in (2, 3):
-        raise DataError(f"{path} has {image.GetDimension()} dimensions; only 2 and 3 are possible")
-    if array.dtype.kind == "f" and ending_of(path).startswith(".nii"):
-        import nibabel
-
-        # ITK silently reads NaN and infinity in NIfTI as 0
-        require_finite(np.asarray(nibabel.load(path).dataobj), path)  # type: ignore[attr-defined]
-    array = np.moveaxis(array, -1, 0) if image.GetNumberOfComponentsPerPixel() > 1 else array[None]
-    if image.GetDimension() == 2:
-        array = array[:, None]
-    return Volume(array, geometry_of(image, path), path)
-
-
-def geometry_of(image: Any, path: Path) -> Geometry:
-    """Where SimpleITK's image, or the reader of one, says that it lies.
-
-    Raises:
-        DataError: that is nowhere.
-    """
-    spacing, origin, direction = image.GetSpacing(), image.GetOrigin(), image.GetDirection()
-    if not np.isfinite([*spacing, *origin, *direction]).all() or min(spacing) <= 0:
-        raise DataError(
-            f"{path} has the spacing {rounded(spacing)} and the origin {rounded(origin)}; correct its header"
-        )
-    return Geometry(spacing, origin, direction)
-
-
-def check_nifti(path: Path) -> None:
-    """Raise an error for what ITK silently repairs: a missing end is read as 0, a spacing of 0 or NaN as 1 mm."""
-    import nibabel
-
-    image: Any = nibabel.load(path)
-    with nibabel.openers.ImageOpener(str(path)) as file:
-        header = type(image.header).from_fileobj(file, check=False)  # nibabel too would repair it
-    spacing = header["pixdim"][1 : 1 + min(3, len(image.shape))].tolist()
-    if not all(map(math.isfinite, spacing)) or 0 in spacing:
-        raise DataError(f"{path} has the spacing {rounded(spacing)}; correct its header")
-    stored = image.dataobj
-    wanted = stored.offset + math.prod(stored.shape) * stored.dtype.itemsize
-    held = path.stat().st_size
-    if path.name.lower().endswith(".gz"):
-        with path.open("rb") as file:
-            file.seek(-4, os.SEEK_END)
-            if int.from_bytes(file.read(), "little") == wanted % 2**32:
-                return  # what gzip notes at its end, unless it is cut, or made of several parts
-        with gzip.open(path) as unpacked:
-            held = unpacked.seek(wanted)
-    if held < wanted:
-        raise ValueError(f"it ends after {held} of {wanted} bytes")
-
-
 _redirecting = threading.Lock()
 
 
 @contextmanager
 def without_standard_error() -> Iterator[None]:
-    """Without what ITK's C and C++ and nibabel print there beside raising an error that tells the same."""
+    """Without what ITK's C and C++ print there beside raising an error that tells the same."""
     with _redirecting:  # two threads would put back each other's
         kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, 2)
@@ -233,15 +175,10 @@ def without_standard_error() -> Iterator[None]:
 
 
 def _write_volume(path: Path, array: np.ndarray, geometry: Geometry | None) -> None:
-    import SimpleITK as sitk
-
-    flat = geometry is not None and len(geometry.spacing) == 2
-    image: Any = sitk.GetImageFromArray(array[0] if flat else array)
-    if geometry is not None:
-        image.SetSpacing(geometry.spacing)
-        image.SetOrigin(geometry.origin)
-        image.SetDirection(geometry.direction)
-    sitk.WriteImage(image, str(path), useCompression=path.name.endswith((".gz", ".nrrd", ".mha")))
+    if ending_of(path) in NIFTI_ENDINGS:
+        write_nifti(path, array, geometry)
+    else:
+        write_itk(path, array, geometry)
 
 
 def write_image(path: Path, array: np.ndarray, geometry: Geometry) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 
 from dinounet.data.formats.dicom_seg import read_segmentation
 from dinounet.data.formats.picture import JPEG_ENDINGS
-from dinounet.data.geometry import Geometry, Volume, require_same_grid
+from dinounet.data.geometry import SAME_PLACE, SAME_SPACING, Geometry, Volume, require_same_grid, require_straight
 from dinounet.data.images import SEGMENTATION_ENDING, ending_of, read_image, read_stored, require_finite
 from dinounet.data.labels import Labels, relabel_command, write_labels
 from dinounet.data.naming import COLOUR, MOST_LABELS, advice, common_folder, listed, to_mark, too_many
@@ -185,8 +185,8 @@ def with_empty_slices(mask: Volume, image: Volume) -> Volume:
     normal = np.reshape(b.direction, (3, 3))[:, 2]
     place = float(np.subtract(a.origin, b.origin) @ normal / b.spacing[2])
     first, last = round(place), round(place) + mask.shape[0]
-    one_grid = len(mask.array) == 1 or abs(a.spacing[2] / b.spacing[2] - 1) < 1e-3
-    if not one_grid or abs(place - first) > 0.01 or first < 0 or last > image.shape[0]:
+    one_grid = len(mask.array) == 1 or abs(a.spacing[2] / b.spacing[2] - 1) <= SAME_SPACING
+    if not one_grid or abs(place - first) > SAME_PLACE or first < 0 or last > image.shape[0]:
         return mask
     array = np.zeros(image.shape, mask.array.dtype)
     array[first:last] = mask.array
@@ -219,6 +219,7 @@ def check_case(
     """
     check_channels(image, channels)
     require_same_grid(mask, image)
+    require_straight(image)  # the plan's spacing, and what a run's report measures, are in mm
     pixels: Counter[int] = Counter()
     for z in range(mask.shape[0]):  # which may still lie in its file
         pixels.update(count_values(mask.array[..., z, :, :]))

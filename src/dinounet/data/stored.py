@@ -8,7 +8,6 @@ because each of its slices would need every plane.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,16 +15,10 @@ from typing import Any, cast
 
 import numpy as np
 
-from dinounet.data.geometry import Volume, require_same_grid
-from dinounet.data.images import (
-    FLAT_ENDINGS,
-    VOLUME_ENDINGS,
-    check_nifti,
-    ending_of,
-    geometry_of,
-    read_image,
-    without_standard_error,
-)
+from dinounet.data.formats.itk import look_into_itk
+from dinounet.data.formats.nifti import NIFTI_ENDINGS, open_nifti
+from dinounet.data.geometry import Geometry, Volume, require_same_grid
+from dinounet.data.images import FLAT_ENDINGS, VOLUME_ENDINGS, ending_of, read_image, without_standard_error
 from dinounet.data.labels import Labels
 from dinounet.data.masks import read_truth, whole_numbers
 from dinounet.data.pairs import Case
@@ -131,25 +124,21 @@ def pixels_of(found: Volume) -> int:
 
 
 def _look_into(path: Path) -> Volume | None:
+    ending = ending_of(path)
     if not path.is_file():
         return None
-    import SimpleITK as sitk
-
-    sitk.ProcessObject.SetGlobalWarningDisplay(False)
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(str(path))
+    shape: tuple[int, ...]
+    geometry: Geometry | None
+    read: Callable[[int], np.ndarray] | None
     try:
-        with without_standard_error():
-            if ending_of(path).startswith(".nii"):
-                check_nifti(path)
-            reader.ReadImageInformation()
-        size, components = reader.GetSize(), reader.GetNumberOfComponents()
-        dtype = sitk.GetArrayViewFromImage(sitk.Image([1] * len(size), reader.GetPixelID(), components)).dtype
-        if len(size) not in (2, 3):
-            return None
-        depth = size[2] if len(size) == 3 else 1
-        read = _reader_of(path, size, components) if len(size) == 3 else None
-        geometry = geometry_of(reader, path) if ending_of(path) in VOLUME_ENDINGS else None
+        if ending in NIFTI_ENDINGS:
+            file = open_nifti(path)
+            shape, dtype, geometry = file.shape, file.dtype, file.geometry
+            read = file.read_plane if file.can_give_planes else None
+        else:
+            with without_standard_error():
+                shape, dtype, geometry, read = look_into_itk(path)
+            geometry = geometry if ending in VOLUME_ENDINGS else None  # ITK knows the size of pictures too
     except Exception:  # the readers raise whatever their C code meets; reading it whole tells what is wrong
         return None
 
@@ -164,34 +153,5 @@ def _look_into(path: Path) -> Volume | None:
             raise DataError(f"{path} holds NaN or infinity in plane {z}; repair or exclude it")
         return plane.astype(dtype, copy=False)
 
-    planes = Planes((components, depth, size[1], size[0]), dtype, read_finite if read else None)
+    planes = Planes(shape, dtype, read_finite if read else None)
     return Volume(cast(np.ndarray, planes), geometry, path)
-
-
-def _reader_of(path: Path, size: tuple[int, ...], components: int) -> Callable[[int], np.ndarray] | None:
-    """What reads (C, Y, X) of a plane without the others, if the format allows that."""
-    if ending_of(path) in (".nii", ".nii.gz") and components == 1:
-        import nibabel
-
-        # the file stays open, so that a compressed one is not unpacked from its start for each plane
-        file: Any = nibabel.load(path, mmap=False, keep_file_open=True)
-        if file.shape != size:
-            return None
-        return lambda z: np.asarray(file.dataobj[..., z]).T[None]
-    if ending_of(path) == ".mha":
-        with path.open("rb") as header:
-            if re.search(rb"CompressedData\s*=\s*True", header.read(1 << 14)):
-                return None
-        return lambda z: _extract(path, size, z)
-    return None
-
-
-def _extract(path: Path, size: tuple[int, ...], z: int) -> np.ndarray:
-    import SimpleITK as sitk
-
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(str(path))
-    reader.SetExtractIndex((0, 0, z))
-    reader.SetExtractSize((*size[:2], 1))
-    plane = sitk.GetArrayFromImage(reader.Execute())[0]
-    return plane[None] if plane.ndim == 2 else np.moveaxis(plane, -1, 0)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dinounet.data.geometry import Volume, require_same_grid
+from dinounet.data.geometry import Volume, require_same_grid, require_straight
 from dinounet.data.labels import Labels, Region
 from dinounet.data.masks import read_mask, read_truth, where, with_empty_slices
 from dinounet.data.pairs import Case, ClassFiles, class_files, mask_files, name_of
@@ -31,6 +31,7 @@ from dinounet.evaluation.records import (
     write_metrics,
 )
 from dinounet.files import PREDICTION, join_some
+from dinounet.progress import say
 
 TOLERANCE = 1.0
 """Of NSD, in mm or px."""
@@ -149,12 +150,14 @@ def evaluate_cases(
     wrong: list[str] = []
     units: dict[tuple[Unit, VolumeUnit], list[str]] = {}
     evaluated = []
+    smaller: list[str] = []
     decisions = np.zeros((2, NUMBERS), np.int64)
     for case in cases:
         try:
             prediction = read_mask(predicted[case.name], known)
             pair = with_empty_slices(read_truth(case, known), prediction), prediction
             require_same_grid(pair[1], pair[0])
+            require_straight(pair[0])
         except DataError as error:
             wrong.append(str(error))
             continue
@@ -163,6 +166,7 @@ def evaluate_cases(
         units.setdefault(_units(pair[0]), []).append(case.name)
         if not problems and not wrong:  # measuring takes long; once something is wrong, only look for more of it
             evaluated.append(_evaluate_case(case.name, *pair, known, tolerance))
+            smaller += [case.name] if _diagonal(pair[0]) <= tolerance else []
             if probabilities:
                 with noted(wrong):
                     decisions += count_decisions(probabilities[case.name], pair[0].array, known)
@@ -173,6 +177,14 @@ def evaluate_cases(
         found.append(_mixture(units))
     if found:
         raise DataError("; ".join(found))
+    if smaller:
+        say(
+            "tolerance",
+            f"the tolerance of {tolerance:g} {evaluated[0].unit} is larger than whole images ({join_some(smaller)}), "
+            "so that their NSD is 1 wherever anything was found; give a smaller one with --tolerance",
+            tolerance=tolerance,
+            cases=smaller,
+        )
     calibration = summarise_decisions(decisions, known) if probabilities else None
     metrics = summarise(evaluated, known, tolerance, calibration)
     if output is not None:
@@ -238,6 +250,12 @@ def _units(truth: Volume) -> tuple[Unit, VolumeUnit]:
     if truth.geometry.unit == "mm at the detector":
         return truth.geometry.unit, "mm2 at the detector"
     return "mm", "mm2" if truth.is_flat else "ml"
+
+
+def _diagonal(truth: Volume) -> float:
+    """How far two pixels of an image can be apart."""
+    steps = zip(truth.shape, truth.spacing or (1.0, 1.0, 1.0), strict=True)
+    return math.hypot(*((length - 1) * step for length, step in steps))
 
 
 def _mixture(units: Mapping[tuple[Unit, VolumeUnit], Sequence[str]]) -> str:
