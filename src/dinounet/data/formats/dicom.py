@@ -75,6 +75,21 @@ def is_dicom(path: Path) -> bool:
     return _beginning(path)[128:132] == MAGIC
 
 
+def patient_id(folder: Path) -> str:
+    """Whom a folder's first DICOM image is of, as its header says; "" if it doesn't, or can't be read.
+
+    Reading the image tells what is wrong with it.
+    """
+    import pydicom
+
+    path = next(path for path in sorted(folder.iterdir()) if _is_slice(path))
+    try:
+        header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=["PatientID"])
+        return str(header.get("PatientID") or "").strip()
+    except Exception:  # pydicom raises whatever a broken file leads it to
+        return ""
+
+
 def _is_slice(path: Path) -> bool:
     """Whether it is a DICOM file other than a list of files, or a mask."""
     if path.name == DIRECTORY or path.name.startswith(".") or not path.is_file():
