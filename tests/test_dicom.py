@@ -144,7 +144,7 @@ def break_it(series: Path, what: str) -> None:
         ("direction", "lies in another direction or spacing than"),
         ("tilt", "slices that are shifted against each other, as a tilted gantry does"),
         ("truncated", r"can't be read as a DICOM image; is it whole"),
-        ("no pixels", r"can't be read as a DICOM image; is it whole, and does it hold pixels"),
+        ("no pixels", r"is a DICOM image without pixels; export it with them, or remove it"),
         ("empty", r"is not an image in a known format \(.*or a folder of DICOM files\)"),
     ],
 )
@@ -315,15 +315,15 @@ def test_without_highdicom_one_sentence_tells_both_ways(
     series: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cases = [Case("a", (series,))]
-    assert choose_endings(cases, None) == {"a": ".dcm"}
+    assert choose_endings(cases, None, 1) == {"a": ".dcm"}
     monkeypatch.setitem(sys.modules, "highdicom", None)
     with pytest.raises(ConfigError, match=r"pip install 'dinounet\[dicom\]'; or choose another .* --format \.nii\.gz"):
-        choose_endings(cases, None)
-    assert choose_endings(cases, ".nrrd") == {"a": ".nrrd"}
+        choose_endings(cases, None, 1)
+    assert choose_endings(cases, ".nrrd", 1) == {"a": ".nrrd"}
     with pytest.raises(ConfigError, match=r"--format is \.png; masks of every size and place can be \.nii\.gz"):
-        choose_endings(cases, ".png")
+        choose_endings(cases, ".png", 1)
     with pytest.raises(ConfigError, match=r"is for DICOM series only, but there is b\.png"):
-        choose_endings([*cases, Case("b", (Path("b.png"),))], ".dcm")
+        choose_endings([*cases, Case("b", (Path("b.png"),))], ".dcm", 1)
 
 
 def test_a_cache_notices_that_a_slice_has_changed(tmp_path: Path) -> None:

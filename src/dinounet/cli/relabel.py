@@ -18,7 +18,8 @@ def relabel(
     """Write clean copies of masks that were smoothed, stored as JPEG or painted in colours: one number a pixel.
 
     Each pixel takes the nearest of the named values, and how much that changes is told of every file: a few pixels at
-    the borders if all is well.
+    the borders if all is well. In DICOM segmentations of fractions each pixel goes to the segment that holds at least
+    half of it.
 
     Args:
         masks: Folder of masks, or of folders of them.

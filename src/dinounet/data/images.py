@@ -17,7 +17,8 @@ from pathlib import Path
 
 import numpy as np
 
-from dinounet.data.formats.dicom import is_dicom, is_series, read_series
+from dinounet.data.formats.dicom import read_series
+from dinounet.data.formats.dicom_objects import is_dicom, is_series, other_object, other_objects
 from dinounet.data.formats.itk import ITK_ENDINGS, read_itk, write_itk
 from dinounet.data.formats.nifti import NIFTI_ENDINGS, open_nifti, write_nifti
 from dinounet.data.formats.picture import JPEG_ENDINGS, PICTURE_ENDINGS, Purpose, read_picture, write_picture
@@ -119,6 +120,10 @@ def refuse_dead_link(path: Path) -> None:
 
 def unknown_format(path: Path) -> DataError:
     """The error for a file, or folder, that is no image."""
+    kinds = other_objects(path) if path.is_dir() else [kind] if path.is_file() and (kind := other_object(path)) else []
+    if kinds:
+        what = "holds no image, but DICOM objects" if path.is_dir() else "is no image, but a DICOM object"
+        return DataError(f"{path} {what} of the kind {', '.join(kinds)}; give the folder that holds the series")
     if path.is_file() and is_dicom(path):
         return DataError(f"{path} is a single DICOM file; give the folder that holds its series, and nothing else")
     return DataError(f"{path} is not an image in a known format ({KNOWN})")
@@ -132,7 +137,7 @@ def read_stored(path: Path, of: Purpose) -> Volume:
     ending = ending_of(path)
     if path.is_dir() and is_series(path):
         found = read_series(path)
-        return Volume(found.array, Geometry(found.spacing, found.origin, found.direction), path, found.modality)
+        return Volume(found.array, found.geometry, path, found.modality)
     if path.is_dir() or ending not in ENDINGS:
         raise unknown_format(path)
     if not path.is_file():

@@ -9,14 +9,19 @@ from pathlib import Path
 
 import numpy as np
 
-from dinounet.data.formats.dicom_seg import read_segmentation
+from dinounet.data.formats.dicom import geometry_of_series
+from dinounet.data.formats.dicom_objects import dicom_files
+from dinounet.data.formats.dicom_seg import holds_fractions, read_segmentation
 from dinounet.data.formats.picture import JPEG_ENDINGS
-from dinounet.data.geometry import SAME_PLACE, SAME_SPACING, Geometry, Volume, require_same_grid, require_straight
+from dinounet.data.geometry import SAME_PLACE, SAME_SPACING, Volume, require_same_grid, require_straight
 from dinounet.data.images import SEGMENTATION_ENDING, ending_of, read_image, read_stored, require_finite
 from dinounet.data.labels import Labels, relabel_command, write_labels
 from dinounet.data.naming import COLOUR, MOST_LABELS, advice, common_folder, listed, to_mark, too_many
 from dinounet.data.pairs import Case, ClassFiles
 from dinounet.errors import DataError
+
+MOST_EMPTY = 4096
+"""Slices that a segmentation may have left out; what lies farther away is of another series."""
 
 MOST_VALUES = 4096
 """A single mask with more different values is refused at once."""
@@ -38,8 +43,21 @@ def read_truth(case: Case, known: Labels | None = None) -> Volume:
         return replace(volume, array=to_marks(volume, coloured=True))
     mask = read_mask(case.mask, known)
     if ending_of(mask.source) == SEGMENTATION_ENDING and case.images:
-        return with_empty_slices(mask, read_image(case.images[:1]))
-    return mask
+        mask = with_empty_slices(mask, read_image(case.images[:1]))
+    return _measured_as(case.images[0], mask) if case.images else mask
+
+
+def _measured_as(image: Path, mask: Volume) -> Volume:
+    """A mask with what its DICOM image tells of lengths, where its own format has no word for it.
+
+    That is all of it for pictures, and that lengths are those at the detector.
+    """
+    if not image.is_dir() or (mask.geometry is not None and len(dicom_files(image)) > 1):
+        return mask
+    geometry = geometry_of_series(image)
+    if mask.geometry is None:
+        return replace(mask, geometry=geometry)
+    return mask if geometry is None else replace(mask, geometry=replace(mask.geometry, unit=geometry.unit))
 
 
 def read_mask(mask: Path | ClassFiles, known: Labels | None = None) -> Volume:
@@ -165,33 +183,42 @@ def _join(files: ClassFiles, known: Labels) -> Volume:
 
 def _read_segmentation(path: Path, known: Labels | None) -> Volume:
     """A DICOM segmentation, whose segments are known by their names."""
+    refuse_fractions([path])
     found = read_segmentation(path)
-    if known is None or not found.names.keys() <= known.labels.keys():
+    if known is None or not {*found.names.values()} <= known.labels.keys():
         labels = "nobody named labels" if known is None else f"the labels are {write_labels(known.labels)}"
-        raise DataError(f"{path} has the segments {', '.join(found.names)}, but {labels}; name these by --labels")
-    numbers = np.zeros(max(found.names.values(), default=0) + 1, np.uint8)
-    for name, segment in found.names.items():
-        numbers[segment] = known.labels[name]
-    return Volume(numbers[found.labels], Geometry(found.spacing, found.origin, found.direction), path)
+        segments = ", ".join(dict.fromkeys(found.names.values()))
+        raise DataError(f"{path} has the segments {segments}, but {labels}; name these by --labels")
+    lookup = np.zeros(max(found.names, default=0) + 1, np.min_scalar_type(max(known.labels.values())))
+    for segment, name in found.names.items():
+        lookup[segment] = known.labels[name]
+    return Volume(lookup[found.labels], found.geometry, path)
 
 
 def with_empty_slices(mask: Volume, image: Volume) -> Volume:
-    """A DICOM segmentation, which may leave out empty slices, on the grid of its image; other masks as they are."""
+    """A DICOM segmentation, which may leave out empty slices, on the grid of its image; other masks as they are.
+
+    Of two segmentations, which both may leave out slices, the first gets those that the second has.
+    """
     a, b = mask.geometry, image.geometry
-    if ending_of(mask.source) != SEGMENTATION_ENDING:
+    if ending_of(mask.source) != SEGMENTATION_ENDING or a is None or b is None or mask.shape[1:] != image.shape[1:]:
         return mask
-    if a is None or b is None or mask.shape[1:] != image.shape[1:] or mask.shape[0] >= image.shape[0]:
+    if not len(a.spacing) == len(b.spacing) == 3 or not np.allclose(a.direction, b.direction, atol=1e-3):
         return mask
+    step = b.spacing[2] if image.shape[0] > 1 else a.spacing[2]
     normal = np.reshape(b.direction, (3, 3))[:, 2]
-    place = float(np.subtract(a.origin, b.origin) @ normal / b.spacing[2])
+    place = float(np.subtract(a.origin, b.origin) @ normal / step)
     first, last = round(place), round(place) + mask.shape[0]
-    one_grid = len(mask.array) == 1 or abs(a.spacing[2] / b.spacing[2] - 1) <= SAME_SPACING
-    if not one_grid or abs(place - first) > SAME_PLACE or first < 0 or last > image.shape[0]:
+    one_grid = 1 in (mask.shape[0], image.shape[0]) or abs(a.spacing[2] / step - 1) <= SAME_SPACING
+    if not one_grid or abs(place - first) > SAME_PLACE:
         return mask
-    array = np.zeros(image.shape, mask.array.dtype)
-    array[first:last] = mask.array
-    origin = tuple((np.array(a.origin) - first * b.spacing[2] * normal).tolist())
-    return replace(mask, array=array, geometry=replace(a, origin=origin, spacing=(*a.spacing[:2], b.spacing[2])))
+    before, after = max(0, first), max(0, image.shape[0] - last)
+    beyond = max(0, -first) + max(0, last - image.shape[0])
+    if (beyond and ending_of(image.source) != SEGMENTATION_ENDING) or before + after + beyond > MOST_EMPTY:
+        return mask
+    array = np.pad(mask.array, ((before, after), (0, 0), (0, 0)))
+    origin = tuple((np.array(a.origin) - before * step * normal).tolist())
+    return replace(mask, array=array, geometry=replace(a, origin=origin, spacing=(*a.spacing[:2], step)))
 
 
 def refuse_jpegs(masks: Sequence[Path]) -> None:
@@ -206,6 +233,23 @@ def refuse_jpegs(masks: Sequence[Path]) -> None:
     raise DataError(
         f"{names} {'is a JPEG' if len(jpegs) == 1 else 'are JPEGs'}, which changes labels in storing them: "
         f"{listed(sorted(pixels))}; export masks as PNG, or {advice(pixels, common_folder(jpegs))}"
+    )
+
+
+def refuse_fractions(masks: Sequence[Path]) -> None:
+    """Raise a DataError if masks are DICOM segmentations that hold fractions, with the command that makes masks."""
+    found = {
+        path: names for path in masks if ending_of(path) == SEGMENTATION_ENDING and (names := holds_fractions(path))
+    }
+    if not found:
+        return
+    names = sorted({name for names in found.values() for name in names})
+    numbers = {"background": 0} | {name: number for number, name in enumerate(names, start=1)}
+    files = ", ".join(map(str, [*found][:3])) + (f" and {len(found) - 3} more" if len(found) > 3 else "")
+    raise DataError(
+        f"{files} {'holds' if len(found) == 1 else 'hold'} fractions, such as probabilities, of {', '.join(names)}; a "
+        f"mask must say which pixels are in it, and this takes those of at least a half: "
+        f"{relabel_command(common_folder([*found]), numbers)}"
     )
 
 

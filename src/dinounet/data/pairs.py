@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dinounet.data.formats.dicom import dicom_files, is_series
+from dinounet.data.formats.dicom_objects import dicom_files, is_series
 from dinounet.data.images import ending_of, refuse_dead_link, stem_of
 from dinounet.errors import DataError
 from dinounet.files import join_some

@@ -9,10 +9,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from dinounet.data.formats.dicom_seg import segment_names, write_whole
 from dinounet.data.formats.picture import PICTURE_ENDINGS
 from dinounet.data.geometry import Volume
-from dinounet.data.images import ending_for_labels, ending_of, read_stored, stem_of, write_mask
-from dinounet.data.labels import Given, name_labels
+from dinounet.data.images import SEGMENTATION_ENDING, ending_for_labels, ending_of, read_stored, stem_of, write_mask
+from dinounet.data.labels import Given, Labels, name_labels
 from dinounet.data.masks import to_marks
 from dinounet.data.naming import COLOUR, to_mark, to_vectors
 from dinounet.errors import DataError
@@ -63,6 +64,9 @@ def relabel_folder(
         for path in files:
             name = path.relative_to(folder).with_name(stem_of(path) + _ending(path, int(numbers.max())))
             try:
+                if ending_of(path) == SEGMENTATION_ENDING:
+                    changes.append(_write_whole(path, temporary / name, output / name, known or name_labels(given)))
+                    continue
                 volume = read_stored(path, of="mask")
                 marks = _marks(volume, coloured)
                 if not coloured and marks.max(initial=0) >= COLOUR:
@@ -80,10 +84,22 @@ def relabel_folder(
             else:
                 count = int(np.count_nonzero(changed))
                 changes.append(Change(output / name, count, count / marks.size, round(float(distances.max()), 1)))
-            on_file()
+            finally:
+                on_file()
         if problems:
             raise DataError(join_some(problems))
     return changes
+
+
+def _write_whole(path: Path, copy: Path, target: Path, known: Labels) -> Change:
+    """Of a DICOM segmentation, whose fractions become the segment that holds at least half a pixel."""
+    unknown = sorted({*segment_names(path)} - {*known.given})
+    if unknown:
+        raise DataError(f"{path} has the segments {', '.join(unknown)}, which the labels don't name; name them")
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    between = write_whole(path, copy)
+    count = int(np.count_nonzero(between))
+    return Change(target, count, count / max(1, between.size), round(float(between.max(initial=0)), 1))
 
 
 def _ending(path: Path, largest: int) -> str:

@@ -155,7 +155,8 @@ def evaluate_cases(
     for case in cases:
         try:
             prediction = read_mask(predicted[case.name], known)
-            pair = with_empty_slices(read_truth(case, known), prediction), prediction
+            truth = with_empty_slices(read_truth(case, known), prediction)
+            pair = truth, with_empty_slices(prediction, truth)
             require_same_grid(pair[1], pair[0])
             require_straight(pair[0])
         except DataError as error:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, Union
 import numpy as np
 
 from dinounet.data.dataset import find_cases, refuse_same_names
-from dinounet.data.formats.dicom import is_series
+from dinounet.data.formats.dicom_objects import is_series
 from dinounet.data.formats.picture import picture_pixels
 from dinounet.data.geometry import Volume
 from dinounet.data.images import KNOWN, ending_of, require_finite, unknown_format

@@ -1,44 +1,46 @@
 """A folder of DICOM files is one image: a series, its slices sorted by where they lie.
 
-Read by SimpleITK (GDCM) slice by slice, so that each one's own rescale slope and intercept hold; what doesn't make one
+pydicom reads the attributes, so that nothing is known that no file tells; SimpleITK (GDCM) decodes the pixels, of all
+compressions that it knows. Each file's and each frame's own rescale slope and intercept hold. What doesn't make one
 regular volume is refused.
 """
 
 from __future__ import annotations
 
 import os
+import tempfile
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from dinounet.data.formats.dicom_frames import DESCRIBING, Slice, geometry_of_slices, slices_of, sort_slices
+from dinounet.data.formats.dicom_objects import dicom_files
+from dinounet.data.geometry import Geometry
 from dinounet.errors import DataError, noted
 from dinounet.files import join_some
 
-MAGIC = b"DICM"
-"""At byte 128 of every DICOM file."""
+if TYPE_CHECKING:
+    from pydicom import Dataset
 
-DICOM_SUFFIXES = ("", ".dcm", ".ima")
-"""How the names of such files mostly end."""
+OF_PIXELS = (
+    "Rows", "Columns", "SamplesPerPixel", "PhotometricInterpretation", "PlanarConfiguration", "NumberOfFrames",
+    "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "PixelData",
+    *(f"{colour}PaletteColorLookupTableDescriptor" for colour in ("Red", "Green", "Blue")),
+    *(f"{colour}PaletteColorLookupTableData" for colour in ("Red", "Green", "Blue")),
+)  # fmt: skip
+"""Attributes that decoding depends on."""
 
-SEGMENTATION = b"1.2.840.10008.5.1.4.1.1.66.4\0"
-"""The class of DICOM objects that are masks, as it stands at the beginning of such a file."""
+CONTAINER = "1.2.840.10008.5.1.4.1.1.7.3"
+"""Multi-frame Grayscale Word Secondary Capture: a class whose stored values GDCM leaves as they are."""
 
-DIRECTORY = "DICOMDIR"
-"""A DICOM file that lists others and holds no image."""
-
-SERIES, MODALITY = "0020|000e", "0008|0060"
-
-UNEVEN = 0.02
-"""Share of the distance of slices by which they may be displaced."""
-
-
-class _Slice(NamedTuple):
-    path: Path
-    image: Any
-    depth: float
-    """Along the normal of the slices, mm."""
+DECODED = (
+    "1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.2", "1.2.840.10008.1.2.5",
+    *(f"1.2.840.10008.1.2.4.{number}" for number in (50, 51, 57, 70, 80, 81, 90, 91)),
+)  # fmt: skip
+"""Transfer syntaxes that GDCM decodes: plain ones, deflated, RLE, JPEG, JPEG-LS and JPEG 2000."""
 
 
 class Series(NamedTuple):
@@ -47,62 +49,11 @@ class Series(NamedTuple):
     array: np.ndarray
     """(C, Z, Y, X), in the units that the files' rescaling gives, such as Hounsfield's."""
 
-    spacing: tuple[float, ...]
-    """x, y, z in mm."""
-
-    origin: tuple[float, ...]
-    """Of the first slice."""
-
-    direction: tuple[float, ...]
-    """As SimpleITK tells it."""
+    geometry: Geometry | None
+    """Where it lies; None where its pixels have no known size, or its frames are no slices of one volume."""
 
     modality: str
     """Such as CT or MR."""
-
-
-def dicom_files(folder: Path) -> list[Path]:
-    """The DICOM images that lie in a folder, sorted by name."""
-    return sorted(path for path in folder.iterdir() if _is_slice(path))
-
-
-def is_series(folder: Path) -> bool:
-    """Whether DICOM images lie in a folder."""
-    return any(_is_slice(path) for path in folder.iterdir())
-
-
-def is_dicom(path: Path) -> bool:
-    """Whether a file says that it is DICOM."""
-    return _beginning(path)[128:132] == MAGIC
-
-
-def patient_id(folder: Path) -> str:
-    """Whom a folder's first DICOM image is of, as its header says; "" if it doesn't, or can't be read.
-
-    Reading the image tells what is wrong with it.
-    """
-    import pydicom
-
-    path = next(path for path in sorted(folder.iterdir()) if _is_slice(path))
-    try:
-        header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=["PatientID"])
-        return str(header.get("PatientID") or "").strip()
-    except Exception:  # pydicom raises whatever a broken file leads it to
-        return ""
-
-
-def _is_slice(path: Path) -> bool:
-    """Whether it is a DICOM file other than a list of files, or a mask."""
-    if path.name == DIRECTORY or path.name.startswith(".") or not path.is_file():
-        return False
-    begin = _beginning(path)
-    return begin[128:132] == MAGIC and SEGMENTATION not in begin
-
-
-def _beginning(path: Path) -> bytes:
-    if not os.access(path, os.R_OK):  # named as a slice it is taken for one, so that reading it tells what is wrong
-        return b"\0" * 128 + MAGIC if path.suffix.lower() in DICOM_SUFFIXES else b""
-    with path.open("rb") as file:
-        return file.read(1024)
 
 
 def read_series(folder: Path) -> Series:
@@ -112,88 +63,156 @@ def read_series(folder: Path) -> Series:
         DataError: a file is damaged, or they make no single regular volume: several series, slices of other sizes or
             directions, missing or double ones.
     """
-    read: list[tuple[Path, Any]] = []
+    slices, modality = find_slices(folder)
+    files = list(dict.fromkeys(one.path for one in slices))
+    held: dict[Path, np.ndarray] = {}
     problems: list[str] = []
-    for path in dicom_files(folder):
+    for path in sorted(files):
         with noted(problems):
-            read.append((path, _read(path)))
+            held[path] = _read_pixels(path, sorted((one for one in slices if one.path == path), key=_frame))
     if problems:
         raise DataError(join_some(problems))
-    found = Counter(image.GetMetaData(SERIES) if image.HasMetaDataKey(SERIES) else "" for _, image in read)
-    if len(found) > 1:
-        raise DataError(
-            f"{folder} holds {len(found)} DICOM series (of {join_some([str(n) for n in found.values()])} files); give "
-            "each a folder of its own"
-        )
-    first_path, first = read[0]
-    spacing, direction = first.GetSpacing(), np.reshape(first.GetDirection(), (3, 3))
-    for path, image in read:
-        if image.GetSize() != first.GetSize() or image.GetNumberOfComponentsPerPixel() != (
-            first.GetNumberOfComponentsPerPixel()
-        ):
-            raise DataError(f"{_times(path, image)} but {_times(first_path, first)}; keep slices of one size")
-        if not np.allclose(image.GetDirection(), first.GetDirection(), atol=1e-3) or not np.allclose(
-            image.GetSpacing()[:2], spacing[:2], rtol=1e-3
-        ):
-            raise DataError(f"{path} lies in another direction or spacing than {first_path}; keep parallel slices")
-    slices = sorted((_Slice(*one, float(one[1].GetOrigin() @ direction[:, 2])) for one in read), key=lambda s: s.depth)
-    between = spacing[2] if len(slices) == 1 else _distance(folder, slices, direction)
-    arrays = [_pixels(one.image) for one in slices]
-    array = np.concatenate(arrays, axis=1) if len(arrays) > 1 else arrays[0]
+    parts = [held[one.path][:, _frame(one)][:, None] for one in slices]
+    if len(files) == 1 and [_frame(one) for one in slices] == list(range(len(slices))):
+        parts = [held[files[0]]]  # nothing to sort, nothing to copy
+    array = np.concatenate(parts, axis=1) if len(parts) > 1 else parts[0]
     if array.dtype.kind == "f":
         array = array.astype(np.float32, copy=False)
     elif array.dtype.itemsize > 2 and array.min() >= -(2**15) and array.max() < 2**15:
-        array = array.astype(np.int16)  # GDCM has doubled it for the rescaling
-    modality = first.GetMetaData(MODALITY).strip() if first.HasMetaDataKey(MODALITY) else ""
-    origin = slices[0].image.GetOrigin()
-    return Series(array, (*spacing[:2], between), origin, tuple(direction.ravel().tolist()), modality)
+        array = array.astype(np.int16)  # it was widened for the rescaling
+    return Series(array, geometry_of_slices(folder, slices), modality)
 
 
-def _read(path: Path) -> Any:
+def find_slices(folder: Path) -> tuple[list[Slice], str]:
+    """The slices of the series that a folder holds, sorted, without their pixels, and how they were taken.
+
+    Raises:
+        DataError: as `read_series`, but for damaged pixels.
+    """
+    slices: list[Slice] = []
+    series: Counter[str] = Counter()
+    modality = ""
+    problems: list[str] = []
+    for path in dicom_files(folder):
+        with noted(problems):
+            header = _read_header(path)
+            slices += slices_of(path, header)
+            series[str(header.get("SeriesInstanceUID", ""))] += 1
+            modality = modality or str(header.get("Modality", "")).strip()
+    if problems:
+        raise DataError(join_some(problems))
+    if len(series) > 1:
+        raise DataError(
+            f"{folder} holds {len(series)} DICOM series (of {join_some([str(n) for n in series.values()])} files); "
+            "give each a folder of its own"
+        )
+    return sort_slices(folder, slices), modality
+
+
+def geometry_of_series(folder: Path) -> Geometry | None:
+    """Where the series in a folder lies, without reading its pixels; None where it tells no size of pixels.
+
+    Raises:
+        DataError: as `find_slices`.
+    """
+    return geometry_of_slices(folder, find_slices(folder)[0])
+
+
+def _frame(one: Slice) -> int:
+    return one.frame or 0
+
+
+def _read_header(path: Path) -> Dataset:
+    import pydicom
+
+    if not os.access(path, os.R_OK):
+        raise DataError(f"{path} may not be read by you; change its permissions")
+    try:
+        header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=[*DESCRIBING])
+    except Exception as error:  # whatever pydicom meets in a damaged file
+        raise DataError(f"{path} can't be read as a DICOM image ({_first_line(error)}); is it whole?") from None
+    if not header.get("Rows") or not header.get("Columns"):
+        raise _unreadable(path)
+    return header
+
+
+def _read_pixels(path: Path, slices: Sequence[Slice]) -> np.ndarray:
+    """Of all frames of a file, in its order: (C, frames, Y, X), rescaled."""
+    rescales = [one.rescale for one in slices]
+    array = _rescaled(_decode_stored(path), rescales) if any(rescales) else _decode(path, path)
+    if array.shape[1] != len(slices):
+        raise DataError(f"{path} holds {array.shape[1]} frames and describes {len(slices)}; export it again")
+    return array
+
+
+def _decode(path: Path, source: Path) -> np.ndarray:
+    """(C, Z, Y, X) of a file, as GDCM decodes and, where all frames share it, rescales it.
+
+    Raises:
+        DataError: it doesn't; told of the file that it comes from.
+    """
     import SimpleITK as sitk
 
     sitk.ProcessObject.SetGlobalWarningDisplay(False)
     try:
-        return sitk.ReadImage(str(path))
+        image: Any = sitk.ReadImage(str(path))
     except RuntimeError:
-        if not os.access(path, os.R_OK):
-            raise DataError(f"{path} may not be read by you; change its permissions") from None
-        raise DataError(f"{path} can't be read as a DICOM image; is it whole, and does it hold pixels?") from None
-
-
-def _pixels(image: Any) -> np.ndarray:
-    """(C, Z, Y, X)."""
-    import SimpleITK as sitk
-
+        raise _unreadable(source) from None
     array = sitk.GetArrayFromImage(image)
-    return np.moveaxis(array, -1, 0) if image.GetNumberOfComponentsPerPixel() > 1 else array[None]
+    array = np.moveaxis(array, -1, 0) if image.GetNumberOfComponentsPerPixel() > 1 else array[None]
+    return array if array.ndim == 4 else array[:, None]
 
 
-def _distance(folder: Path, slices: list[_Slice], direction: np.ndarray) -> float:
-    """Of neighbouring slices, which must all be as far apart and lie straight above each other."""
-    if slices[0].image.GetSize()[2] > 1:
-        raise DataError(f"{folder} holds {len(slices)} DICOM files of several slices each; give each a folder")
-    steps = np.diff([one.depth for one in slices])
-    usual = float(np.median(steps))
-    tolerance = max(UNEVEN * usual, 1e-3)
-    for above, below, step in zip(slices, slices[1:], steps, strict=False):
-        pair = f"{above.path.name} and {below.path.name}"
-        if step < tolerance:
-            raise DataError(f"{folder} holds two slices at one place ({pair}); keep one series of one time in a folder")
-        if abs(step - usual) > tolerance:
-            raise DataError(
-                f"{folder} lacks slices or has them at uneven distances: {pair} are {step:.3g} mm apart, others "
-                f"{usual:.3g} mm; add what is missing, or resample the series"
-            )
-    shift = np.subtract(slices[-1].image.GetOrigin(), slices[0].image.GetOrigin()) @ direction[:, :2]
-    if np.abs(shift).max() > tolerance * len(slices):
-        raise DataError(
-            f"{folder} holds slices that are shifted against each other, as a tilted gantry does; resample the series "
-            "into a straight volume"
-        )
-    return float(steps.mean())
+def _decode_stored(path: Path) -> np.ndarray:
+    """Stored values of a file whose frames are rescaled each in its own way, which GDCM would do by the first's.
+
+    It is given a copy that holds the pixels and nothing that tells how to rescale them.
+    """
+    import pydicom
+
+    try:
+        content = pydicom.dcmread(path, specific_tags=[*OF_PIXELS])
+        if "PixelData" not in content:
+            raise _unreadable(path)
+        content.SOPClassUID = content.file_meta.MediaStorageSOPClassUID = CONTAINER
+        content.SOPInstanceUID = content.file_meta.MediaStorageSOPInstanceUID
+        with tempfile.TemporaryDirectory() as folder:
+            copy = Path(folder) / "stored.dcm"
+            content.save_as(copy)
+            return _decode(copy, path)
+    except DataError:
+        raise
+    except Exception:  # whatever pydicom meets in a damaged file
+        raise _unreadable(path) from None
 
 
-def _times(path: Path, image: Any) -> str:
-    columns, rows, _ = image.GetSize()
-    return f"{path} is {rows} x {columns} of {image.GetNumberOfComponentsPerPixel()} channels"
+def _rescaled(stored: np.ndarray, rescales: Sequence[tuple[float, float] | None]) -> np.ndarray:
+    """Stored values (C, frames, Y, X) in the units of their frames, as whole numbers where these are."""
+    factors = [(1.0, 0.0) if one is None else one for one in rescales]
+    whole = all(number == int(number) and abs(number) < 2**15 for one in factors for number in one)
+    values = np.empty(stored.shape, np.int32 if whole and stored.dtype.itemsize <= 2 else np.float32)
+    for index, (slope, intercept) in enumerate(factors[: stored.shape[1]]):
+        values[:, index] = stored[:, index].astype(np.float64) * slope + intercept
+    return values
+
+
+def _unreadable(path: Path) -> DataError:
+    """The error for an image whose pixels can't be had, by its cause."""
+    import pydicom
+
+    try:
+        content = pydicom.dcmread(path, defer_size=1 << 16)
+        syntax = content.file_meta.get("TransferSyntaxUID", pydicom.uid.ImplicitVRLittleEndian)
+    except Exception as error:  # whatever pydicom meets in a damaged file
+        return DataError(f"{path} can't be read as a DICOM image ({_first_line(error)}); is it whole?")
+    if {"FloatPixelData", "DoubleFloatPixelData"} & {element.keyword for element in content}:
+        return DataError(f"{path} holds its pixels as fractions (a parametric map); convert it, such as to .nii.gz")
+    if "PixelData" not in content or not content.get("Rows"):
+        return DataError(f"{path} is a DICOM image without pixels; export it with them, or remove it")
+    if syntax not in DECODED:
+        return DataError(f"{path} is compressed by {syntax.name}, which isn't read here; export it uncompressed")
+    return DataError(f"{path} can't be read as a DICOM image; is it whole?")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,20 +1,29 @@
 """DICOM Segmentation objects: masks that hospital systems show on top of the series that they were made for.
 
-By highdicom, an extra. Each class but background is a binary segment under its name, so that numbers need not be kept;
-other programs' segments are found by name too.
+By highdicom, an extra. Each class but background is written as a binary segment under its name, so that numbers need
+not be kept. Of other programs' objects segments are found by name too: BINARY, LABELMAP, whose segment 0 is background,
+and FRACTIONAL where all fractions are 0 or 1.
 """
 
 from __future__ import annotations
 
+import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from dinounet.data.formats.dicom import dicom_files
+from dinounet.data.formats.dicom import find_slices
+from dinounet.data.formats.dicom_frames import in_groups
+from dinounet.data.formats.dicom_objects import SEGMENTATIONS, class_name, other_object
+from dinounet.data.formats.dicom_spacing import spacing_of_frame
+from dinounet.data.geometry import Geometry
 from dinounet.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from pydicom import Dataset
 
 EMPTY_IF_MISSING = (
     "PatientID", "PatientName", "PatientBirthDate", "PatientSex", "ReferringPhysicianName", "AccessionNumber",
@@ -31,17 +40,11 @@ class Segmentation(NamedTuple):
     labels: np.ndarray
     """(Z, Y, X) numbers of segments, 0 where there is none."""
 
-    names: dict[str, int]
-    """The segments' names and numbers."""
+    names: dict[int, str]
+    """The segments' names by their numbers; several may have one name."""
 
-    spacing: tuple[float, ...]
-    """x, y, z in mm."""
-
-    origin: tuple[float, ...]
-    """Of the first slice."""
-
-    direction: tuple[float, ...]
-    """As SimpleITK tells it."""
+    geometry: Geometry | None
+    """Where it lies; None where it tells no size of pixels or, of several slices, no place."""
 
 
 def require_highdicom() -> Any:
@@ -77,10 +80,10 @@ def write_segmentation(path: Path, labels: np.ndarray, series: Path, names: Mapp
     import pydicom
     from pydicom.sr.codedict import codes
 
-    sources = [pydicom.dcmread(file, stop_before_pixels=True) for file in dicom_files(series)]
-    if len(sources) > 1:
-        normal = np.cross(sources[0].ImageOrientationPatient[:3], sources[0].ImageOrientationPatient[3:])
-        sources.sort(key=lambda source: float(np.dot(source.ImagePositionPatient, normal)))
+    slices, _ = find_slices(series)
+    sources = [pydicom.dcmread(path, stop_before_pixels=True) for path in dict.fromkeys(one.path for one in slices)]
+    if len(sources) == 1:
+        labels = labels[np.argsort([one.frame or 0 for one in slices])]  # frames stay in the order of their file
     for source in sources:
         for name in EMPTY_IF_MISSING:
             setattr(source, name, getattr(source, name, ""))
@@ -137,39 +140,202 @@ def segment_names(path: Path) -> list[str]:
         ConfigError: highdicom isn't installed.
     """
     require_highdicom()
-    import pydicom
+    content = _read(path, lambda pydicom: pydicom.dcmread(path, stop_before_pixels=True))
+    return list(_names(path, content).values())
 
-    try:
-        content = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=["SegmentSequence"])
-        return [str(segment.SegmentLabel) for segment in content.SegmentSequence]
-    except (OSError, AttributeError, pydicom.errors.InvalidDicomError):
-        raise DataError(f"{path} is no DICOM segmentation; give masks as such, or in another format") from None
+
+def holds_fractions(path: Path) -> list[str]:
+    """The names of a segmentation's segments if it holds fractions of them, such as probabilities; else none.
+
+    Raises:
+        DataError: it is no DICOM segmentation, or damaged.
+    """
+    header = _read(path, lambda pydicom: pydicom.dcmread(path, stop_before_pixels=True))
+    if header.get("SegmentationType") != "FRACTIONAL":
+        return []
+    values = _read(path, lambda pydicom: np.unique(pydicom.dcmread(path).pixel_array))
+    whole = {0, int(header.MaximumFractionalValue)}
+    return [] if {*values.tolist()} <= whole else [*dict.fromkeys(_names(path, header).values())]
 
 
 def read_segmentation(path: Path) -> Segmentation:
     """Read a DICOM Segmentation object.
 
     Raises:
-        DataError: it is none, damaged, or its segments overlap or form no regular volume.
+        DataError: it is none, damaged, its segments overlap or hold fractions, or they form no regular volume.
         ConfigError: highdicom isn't installed.
     """
     highdicom = require_highdicom()
+    content = _read(path, lambda pydicom: pydicom.dcmread(path))
+    names = _names(path, content)
+    geometry: Geometry | None
+    if _tells_places(content):
+        content = _read(path, lambda _: highdicom.seg.Segmentation.from_dataset(content, copy=False))
+        volume = _read(path, lambda _: content.get_volume(combine_segments=True, allow_missing_positions=True))
+        values, geometry = _upright(np.asarray(volume.array), np.asarray(volume.affine))
+    else:
+        values, geometry = _read(path, lambda _: _without_place(content)), _flat_geometry(content)
+    unknown = {*np.unique(values).tolist()} - {0, *names}
+    padding = content.get("PixelPaddingValue")
+    if unknown - {padding}:
+        raise DataError(f"{path} holds the number {min(unknown)}, which none of its segments has; export it again")
+    if unknown:
+        values = np.where(values == padding, 0, values)
+    return Segmentation(values, names, geometry)
+
+
+def write_whole(path: Path, copy: Path) -> np.ndarray:
+    """Write a copy of a segmentation in which each pixel is in the segment that holds at least half of it, or in none.
+
+    Of several segments that do, the one with the most. Other segmentations than those of fractions stay as they are.
+
+    Returns:
+        (frames, Y, X) how far each pixel's fraction was from 0 and 1.
+
+    Raises:
+        DataError: it is no DICOM segmentation, or damaged.
+    """
+    content = _read(path, lambda pydicom: pydicom.dcmread(path))
+    frames = _read(path, lambda _: content.pixel_array.reshape(-1, content.Rows, content.Columns))
+    if content.SegmentationType != "FRACTIONAL":
+        content.save_as(copy)
+        return np.zeros(frames.shape, np.float32)
+    from pydicom.pixels import pack_bits
+    from pydicom.uid import ExplicitVRLittleEndian, generate_uid
+
+    fractions = frames.astype(np.float32) / float(content.MaximumFractionalValue)
+    whole = fractions >= 0.5
+    together: dict[tuple[float, ...], list[int]] = {}
+    for index, place in enumerate(_frame_places(content)):
+        together.setdefault(place, []).append(index)
+    for indices in together.values():
+        most = fractions[indices].argmax(0)
+        for order, index in enumerate(indices):
+            whole[index] &= most == order
+    content.PixelData = pack_bits(whole.astype(np.uint8))
+    content.SegmentationType = "BINARY"
+    content.BitsAllocated = content.BitsStored = 1
+    content.HighBit = 0
+    del content.MaximumFractionalValue
+    content.pop("SegmentationFractionalType", None)
+    content.SOPInstanceUID = content.file_meta.MediaStorageSOPInstanceUID = generate_uid()
+    content.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    content["PixelData"].is_undefined_length = False
+    content.save_as(copy)
+    return np.minimum(fractions, 1 - fractions)
+
+
+def _read(path: Path, how: Callable[[Any], Any]) -> Any:
+    """What is read of a segmentation; whatever goes wrong is told by its cause."""
+    import pydicom
+
+    if not os.access(path, os.R_OK):
+        raise DataError(f"{path} may not be read by you; change its permissions")
+    kind = other_object(path)
+    if kind is not None and kind not in map(class_name, SEGMENTATIONS):
+        raise DataError(
+            f"{path} is a DICOM object of the kind {kind} and no DICOM segmentation; convert it to one, or give the "
+            "mask in another format"
+        )
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            content = highdicom.seg.segread(path)
-            volume = content.get_volume(combine_segments=True, allow_missing_positions=True)
+            return how(pydicom)
     except Exception as error:  # whatever pydicom meets in a damaged file
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        if "overlap" in reason:
+            raise _overlap(path) from None
         raise DataError(f"{path} can't be read as a DICOM segmentation ({reason}); is it whole?") from None
-    labels, affine = np.asarray(volume.array), np.asarray(volume.affine)
+
+
+def _overlap(path: Path) -> DataError:
+    return DataError(
+        f"{path} has segments that overlap; give each pixel to one, or write overlapping classes as nnU-Net's regions "
+        "(dataset.json)"
+    )
+
+
+def _names(path: Path, content: Dataset) -> dict[int, str]:
+    """Of a segmentation's segments; number 0 is the background, whatever it is called.
+
+    Raises:
+        DataError: it has none, and is no segmentation.
+    """
+    if "SegmentSequence" not in content:
+        raise DataError(f"{path} is no DICOM segmentation; give masks as such, or in another format")
+    segments = content.SegmentSequence
+    return {int(one.SegmentNumber): str(one.SegmentLabel) for one in segments if int(one.SegmentNumber)}
+
+
+def _upright(labels: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, Geometry]:
+    """Labels (Z, Y, X, ...) with an affine of z, y, x, as SimpleITK would have them: slices along their normal."""
     along = affine[:3, 2::-1]  # x, y, z
-    if np.linalg.det(along) < 0:  # SimpleITK's slices follow each other along the normal
+    if np.linalg.det(along) < 0:
         labels, affine = labels[::-1], affine.copy()
         affine[:3, 3] += affine[:3, 0] * (len(labels) - 1)
         affine[:3, 0] *= -1
         along = affine[:3, 2::-1]
     spacing = np.linalg.norm(along, axis=0)
-    names = {str(segment.SegmentLabel): int(segment.SegmentNumber) for segment in content.SegmentSequence}
     direction = tuple((along / spacing).ravel().tolist())
-    return Segmentation(labels, names, tuple(spacing.tolist()), tuple(affine[:3, 3].tolist()), direction)
+    return labels, Geometry(tuple(spacing.tolist()), tuple(affine[:3, 3].tolist()), direction)
+
+
+def _tells_places(content: Dataset) -> bool:
+    groups = content.get("PerFrameFunctionalGroupsSequence") or [{}]
+    shared = content.get("SharedFunctionalGroupsSequence") or [{}]
+    return "PlanePositionSequence" in groups[0] or "PlanePositionSequence" in shared[0]
+
+
+def _without_place(content: Dataset) -> np.ndarray:
+    """Of an X-ray, ultrasound and their like, of one image or the frames of one: as highdicom gives those with a place.
+
+    highdicom 0.28 writes such objects, and can't read them where they tell their pixels' size.
+    """
+    frames = content.pixel_array.reshape(-1, content.Rows, content.Columns)
+    groups = content.PerFrameFunctionalGroupsSequence
+    places = [(_source_frame(one) or 1) - 1 for one in groups]
+    shape = (max(places) + 1, content.Rows, content.Columns)
+    if content.SegmentationType == "LABELMAP":
+        labels = np.zeros(shape, frames.dtype)
+        for place, frame in zip(places, frames, strict=True):
+            labels[place] = frame
+        return labels
+    labels = np.zeros(shape, np.uint16)
+    shared = content.get("SharedFunctionalGroupsSequence") or []
+    for place, group, frame in zip(places, groups, frames, strict=True):
+        if (labels[place][frame > 0] > 0).any():
+            raise ValueError("segments overlap")
+        number = in_groups([group, *shared], "SegmentIdentificationSequence", "ReferencedSegmentNumber")
+        labels[place][frame > 0] = number
+    return labels
+
+
+def _frame_places(content: Dataset) -> list[tuple[float, ...]]:
+    """Of each frame of a segmentation what tells its place from others': its position, or the frame that it is of."""
+    shared = content.get("SharedFunctionalGroupsSequence") or []
+    positions = [
+        in_groups([one, *shared], "PlanePositionSequence", "ImagePositionPatient")
+        for one in content.PerFrameFunctionalGroupsSequence
+    ]
+    return [
+        (float(_source_frame(one) or 1),) if position is None else tuple(round(float(x), 3) for x in position)
+        for position, one in zip(positions, content.PerFrameFunctionalGroupsSequence, strict=True)
+    ]
+
+
+def _source_frame(group: Dataset) -> int | None:
+    """The number of the frame that a frame of a segmentation is of; None where it is of a whole image."""
+    for derivation in group.get("DerivationImageSequence") or ():
+        for source in derivation.get("SourceImageSequence") or ():
+            number = source.get("ReferencedFrameNumber")
+            return None if number is None else int(number)
+    return None
+
+
+def _flat_geometry(content: Dataset) -> Geometry | None:
+    """Of a segmentation without place: its pixels' size, if it is of a single image and tells it."""
+    found = spacing_of_frame(content.get("SharedFunctionalGroupsSequence") or [])
+    several = any(_source_frame(one) not in (None, 1) for one in content.PerFrameFunctionalGroupsSequence)
+    if found is None or several:
+        return None
+    return Geometry((found.columns, found.rows), (0.0, 0.0), (1.0, 0.0, 0.0, 1.0), found.unit)

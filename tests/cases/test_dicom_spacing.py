@@ -1,0 +1,144 @@
+"""The size of a DICOM image's pixels is what its kind's attributes say (PS3.3, 10.7.1.3), and never made up."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from dicom_objects import item, write_image
+from PIL import Image
+from pydicom.sequence import Sequence
+
+import dinounet
+from dinounet.cli.main import main
+from dinounet.data.images import read_image
+from dinounet.files import read_json, write_json
+from dinounet.plans import Plan, Recipe
+from networks import planned
+
+PIXELS = np.arange(40 * 48, dtype=np.uint16).reshape(40, 48)
+SPACED = {"PixelSpacing": [0.15, 0.16]}
+IMAGER = {"ImagerPixelSpacing": [0.2, 0.21]}
+SAME = {"PixelSpacing": [0.2, 0.21]}
+FILM = {"NominalScannedPixelSpacing": [0.1, 0.11]}
+PLACE = {"ImagePositionPatient": [1, 2, 3], "ImageOrientationPatient": [1, 0, 0, 0, 1, 0]}
+
+
+def region(delta: float, unit: int = 3, form: int = 1) -> Any:
+    (one,) = item(
+        RegionSpatialFormat=form, RegionDataType=1, RegionLocationMinX0=0, RegionLocationMinY0=0,
+        RegionLocationMaxX1=20, RegionLocationMaxY1=20, PhysicalUnitsXDirection=unit, PhysicalUnitsYDirection=unit,
+        PhysicalDeltaX=delta, PhysicalDeltaY=-1.5 * delta,
+    )  # fmt: skip
+    return one
+
+
+def regions(*ones: Any) -> dict[str, Any]:
+    return {"SequenceOfUltrasoundRegions": Sequence(ones)}
+
+
+MM, DETECTOR = "mm", "mm at the detector"
+
+
+@pytest.mark.parametrize(
+    ("kind", "attributes", "spacing", "unit"),
+    [
+        *((kind, {}, None, "") for kind in ("CR", "DX", "MG", "XA", "RF", "US", "SC", "OP", "CT", "PT")),
+        *((kind, SPACED, (0.16, 0.15), MM) for kind in ("CR", "DX", "MG", "XA", "RF", "US", "SC", "OP", "CT", "PT")),
+        *((kind, IMAGER, (0.21, 0.2), DETECTOR) for kind in ("CR", "DX", "MG", "XA", "RF")),
+        *((kind, IMAGER, None, "") for kind in ("CT", "US", "SC", "OP")),  # which don't define it
+        *((kind, SPACED | IMAGER, (0.16, 0.15), MM) for kind in ("CR", "DX", "MG", "XA", "RF")),
+        *((kind, SAME | IMAGER, (0.21, 0.2), DETECTOR) for kind in ("CR", "DX", "MG", "XA", "RF")),
+        ("DX", SAME | IMAGER | {"PixelSpacingCalibrationType": "GEOMETRY"}, (0.21, 0.2), MM),
+        ("SC", FILM, (0.11, 0.1), DETECTOR),
+        ("SC", FILM | SPACED, (0.16, 0.15), MM),
+        ("DX", FILM, None, ""),
+        ("OP", FILM, None, ""),
+        ("US", regions(region(0.02)), (0.2, 0.3), MM),
+        ("US", regions(region(0.02), region(0.02)), (0.2, 0.3), MM),
+        ("US", regions(region(0.02), region(0.01)), None, ""),
+        ("US", regions(region(0.02), region(0.5, unit=4, form=2)), (0.2, 0.3), MM),  # a plane above a curve over time
+        ("US", regions(region(0.5, unit=4, form=2)), None, ""),
+        ("US", regions(region(0.02)) | SPACED, (0.2, 0.3), MM),
+        ("CT", {"PixelSpacing": [0, 0]}, None, ""),
+        ("DX", SPACED | PLACE, (0.16, 0.15), MM),
+        ("CT", PLACE | {"SliceThickness": 5}, None, ""),
+        ("CT", SPACED | PLACE | {"SliceThickness": 5, "SpacingBetweenSlices": 4}, (0.16, 0.15, 5.0), MM),
+        ("CT", SPACED | PLACE | {"SpacingBetweenSlices": 4}, (0.16, 0.15, 4.0), MM),
+        ("CT", SPACED | PLACE, (0.16, 0.15), MM),
+    ],
+)
+def test_spacing_is_what_the_kind_of_image_defines(
+    kind: str, attributes: dict[str, Any], spacing: tuple[float, ...] | None, unit: str, tmp_path: Path
+) -> None:
+    image = read_image([write_image(tmp_path / "a" / "1.dcm", PIXELS, kind, **attributes)])
+    np.testing.assert_array_equal(image.array[0, 0], PIXELS)
+    if spacing is None:
+        assert image.geometry is None
+    else:
+        assert image.geometry.spacing == pytest.approx(spacing)
+        assert image.geometry.unit == unit
+
+
+def test_a_film_of_frames_has_no_depth(tmp_path: Path) -> None:
+    frames = np.stack([(PIXELS // 8).astype(np.uint8)] * 3)
+    image = read_image([write_image(tmp_path / "a" / "1.dcm", frames, "US CINE", **SPACED)])
+    np.testing.assert_array_equal(image.array[0], frames)
+    assert image.geometry is None
+
+
+@pytest.fixture(scope="module")
+def x_rays(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """X-rays that nobody calibrated, a square each, with masks in PNG."""
+    root = tmp_path_factory.mktemp("x_rays")
+    (root / "masks").mkdir()
+    for seed in range(2):
+        random = np.random.default_rng(seed)
+        mask = np.zeros((64, 64), np.uint8)
+        y, x = random.integers(8, 30, 2)
+        mask[y : y + 24, x : x + 20] = 1
+        pixels = (random.normal(900, 100, mask.shape) + 1500.0 * mask).astype(np.uint16)
+        write_image(root / "images" / f"c{seed}" / "1.dcm", pixels, "DX", **IMAGER)
+        Image.fromarray(mask).save(root / "masks" / f"c{seed}.png")
+    return root
+
+
+def test_lengths_at_the_detector_are_called_so(x_rays: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    data = dinounet.plan(x_rays, network="unet", patch=(32, 32), device="cpu").data
+    told = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "median spacing 0.2 x 0.21 mm at the detector" in told
+    assert data.fingerprint.cases_at_the_detector == 2
+
+    write_json(tmp_path / "plan.json", Plan(data, planned(num_classes=2), Recipe(steps=2, augmentation="none")))
+    run = dinounet.train(x_rays, tmp_path / "run", plan=tmp_path / "plan.json", weights="random", device="cpu")
+    part = next(part for part in ("validation", "training") if (run / part).is_dir())
+    (case, *_) = read_json(run / part / "metrics.json", what="metrics")["cases"]
+    assert (case["unit"], case["volume_unit"]) == ("mm at the detector", "mm2 at the detector")
+    page = (run / "report.html").read_text()
+    assert "HD95 (mm at the detector)" in page and "mm2 at the detector" in page
+
+    (mask,) = dinounet.predict(run, [x_rays / "images" / "c1"], tmp_path / "masks")
+    metrics = dinounet.evaluate(
+        tmp_path / "masks", tmp_path / "masks", tmp_path / "m.json", labels="background=0,foreground=1"
+    )
+    assert (mask.name, metrics.unit) == ("c1.dcm", "px")  # segmentations have no word for it
+
+
+@pytest.mark.parametrize(
+    ("attributes", "told"),
+    [
+        ({}, "median spacing unknown"),
+        (SPACED, "median spacing 0.15 x 0.16 mm"),
+        (regions(region(0.02)), "median spacing 0.3 x 0.2 mm"),
+    ],
+)
+def test_plan_prints_what_is_known(
+    attributes: dict[str, Any], told: str, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    for name in "ab":
+        write_image(tmp_path / "images" / name / "1.dcm", PIXELS, "US", **attributes)
+    (tmp_path / "masks").mkdir()
+    for name in "ab":
+        Image.fromarray((PIXELS > 900).astype(np.uint8)).save(tmp_path / "masks" / f"{name}.png")
+    main(["plan", str(tmp_path), "--network", "unet", "--patch", "32", "32", "--device", "cpu"])
+    assert told in " ".join(capsys.readouterr().out.replace("│", " ").split())
