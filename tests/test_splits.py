@@ -178,7 +178,7 @@ def test_a_test_list_names_cases_or_groups(tmp_path: Path) -> None:
     path.write_text("\ufeff# from the other hospital\n\np1  # both eyes\r\neye0\neye1\n", encoding="utf-8")
     left, held_out = hold_out(cases, read_test_list(path))
     assert [case.name for case in left] == ["eye4", "eye5"]
-    assert held_out == ("eye0", "eye1", "eye2", "eye3")
+    assert [case.name for case in held_out] == ["eye0", "eye1", "eye2", "eye3"]
     assert hold_out(cases, ()) == (tuple(cases), ())
 
 
@@ -189,7 +189,7 @@ def test_a_test_list_names_cases_or_groups(tmp_path: Path) -> None:
         ("eye2", r"it tears the group p1 apart, of which it leaves eye3 \(name the group\); correct it"),
         ("p0\np1\np2", "holds out all 6 cases; leave some to train on"),
         ("# nobody\n\n", r"test\.txt names no case; write the name of a case or group on each line"),
-        (b"\xff\xfe", r"test\.txt is not text in UTF-8"),
+        (b"\xff\xfe\x00", r"test\.txt is not text in UTF-8"),
         (None, r"test\.txt can't be read \(No such file or directory\); give --test a text file"),
     ],
 )

@@ -6,6 +6,7 @@ nor a kill leaves half a file that looks like a whole one.
 
 from __future__ import annotations
 
+import codecs
 import difflib
 import json
 import os
@@ -148,6 +149,31 @@ def _require_place(path: Path, folder: Path, flag: str) -> None:
         raise UserError(
             f"{path} can't be made: {around} is no folder that you may write to; choose another with {flag}"
         )
+
+
+def read_text(path: Path, *, unreadable: str, no_text: str) -> str:
+    """The content of a text file in UTF-8, or in UTF-16 if it begins with that one's mark, line ends as they are.
+
+    Args:
+        path: the file.
+        unreadable: what to do if it can't be read, for the message.
+        no_text: what to do if it is no such text.
+
+    Raises:
+        DataError: it can't be read, or is no such text.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path} can't be read ({error.strerror}); {unreadable}") from None
+    encoding = "utf-16" if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
+    try:
+        text = content.decode(encoding)
+    except UnicodeDecodeError:
+        raise DataError(f"{path} is not text in UTF-8; {no_text}") from None
+    if "\0" in text:
+        raise DataError(f"{path} is not text, for it holds bytes of 0; {no_text}")
+    return text
 
 
 def read_json(path: Path, *, what: str) -> Any:

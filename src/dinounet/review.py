@@ -15,7 +15,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from dinounet.choosing import choose
-from dinounet.data.dataset import Dataset
+from dinounet.data.dataset import read_dataset
 from dinounet.data.images import stem_of
 from dinounet.data.pairs import Case, known_files
 from dinounet.errors import DataError
@@ -51,7 +51,7 @@ def lacks_review(run: Path) -> bool:
     return (run / RECORD).is_file() and read_run(run).status == "finished" and not (run / REPORT).exists()
 
 
-def review_run(dataset: Dataset, run: Path) -> Path:
+def review_run(data: Path, run: Path) -> Path:
     """Predict and evaluate the cases that a finished run has not learned from, and write its report.
 
     Returns:
@@ -62,6 +62,7 @@ def review_run(dataset: Dataset, run: Path) -> Path:
     """
     remove_leftovers(run)
     record = read_run(run)
+    dataset = read_dataset(data, group=record.plan.data.groups.by)
     parts = {"validation": record.data.validation_cases, "test": record.data.test_cases}
     parts = {part: names for part, names in parts.items() if names}
     parts = parts or {"training": record.data.training_cases[:MOST_LEARNED]}

@@ -144,8 +144,10 @@ def read_run(folder: Path) -> RunRecord:
 
 
 def tell(record: RunRecord) -> dict[str, Any]:
-    """The record as a report reads it: with its length in words, which may be steps, epochs or minutes."""
-    return {**asdict(record), "duration": record.plan.recipe.duration}
+    """The record as a report reads it: with its length in words, and all that a reader must know among the notes."""
+    groups = record.plan.data.groups
+    notes = (*record.notes, *groups.remarks_on_files, *groups.remarks_on_pixels)
+    return {**asdict(record), "duration": record.plan.recipe.duration, "notes": notes}
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:

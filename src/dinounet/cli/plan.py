@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from dinounet.cli.recipe_flags import NAMED, NO_CHANGES, RecipeFlags
+from dinounet.data.groups import GroupRule
 from dinounet.device import Device, Precision
 from dinounet.files import join_some
 from dinounet.network.config import NetworkConfig
@@ -33,6 +34,7 @@ def plan(
     backbone_precision: Literal["auto", "fp32", "bf16", "int8"] = "auto",
     patch: tuple[int, int] | None = None,
     test: Path | None = None,
+    group: GroupRule = "auto",
     labels: str | None = None,
     channels: str | None = None,
     device: Device = "auto",
@@ -56,6 +58,10 @@ def plan(
         patch: Rows and columns of a patch; by default what covers the median slice, at most 512.
         test: Text file that names, a line each, cases or groups (such as patients) to hold out for a test: they are
             not looked at, and training by this plan leaves them out too.
+        group: What keeps cases, such as a patient's, on one side of a fold: folder (their images lie in one), name
+            (equal before _slice, _z or _frame and a number), patient (DICOM's PatientID, or BIDS's sub-), none; auto is
+            the patient if the files tell, else five or more folders or names of several cases each. A table's column
+            group decides where there is one.
         labels: Of plain masks, what their numbers (background=0,lesion=255) or colours (background=#000000,
             lesion=#ff0000) stand for; by default told by the masks.
         channels: Of plain images, the channels' names, such as T1,T2, which decide the normalisation as in nnU-Net: CT,
@@ -85,6 +91,7 @@ def plan(
         parse_labels(labels) if labels else None,
         parse_channels(channels) if channels else None,
         test=read_test_list(Path(test)) if test else (),
+        group=group,
     )
     options = {
         "taps": tuple(taps) if taps else None,
@@ -101,6 +108,8 @@ def plan(
         patch_is_given=bool(patch), batch_is_given=decides_batch(recipe, changes),
     )  # fmt: skip
     _print(dataset, found)
+    for remark in (*found.data.groups.remarks_on_files, *found.data.groups.remarks_on_pixels):
+        say("note", remark)
     if output is not None:
         output.parent.mkdir(parents=True, exist_ok=True)
         write_json(output, found)
@@ -113,16 +122,19 @@ def _print(dataset: Dataset, plan: Plan) -> None:
     from rich.table import Table
     from rich.text import Text
 
+    from dinounet.data.splits import by_group
+
     seen, data, memory = plan.data.fingerprint, plan.data, plan.memory
     assert memory is not None
     total = sum(seen.label_pixels.values())
-    groups = {case.group for case in dataset.cases if case.group is not None}
+    groups = by_group(dataset.cases)
     first = dataset.cases[0]
     assert first.mask is not None
     sizes = [" x ".join(map(str, s)) for s in (seen.smallest_shape, seen.median_shape, seen.largest_shape)]
     table = Table("", "", title=Text(dataset.name), show_header=False)
     for name, value in {
-        "cases": f"{seen.cases}" + (f" of {len(groups)} groups" if groups else ""),
+        "cases": f"{seen.cases}",
+        "groups": "none" if dataset.group == "none" else f"{len(groups)}, by {dataset.group}",
         "paired by": dataset.paired_by,
         "masks": "numbers"
         if data.colours is None

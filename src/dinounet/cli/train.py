@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from dinounet.cli.recipe_flags import NAMED, NO_CHANGES, RecipeFlags
+from dinounet.data.groups import GroupRule
 from dinounet.data.splits import Fold
 from dinounet.device import Device, Precision
 from dinounet.network.config import NetworkConfig
@@ -32,6 +33,7 @@ def train(
     patch: tuple[int, int] | None = None,
     fold: Fold | None = None,
     test: Path | None = None,
+    group: GroupRule = "auto",
     labels: str | None = None,
     channels: str | None = None,
     device: Device = "auto",
@@ -69,6 +71,10 @@ def train(
             where there is but one case or group.
         test: Text file that names, a line each, cases or groups (such as patients) to hold out for a test: they are
             neither learned from, nor watched, nor looked at for the plan.
+        group: What keeps cases, such as a patient's, on one side of a fold: folder (their images lie in one), name
+            (equal before _slice, _z or _frame and a number), patient (DICOM's PatientID, or BIDS's sub-), none; auto is
+            the patient if the files tell, else five or more folders or names of several cases each. A table's column
+            group decides where there is one.
         labels: Of plain masks, what their numbers (background=0,lesion=255) or colours (background=#000000,
             lesion=#ff0000) stand for; by default told by the masks.
         channels: Of plain images, the channels' names, such as T1,T2, which decide the normalisation as in nnU-Net: CT,
@@ -92,7 +98,7 @@ def train(
     """
     data = Path(data)  # Python users may give strings
     output = Path(output) if output else Path("runs", data.stem if data.suffix == ".csv" else data.resolve().name)
-    from dinounet.data.dataset import parse_channels, read_dataset
+    from dinounet.data.dataset import parse_channels
     from dinounet.data.labels import parse_labels
     from dinounet.data.splits import read_test_list
     from dinounet.errors import Interrupted
@@ -120,6 +126,7 @@ def train(
             data, output, device=device, cache=Path(cache) if cache else None,
             recipe=asked_recipe, **changes, network=asked_network, backbone=asked_backbone, **asked_options,
             patch=patch, fold=fold, test=read_test_list(Path(test)) if test else None,
+            group=None if group == "auto" else group,
             plan=read_plan(Path(plan)) if plan else None,
             labels=parse_labels(labels) if labels else None,
             channels=parse_channels(channels) if channels else None,
@@ -130,14 +137,14 @@ def train(
     else:
         start_run(
             data, output, recipe=asked_recipe, changes=changes, architecture=asked_network, backbone=asked_backbone,
-            backbone_options=asked_options, patch=patch, fold=fold, test=Path(test) if test else None, labels=labels,
-            channels=channels, plan_file=Path(plan) if plan else None, weights=weights, device=device,
+            backbone_options=asked_options, patch=patch, fold=fold, test=Path(test) if test else None, group=group,
+            labels=labels, channels=channels, plan_file=Path(plan) if plan else None, weights=weights, device=device,
             precision=precision, micro_batch=at_once, offload=offload, cache=Path(cache) if cache else None,
             deterministic=deterministic, track=track, checkpoint_minutes=checkpoint_minutes,
         )  # fmt: skip
     if report and my_place().rank == 0:  # one of several processes does
         try:
-            review_run(read_dataset(data), output)
+            review_run(data, output)
         except KeyboardInterrupt:
             raise Interrupted(f"trained, but stopped before the report; {how_to_go_on(data, output)}") from None
     return output

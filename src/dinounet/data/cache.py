@@ -30,7 +30,7 @@ from dinounet.files import PARTIAL, join_some
 
 FORMAT = 4
 NOT_OF_THE_PIXELS = frozenset(
-    {"dataset", "file_ending", "patch", "fingerprint", "channel_projection", "regions", "test_cases"}
+    {"dataset", "file_ending", "patch", "fingerprint", "channel_projection", "regions", "test_cases", "groups"}
 )
 """Fields of a plan that preprocessed slices don't depend on; they do on all others, also on those to come."""
 

@@ -11,11 +11,12 @@ import hashlib
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from dinounet.data.formats.dicom_seg import segment_names
+from dinounet.data.groups import GroupBy, group_cases
 from dinounet.data.images import ENDINGS, SEGMENTATION_ENDING, ending_of, refuse_dead_link, stem_of
 from dinounet.data.labels import Given, Labels, Region, name_labels, read_nnunet_labels
 from dinounet.data.masks import refuse_fractions, refuse_jpegs
@@ -72,8 +73,22 @@ class Dataset:
     paired_by: str = ""
     """What images and masks were matched by, for people."""
 
-    test_cases: tuple[str, ...] = ()
-    """Names of cases that are held out: neither among the cases nor in any fold."""
+    held_out: tuple[Case, ...] = ()
+    """Cases for a test at the end: neither among the cases nor in any fold."""
+
+    group: GroupBy = "none"
+    """What put cases into groups; never auto."""
+
+    remarks: tuple[str, ...] = ()
+    """Sentences about the groups, and about what a reader of the results must know of the cases."""
+
+    has_own_splits: bool = False
+    """Whether the folds are the dataset's own."""
+
+    @property
+    def test_cases(self) -> tuple[str, ...]:
+        """Names of the cases that are held out."""
+        return tuple(case.name for case in self.held_out)
 
     @property
     def meaning(self) -> Labels | None:
@@ -87,6 +102,7 @@ def read_dataset(
     channels: tuple[str, ...] | None = None,
     *,
     test: Sequence[str] = (),
+    group: GroupBy = "auto",
 ) -> Dataset:
     """Index a dataset.
 
@@ -97,11 +113,12 @@ def read_dataset(
             judged; by default the masks tell.
         channels: of plain images, the channels' names, which decide the normalisation.
         test: names of cases, or of groups of them, to hold out.
+        group: what puts cases that the dataset has no groups of into some.
 
     Raises:
         DataError: all that is wrong with the layout, together.
-        ConfigError: labels or channels are given where `dataset.json` names them, or without background; or the cases
-            to hold out are not there, or are all there is.
+        ConfigError: labels or channels are given where `dataset.json` names them, or without background; the cases to
+            hold out are not there, or are all there is; or nothing belongs together by what should group them.
     """
     is_table = root.suffix.lower() == ".csv" and not root.is_dir()
     refuse_dead_link(root)
@@ -115,9 +132,11 @@ def read_dataset(
                 raise ConfigError(
                     f"{root / 'dataset.json'} names the {what}; correct them there, or leave --{what} out"
                 )
-        return _read_nnunet(root, test)
+        return _read_nnunet(root, test, group)
     named = None if labels is None else name_labels(labels)
-    cases, held_out = hold_out(read_table(root) if is_table else find_pairs(root), test)
+    found, remarks = read_table(root) if is_table else (find_pairs(root), ())
+    grouping = group_cases(found, group)
+    cases, held_out = hold_out(grouping.cases, test)
     masks = [path for case in cases for path in mask_paths(case.mask)]
     refuse_jpegs(masks)
     refuse_fractions(masks)
@@ -125,12 +144,13 @@ def read_dataset(
     name = root.stem if is_table else root.resolve().name
     splits = split_cases(cases)
     paired_by = "the table's rows" if is_table else describe_pairs(cases)
-    if named is None:
-        return Dataset(name, channels, None, None, cases, splits, paired_by=paired_by, test_cases=held_out)
-    return Dataset(
-        name, channels, named.labels, None, cases, splits,
-        ignore=named.ignore, colours=named.colours, paired_by=paired_by, test_cases=held_out,
+    dataset = Dataset(
+        name, channels, None, None, cases, splits, paired_by=paired_by, held_out=held_out, group=grouping.by,
+        remarks=remarks + grouping.remarks,
     )  # fmt: skip
+    if named is None:
+        return dataset
+    return replace(dataset, labels=named.labels, ignore=named.ignore, colours=named.colours)
 
 
 def _of_class_files(cases: Sequence[Case], named: Labels | None) -> Labels | None:
@@ -184,7 +204,7 @@ def parse_channels(text: str) -> tuple[str, ...]:
     return names
 
 
-def _read_nnunet(root: Path, test: Sequence[str]) -> Dataset:
+def _read_nnunet(root: Path, test: Sequence[str], group: GroupBy) -> Dataset:
     description = read_json(root / "dataset.json", what="the description of an nnU-Net dataset")
     channels, labels, ending = read_description(description, root / "dataset.json")
     for folder in ("imagesTr", "labelsTr"):
@@ -201,12 +221,23 @@ def _read_nnunet(root: Path, test: Sequence[str]) -> Dataset:
         raise DataError(f"images and masks don't match: {join_some(problems)}; add what is missing or remove the rest")
     if not images:
         raise DataError(f"{root / 'imagesTr'} holds no file that ends with {ending}; check file_ending in dataset.json")
-    cases, held_out = hold_out([Case(case.name, case.images, masks[case.name]) for case in images], test)
     of_its_own = root / "splits_final.json"
-    splits = read_splits(of_its_own, cases, held_out) if of_its_own.exists() else split_cases(cases)
+    if of_its_own.exists() and group in ("folder", "name", "patient"):
+        raise ConfigError(f"{of_its_own} decides on the folds; remove it, or leave --group {group} out")
+    # without being asked for them no groups are made, so that the folds are nnU-Net's
+    grouping = group_cases(
+        [Case(case.name, case.images, masks[case.name]) for case in images],
+        "none" if of_its_own.exists() else group,
+        offer_only=True,
+    )
+    cases, held_out = hold_out(grouping.cases, test)
+    splits = (
+        read_splits(of_its_own, cases, [case.name for case in held_out]) if of_its_own.exists() else split_cases(cases)
+    )
     return Dataset(
         root.resolve().name, channels, labels.labels, ending, cases, splits, labels.regions, labels.ignore,
-        paired_by="nnU-Net's layout", test_cases=held_out,
+        paired_by="nnU-Net's layout", held_out=held_out, group=grouping.by, remarks=grouping.remarks,
+        has_own_splits=of_its_own.exists(),
     )  # fmt: skip
 
 

@@ -17,6 +17,7 @@ import numpy as np
 from dinounet.data.dataset import Dataset
 from dinounet.data.fingerprint import Fingerprint, Intensities, Seen, look_at, measure_intensities, principal_components
 from dinounet.data.geometry import Volume, coarsest_axis
+from dinounet.data.groups import GroupBy
 from dinounet.data.images import require_colour
 from dinounet.data.labels import Labels, Region
 from dinounet.data.masks import check_case
@@ -54,6 +55,20 @@ class ChannelPlan:
 
     imagenet: tuple[float, float] | None = None
     """ImageNet's mean and deviation of this colour, of values from 0 to 1; rgb reads them."""
+
+
+@dataclass(frozen=True)
+class PlannedGroups:
+    """Which cases belong together, and what a reader of the results must know of them."""
+
+    by: GroupBy = "column"
+    """What puts cases into groups: folder, name, patient, none, column (a table's, else none), or auto."""
+
+    remarks_on_files: tuple[str, ...] = ()
+    """Sentences that names, folders and tables lead to; written anew when a run is trained."""
+
+    remarks_on_pixels: tuple[str, ...] = ()
+    """Sentences that looking at the cases leads to."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +117,9 @@ class DataPlan:
     """Of colour-coded masks, what stands for each class, as "#ff0000"; None: masks hold the numbers themselves."""
     test_cases: tuple[str, ...] = ()
     """Names of cases that are held out: in no fold, and not looked at for this plan."""
+
+    groups: PlannedGroups = PlannedGroups()
+    """Which cases are never on both sides of a fold; earlier versions knew a table's groups alone."""
 
     @property
     def meaning(self) -> Labels:
@@ -214,6 +232,7 @@ def plan_data(
         ignore=known.ignore,
         colours=known.colours,
         test_cases=dataset.test_cases,
+        groups=PlannedGroups(dataset.group, dataset.remarks),
     )
 
 

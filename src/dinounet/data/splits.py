@@ -7,6 +7,7 @@ stay together, and so do all slices of a volume, because a volume is one case.
 from __future__ import annotations
 
 import difflib
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ import numpy as np
 
 from dinounet.data.pairs import Case
 from dinounet.errors import ConfigError, DataError
-from dinounet.files import join_some, read_json
+from dinounet.files import join_some, read_json, read_text
 
 Fold = int | Literal["all"]
 """Number of a split, from 0; or all: learn from every case and watch none."""
@@ -111,19 +112,16 @@ def read_test_list(path: Path) -> tuple[str, ...]:
     Raises:
         DataError: it can't be read, or names nothing.
     """
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except OSError as error:
-        raise DataError(f"{path} can't be read ({error.strerror}); give --test a text file, a case a line") from None
-    except UnicodeDecodeError:
-        raise DataError(f"{path} is not text in UTF-8; give --test a text file, a case a line") from None
+    remedy = "give --test a text file, a case a line"
+    text = read_text(path, unreadable=remedy, no_text=remedy)
+    lines = re.split(r"\r\n|\r|\n", text)  # and at nothing else that names may hold
     names = [line.split("#")[0].strip() for line in lines]
     if not any(names):
         raise DataError(f"{path} names no case; write the name of a case or group on each line, or leave --test out")
     return tuple(name for name in names if name)
 
 
-def hold_out(cases: Sequence[Case], names: Sequence[str]) -> tuple[tuple[Case, ...], tuple[str, ...]]:
+def hold_out(cases: Sequence[Case], names: Sequence[str]) -> tuple[tuple[Case, ...], tuple[Case, ...]]:
     """Set the cases of a test list apart.
 
     Args:
@@ -131,7 +129,7 @@ def hold_out(cases: Sequence[Case], names: Sequence[str]) -> tuple[tuple[Case, .
         names: of cases, or of groups, which hold out all of theirs.
 
     Returns:
-        the other cases, and the names of those held out, sorted.
+        the other cases, and those held out, each in the order in which they were given.
 
     Raises:
         ConfigError: a name is unknown, a group would be torn apart, or no case is left.
@@ -154,4 +152,5 @@ def hold_out(cases: Sequence[Case], names: Sequence[str]) -> tuple[tuple[Case, .
         raise ConfigError(f"the test list is wrong: {join_some(problems)}; correct it")
     if len(held_out) == len(known):
         raise ConfigError(f"the test list holds out all {len(known)} cases; leave some to train on")
-    return tuple(case for case in cases if case.name not in held_out), tuple(sorted(held_out))
+    left_in = tuple(case for case in cases if case.name not in held_out)
+    return left_in, tuple(case for case in cases if case.name in held_out)

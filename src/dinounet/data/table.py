@@ -2,58 +2,61 @@
 
 One row a case. Columns: `image` and `mask` (paths, relative to the table; an image may be a folder of DICOM files), and
 optionally `group` (such as the patient: cases of one group are never split between training and validation) and `case`
-(a name, by default the image's).
+(a name, by default the image's). Others are not read, which is told.
 """
 
 from __future__ import annotations
 
 import csv
 import difflib
+import io
+import re
+import unicodedata
 from collections import Counter
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path, PureWindowsPath
 
 from dinounet.data.formats.dicom_objects import is_series
 from dinounet.data.pairs import Case, mask_paths, name_of, wrong_names
 from dinounet.errors import DataError
-from dinounet.files import join_some
+from dinounet.files import join_some, read_text
 
 WANTED, OPTIONAL = ("image", "mask"), ("group", "case")
 
+MEANS_A_PATIENT = re.compile(r"(patient|subject|person|participant)([ _-]?(id|no|number|name))?|pid|sub", re.IGNORECASE)
+"""How people name the column that we call group."""
 
-def read_table(path: Path) -> tuple[Case, ...]:
-    """The cases that a CSV file (separated by commas, semicolons or tabs) names, sorted by name.
+CONTROL = re.compile(r"[\0-\x1f\x7f-\x9f\u2028\u2029]")
+"""Characters that break lines, or that nobody sees."""
+
+
+def read_table(path: Path) -> tuple[tuple[Case, ...], tuple[str, ...]]:
+    """The cases that a CSV file (separated by commas, semicolons or tabs) names, sorted by name; and remarks on it.
 
     Raises:
-        DataError: the file can't be read, has other columns, or its rows are wrong; all of that together.
+        DataError: the file can't be read, lacks columns, or its rows are wrong; all of that together.
     """
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()  # Excel's UTF-8 begins with a mark
-    except OSError as error:
-        raise DataError(f"{path} can't be read ({error.strerror}); it should be a table of images and masks") from None
-    except UnicodeDecodeError:
-        raise DataError(f"{path} is not text in UTF-8; save the table as CSV UTF-8") from None
-    if any("\0" in line for line in lines):
-        raise DataError(f"{path} is not text, for it holds bytes of 0; save the table as CSV UTF-8")
-    header = lines[0] if lines else ""
-    rows = csv.DictReader(lines, delimiter=max(",;\t", key=header.count), skipinitialspace=True, strict=True)
-    try:
-        columns = rows.fieldnames = [name.strip().lower() for name in rows.fieldnames or ()]
-        numbered = [(f"{path.name}:{rows.line_num}", row) for row in rows]
-    except csv.Error as error:
-        raise DataError(f"{path} can't be read as a table ({error}); close every quotation mark") from None
+    text = read_text(path, unreadable="it should be a table of images and masks", no_text="save the table as CSV UTF-8")
+    rows = _rows(path, text)
+    _, header = next(rows, (0, []))
+    columns = [name.strip().lower() for name in header]
+    while columns and not columns[-1]:  # some programs end lines with separators
+        columns.pop()
     _check_columns(path, columns)
 
     cases, problems = [], []
-    for where, row in numbered:
-        if None in row or None in row.values():
+    for line, row in rows:
+        where = f"{path.name}:{line}"
+        if any(cell.strip() for cell in row[len(columns) :]) or len(row) < len(columns):
             problems.append(f"{where} has not as many cells as the first line")
             continue
-        cells = {name: cell.strip() for name, cell in row.items()}
-        empty = [name for name, cell in cells.items() if not cell and name != "case"]
+        cells = {name: cell.strip() for name, cell in zip(columns, row, strict=False)}
+        empty = [name for name in (*WANTED, "group") if cells.get(name) == ""]
         if empty:
             problems.append(f"{where} says nothing in the column {empty[0]}")
             continue
-        files = {name: path.parent / cells[name] for name in WANTED}
+        files = {name: _find(path.parent, cells[name]) for name in WANTED}
         problems += [f"{where} names {file}, which does not exist" for file in files.values() if not file.exists()]
         problems += [
             f"{where} names {file} as {name}, which is a folder" + (" without DICOM files" if name == "image" else "")
@@ -61,7 +64,7 @@ def read_table(path: Path) -> tuple[Case, ...]:
             if file.is_dir() and not (name == "image" and is_series(file))
         ]
         name = cells.get("case") or name_of(files["image"], None, files["image"].absolute().parent.name)
-        if "/" in name or "\\" in name:
+        if "/" in name or "\\" in name or CONTROL.search(name):
             problems.append(f"{where} names the case {name!r}, which can be no file's name")
         cases.append(Case(name, (files["image"],), files["mask"], cells.get("group")))
     counts = Counter(case.name for case in cases)
@@ -75,20 +78,81 @@ def read_table(path: Path) -> tuple[Case, ...]:
         raise DataError(f"{path} is wrong: {join_some(problems)}; correct the table")
     if not cases:
         raise DataError(f"{path} has no row; write one for each image, below the line with the columns' names")
-    return tuple(sorted(cases, key=lambda case: case.name))
+    spellings = _spellings([case.group for case in cases if case.group is not None])
+    cases = [replace(case, group=spellings.get(case.group or "")) for case in cases]
+    remarks = _remarks(path, columns, spellings)
+    return tuple(sorted(cases, key=lambda case: case.name)), remarks
 
 
-def _check_columns(path: Path, names: list[str]) -> None:
+def _rows(path: Path, text: str) -> Iterator[tuple[int, list[str]]]:
+    """The rows that hold anything, each with the number of its first line in the file.
+
+    Raises:
+        DataError: a quotation mark is not closed, or stands in the middle of a cell.
+    """
+    lines = io.StringIO(text, newline="")  # which csv wants as they are, since a quoted cell may hold several
+    begin = text.lstrip("\r\n").split("\n", 1)[0].strip()
+    told = re.fullmatch(r"sep=(.)", begin, re.IGNORECASE)  # Excel's own
+    delimiter = told[1] if told else max(",;\t", key=begin.count)
+    rows = csv.reader(lines, delimiter=delimiter, skipinitialspace=True, strict=True)
+    line = 1
+    try:
+        for row in rows:
+            if any(cell.strip() for cell in row) and not (told and line == 1):
+                yield line, row
+            line = rows.line_num + 1
+    except csv.Error as error:
+        raise DataError(f"{path} can't be read as a table ({error}); close every quotation mark") from None
+
+
+def _find(folder: Path, cell: str) -> Path:
+    """The file that a cell names, also if it is written as on Windows."""
+    path = folder / cell
+    if "\\" in cell and not path.exists():
+        return folder / PureWindowsPath(cell).as_posix()
+    return path
+
+
+def _spellings(groups: Sequence[str]) -> dict[str, str]:
+    """For each way in which groups are written the first one that differs in capitals, spaces or composition alone."""
+    first: dict[str, str] = {}
+    return {
+        group: first.setdefault(" ".join(unicodedata.normalize("NFC", group).casefold().split()), group)
+        for group in groups
+    }
+
+
+def _remarks(path: Path, columns: Sequence[str], spellings: Mapping[str, str]) -> tuple[str, ...]:
+    """What a reader must know of a table that is right."""
+    ignored = [name for name in columns if name and name not in (*WANTED, *OPTIONAL)]
+    alike = [f"{first!r} and {group!r}" for group, first in spellings.items() if group != first]
+    remarks = []
+    if ignored:
+        remarks.append(f"{path.name}: the columns {', '.join(ignored)} are not read.")
+    if alike:
+        remarks.append(
+            f"{path.name}: groups that differ in capitals or spaces alone are one group: {join_some(alike)}; correct "
+            "the table if they are not."
+        )
+    return tuple(remarks)
+
+
+def _check_columns(path: Path, names: Sequence[str]) -> None:
     known = (*WANTED, *OPTIONAL)
+    absent = [name for name in known if name not in names]
     problems = []
     for name in names:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1, cutoff=0.7)
+        if not name or name in known:
+            continue
+        near = difflib.get_close_matches(name, absent, n=1, cutoff=0.7)
+        if "group" in absent and MEANS_A_PATIENT.fullmatch(name):
+            near = ["group"]
+        if near or set(WANTED) & set(absent):
             problems.append(f"the unknown column {name!r}" + (f" (did you mean {near[0]!r}?)" if near else ""))
     problems += [f"no column {name!r}" for name in WANTED if name not in names]
-    problems += [f"the column {name!r} twice" for name, count in Counter(names).items() if count > 1]
+    problems += [f"the column {name!r} twice" for name, count in Counter(names).items() if count > 1 and name in known]
     if problems:
         raise DataError(
             f"{path} has {join_some(problems)}; its first line must name image and mask, and may name group and case, "
-            "and nothing else, separated by commas, semicolons or tabs"
+            "separated by commas, semicolons or tabs"
         )

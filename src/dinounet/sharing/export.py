@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
+from dinounet.data.plan import PlannedGroups
 from dinounet.errors import ConfigError
 from dinounet.evaluation.metrics import NAMES
 from dinounet.evaluation.records import MeanMetrics, Metrics, read_metrics
@@ -62,7 +63,7 @@ def describe_runs(models: Sequence[TrainedModel], licence: str | None = None) ->
     """All that is told of runs that predict together."""
     posts = [model.postprocessing for model in models]
     return BundleRecord(
-        data=replace(models[0].plan.data, test_cases=()),
+        data=replace(models[0].plan.data, test_cases=(), groups=PlannedGroups()),
         networks=tuple(_describe(model) for model in models),
         postprocessing=_without_names(posts[0] if len(posts) == 1 else agree(posts)),
         made=now(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -55,6 +56,12 @@ def split(dataset: Dataset, fold: Fold) -> tuple[list[Case], list[Case]]:
     train_names, validation_names = dataset.splits[fold]
     by_name = {case.name: case for case in dataset.cases}
     return [by_name[name] for name in train_names], [by_name[name] for name in validation_names]
+
+
+def with_groups(plan: Plan, dataset: Dataset) -> Plan:
+    """A plan with the groups that the dataset was read with, and the sentences about them."""
+    groups = replace(plan.data.groups, by=dataset.group, remarks_on_files=dataset.remarks)
+    return replace(plan, data=replace(plan.data, groups=groups))
 
 
 def check_plan(plan: Plan, dataset: Dataset) -> None:

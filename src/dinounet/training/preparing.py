@@ -20,7 +20,7 @@ from dinounet.progress import progress, say
 from dinounet.run import PLAN, RunRecord
 from dinounet.team import Team
 from dinounet.training.features import CachedFeatures, cache_features
-from dinounet.training.planning import build_planned, split
+from dinounet.training.planning import build_planned
 
 
 def fill_again(record: RunRecord, output: Path) -> FrozenBackbone:
@@ -38,8 +38,9 @@ def cache_slices(
     record: RunRecord, data: Path, output: Path, cache: Path, team: Team
 ) -> tuple[list[CachedCase], list[CachedCase]]:
     """The training and validation cases' preprocessed slices, in the run's own folder unless another is named."""
-    training, validation = split(read_dataset(data, test=record.data.test_cases), record.fold)
-    cases = [*training, *validation]
+    by_name = {case.name: case for case in read_dataset(data, group="none").cases}
+    training, validation = record.data.training_cases, record.data.validation_cases
+    cases = [by_name[name] for name in (*training, *validation)]
     if team.leads and not (output / PLAN).exists():
         write_json(output / PLAN, record.plan)
     with progress("caching", len(cases)) as advance:

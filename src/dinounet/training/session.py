@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dinounet.data.dataset import Dataset, hash_dataset, parse_channels, read_dataset
+from dinounet.data.groups import GroupRule
 from dinounet.data.labels import parse_labels
 from dinounet.data.splits import Fold, read_test_list
 from dinounet.device import Device, Precision, choose_precision, choose_training_device
@@ -37,7 +38,7 @@ from dinounet.run import CACHE, RECORD, DataRecord, RunRecord, command, machine,
 from dinounet.team import Team, require_shares
 from dinounet.training.features import choose_features
 from dinounet.training.loop import fit
-from dinounet.training.planning import build_planned, check_plan, choose_fold, fit_plan, split
+from dinounet.training.planning import build_planned, check_plan, choose_fold, fit_plan, split, with_groups
 from dinounet.training.preparing import cache_slices, fill_again, see_features
 from dinounet.training.reproducible import reproducible
 from dinounet.training.tracking import require_trackers
@@ -57,6 +58,7 @@ def start_run(
     patch: tuple[int, int] | None = None,
     fold: Fold | None = None,
     test: Path | None = None,
+    group: GroupRule = "auto",
     labels: str | None = None,
     channels: str | None = None,
     device: Device = "auto",
@@ -87,9 +89,9 @@ def start_run(
                 frozen = _make_run(
                     data, output, recipe=recipe, changes=changes, architecture=architecture, backbone=backbone,
                     backbone_options=backbone_options or {}, weights=weights, plan_file=plan_file, patch=patch,
-                    fold=fold, test=test, labels=labels, channels=channels, device=chosen, precision=computed,
-                    micro_batch=micro_batch, offload=offload, processes=team.size, cache=cache or output / CACHE,
-                    deterministic=deterministic, track=track, notes=notes,
+                    fold=fold, test=test, group=group, labels=labels, channels=channels, device=chosen,
+                    precision=computed, micro_batch=micro_batch, offload=offload, processes=team.size,
+                    cache=cache or output / CACHE, deterministic=deterministic, track=track, notes=notes,
                 )  # fmt: skip
         return _go_on(data, output, read_run(output), team, frozen, checkpoint_minutes, cache, resume=False)
 
@@ -108,6 +110,7 @@ def _make_run(
     patch: tuple[int, int] | None,
     fold: Fold | None,
     test: Path | None,
+    group: GroupRule,
     labels: str | None,
     channels: str | None,
     device: Literal["cpu", "cuda", "mps"],
@@ -129,12 +132,20 @@ def _make_run(
             f"{plan_file} holds recipe, network, backbone and patch already; change them there, or leave it out"
         )
     edited = read_plan(plan_file) if plan_file else None
+    if edited and group != "auto" and edited.data.groups.by not in ("auto", group):
+        raise ConfigError(
+            f"{plan_file} groups cases by {edited.data.groups.by}, not by {group}; change data.groups.by there, or "
+            "leave --group out"
+        )
     dataset = read_dataset(
         data,
         parse_labels(labels) if labels else None,
         parse_channels(channels) if channels else None,
         test=read_test_list(test) if test else edited.data.test_cases if edited else (),
+        group=edited.data.groups.by if edited and group == "auto" else group,
     )
+    for remark in dataset.remarks:
+        say("note", remark)
     fold = choose_fold(dataset, fold)
     training, validation = split(dataset, fold)
     seed = (edited.recipe if edited else planned).seed
@@ -159,6 +170,7 @@ def _make_run(
         backbone_options=backbone_options,
     )
     check_plan(plan, dataset)
+    plan = with_groups(plan, dataset)
     batch_is_given = bool(edited) or decides_batch(recipe or "default", changes or {})
     fitted, network = fit_plan(
         plan, frozen, device, precision, patch_is_given=bool(edited or patch), batch_is_given=batch_is_given
@@ -166,7 +178,7 @@ def _make_run(
     if not batch_is_given and fitted.recipe.batch > plan.recipe.batch:  # what fits is made a number that can be shared
         batch = max(fitted.recipe.batch // processes, 1) * processes
         fitted = replace(fitted, recipe=replace(fitted.recipe, batch=batch))
-    plan = edited or fitted
+    plan = plan if edited else fitted
     require_shares(plan.recipe.batch, processes)
     assert fitted.memory is not None
     # GPUs are a process's own, a machine's memory is not
@@ -263,6 +275,7 @@ def resume_run(
         "patch": plan.data.patch,
         "fold": record.fold,
         "test": record.data.test_cases,
+        "group": plan.data.groups.by,
         "labels": plan.data.meaning.as_given,
         "channels": tuple(channel.name for channel in plan.data.channels),
         "precision": record.precision,
@@ -270,7 +283,7 @@ def resume_run(
         "deterministic": record.deterministic,
     }
     if asked.get("test") is not None:
-        asked["test"] = read_dataset(data, test=asked["test"]).test_cases
+        asked["test"] = read_dataset(data, test=asked["test"], group=plan.data.groups.by).test_cases
     if asked.get("plan") is not None:  # which doesn't decide on them
         asked["plan"] = replace(asked["plan"], features=plan.features)
     for name, value in asked.items():
@@ -290,7 +303,7 @@ def resume_run(
         with team.leader_first("checked"):
             if team.leads:
                 remove_leftovers(output)
-                if _hash(read_dataset(data, test=record.data.test_cases)) != record.data.sha256:
+                if _hash(_read_again(data, record)) != record.data.sha256:
                     raise DataError(
                         f"{data} is not, or no longer, the dataset that {output} was started with; train a new run"
                     )
@@ -369,6 +382,10 @@ def how_to_go_on(data: Path, output: Path, cache: Path | None = None) -> str:
     how = "go on with" if my_place().processes == 1 else "go on, by the same launcher, with"
     shared = ["--cache", str(cache)] if cache else []
     return f"{how}: " + shlex.join(["dinounet", "train", str(data), "-o", str(output), "--resume", *shared])
+
+
+def _read_again(data: Path, record: RunRecord) -> Dataset:
+    return read_dataset(data, test=record.data.test_cases, group=record.plan.data.groups.by)
 
 
 def _hash(dataset: Dataset) -> str:

@@ -54,6 +54,21 @@ def is_dicom(path: Path) -> bool:
     return _beginning(path)[128:132] == MAGIC
 
 
+def patient_id(folder: Path) -> str:
+    """Whom a folder's first DICOM image is of, as its header says; "" if it doesn't, or can't be read.
+
+    Reading the image tells what is wrong with it.
+    """
+    import pydicom
+
+    path = next(path for path in sorted(folder.iterdir()) if _is_image(path))
+    try:
+        header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=["PatientID"])
+        return str(header.get("PatientID") or "").strip()
+    except Exception:  # pydicom raises whatever a broken file leads it to
+        return ""
+
+
 def other_object(path: Path) -> str | None:
     """What a DICOM file holds that is no image, such as "RT Structure Set Storage"; None for images and other files."""
     begin = _beginning(path)
