@@ -322,4 +322,4 @@ def test_info_tells_what_is_known_of_a_bundle(bundle: Path, capsys: pytest.Captu
     told = capsys.readouterr().out
     assert all(text in told for text in ("pictures", "disc = 1", "dinov3_vits16", "4 to train on, 2 to watch"))
     assert main(["info", str(bundle), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["format"] == 1
+    assert json.loads(capsys.readouterr().out)["format"] == 2

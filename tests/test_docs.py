@@ -118,6 +118,8 @@ def stand_ins(tmp_path_factory: pytest.TempPathFactory, small: pytest.MonkeyPatc
     for folder in ("images", "new_images", "training_images"):
         shutil.copytree(root / "lesions" / "images", root / folder)
     shutil.copytree(root / "lesions" / "masks", root / "true_masks")
+    rows = [f"{path.stem},{'ada' if path.stem < 'c' else 'bob'}" for path in (root / "true_masks").iterdir()]
+    (root / "patients.csv").write_text("\n".join(["case,group", *rows]) + "\n")
     for name in ("image", "scan"):
         sitk.WriteImage(sitk.ReadImage(str(root / "images" / "a.png")), str(root / f"{name}.nii.gz"))
     shutil.copy(root / "images" / "a.png", root / "image.png")

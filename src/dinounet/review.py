@@ -22,8 +22,9 @@ from dinounet.errors import DataError
 from dinounet.evaluation.calibration import find_probabilities
 from dinounet.evaluation.digits import write_number
 from dinounet.evaluation.evaluate import evaluate_cases
+from dinounet.evaluation.means import describe_basis, is_above_floor
 from dinounet.evaluation.pictures import picture_cases
-from dinounet.evaluation.records import read_metrics
+from dinounet.evaluation.records import Metrics, read_metrics
 from dinounet.evaluation.report import write_report
 from dinounet.files import METRICS, PREDICTION, PROBABILITIES, read_record, remove_leftovers, whole_folder, write_json
 from dinounet.inference.folder import predict_files
@@ -32,7 +33,7 @@ from dinounet.inference.postprocessing import POSTPROCESSING, describe, read_pos
 from dinounet.inference.predictor import Predictor
 from dinounet.inference.record import PredictionRecord, record_prediction
 from dinounet.progress import progress, say
-from dinounet.run import RECORD, REPORT, read_log, read_run, tell
+from dinounet.run import RECORD, REPORT, Result, read_log, read_run, tell
 
 MOST_LEARNED = 10
 """Cases that are looked at where all were learned from: enough to see that training worked."""
@@ -78,14 +79,18 @@ def review_run(data: Path, run: Path) -> Path:
                 _predict_and_evaluate(cases, run, folder, "auto" if part == "test" else "none")
         metrics = read_metrics(run / part / METRICS)
         mean = metrics.mean_over_cases_and_classes
+        record = replace(record, results={**record.results, part: _result(metrics)})
+        write_json(run / RECORD, record)
         say(
             "reviewed",
             f"{len(cases)} {part} cases: mean foreground Dice {write_number('dice', mean.dice)}, "
-            f"HD95 {write_number('hd95', mean.hd95)} {metrics.unit}",
+            f"HD95 {write_number('hd95', mean.hd95)} {metrics.unit}. {describe_basis(metrics)}",
             cases=part,
             dice=mean.dice,
             hd95=mean.hd95,
             unit=metrics.unit,
+            dice_where_present=record.results[part].dice_where_present,
+            floor=record.results[part].floor,
         )
         if part == "validation" and not (run / POSTPROCESSING).exists():
             _choose_postprocessing(cases, run)
@@ -102,6 +107,19 @@ def review_run(data: Path, run: Path) -> Path:
     )
     say("report", f"open {run / REPORT}", report=str(run / REPORT))
     return run / REPORT
+
+
+def _result(metrics: Metrics) -> Result:
+    basis = metrics.basis_over_classes
+    above = is_above_floor(basis)
+    return Result(
+        cases=len(metrics.cases),
+        dice=metrics.mean_over_cases_and_classes.dice,
+        dice_where_present=basis.mean_where_present.dice if basis.mean_where_present else None,
+        false_alarms=basis.false_alarms,
+        floor=basis.floor,
+        clearly_above_floor=None if above == "too few cases" else above == "clearly",
+    )
 
 
 def _predict_and_evaluate(cases: Sequence[Case], run: Path, folder: Path, postprocessing: str) -> None:

@@ -7,7 +7,7 @@ import json
 import os
 import platform
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Literal
@@ -49,6 +49,29 @@ class DataRecord:
 
     test_cases: tuple[str, ...] = ()
     """Held out: neither learned from nor watched, and not looked at for the plan."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """How the finished network did on some of the cases, in short; `metrics.json` beside their masks has all of it."""
+
+    cases: int
+    """How many there were."""
+
+    dice: float
+    """Mean over cases and classes; a class that is rightly absent scores 1."""
+
+    dice_where_present: float | None
+    """Mean Dice over the cases that have the class, and over classes; null where no case has one."""
+
+    false_alarms: int
+    """Pairs of case and class that the prediction has but the truth lacks."""
+
+    floor: float
+    """What an all-background prediction would score in `dice` on the same cases."""
+
+    clearly_above_floor: bool | None
+    """Whether `dice` is above the floor by more than chance among the cases; null of too few cases to tell."""
 
 
 @dataclass(frozen=True)
@@ -120,6 +143,9 @@ class RunRecord:
 
     notes: tuple[str, ...] = ()
     """What a reader of the results must know."""
+
+    results: dict[str, Result] = field(default_factory=dict)
+    """Of a reviewed run, by part: validation, test, or training where no case was kept from it."""
 
     format: int = FORMAT
     """Version of this file's keys."""

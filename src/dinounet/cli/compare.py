@@ -10,6 +10,7 @@ import tyro
 
 from dinounet.evaluation.comparison import Comparison, Origin
 from dinounet.evaluation.evaluate import TOLERANCE
+from dinounet.evaluation.records import By
 
 
 def compare(
@@ -20,6 +21,8 @@ def compare(
     *,
     labels: str | None = None,
     tolerance: float = TOLERANCE,
+    by: By = "case",
+    groups: Path | None = None,
 ) -> Comparison:
     """Compare models on the same cases: measures, paired differences to the first, Wilcoxon's p, wins and losses.
 
@@ -32,6 +35,9 @@ def compare(
         output: File for all of it as JSON.
         labels: Classes as background=0,lesion=1; by default as the predictions' or the dataset's own record tells.
         tolerance: How far apart surfaces count as the same for NSD, in mm, or in pixels where no spacing is known.
+        by: What is scored: each case, or each group, such as the slices of a patient, with its pixels pooled.
+        groups: CSV file with the columns case and group. Intervals are then over groups, since cases of a group depend
+            on each other. By group, the truth's folders are the groups where it has some and no file is given.
 
     Returns:
         The comparison.
@@ -40,7 +46,13 @@ def compare(
     import sys
     from dataclasses import asdict
 
-    from dinounet.evaluation.comparison import common_labels, compare_models, evaluate_models, pair_models
+    from dinounet.evaluation.comparison import (
+        common_labels,
+        compare_models,
+        describe_winners,
+        evaluate_models,
+        pair_models,
+    )
     from dinounet.evaluation.digits import write_number
     from dinounet.evaluation.tables import print_comparison
     from dinounet.files import require_file, write_json
@@ -50,10 +62,10 @@ def compare(
     path = Path(output) if output else None
     if path:
         require_file(path)
-    pairs = pair_models(folders, truth)
+    pairs = pair_models(folders, truth, by, Path(groups) if groups is not None else None)
     known = common_labels(folders, truth, labels)
     with progress("comparing", sum(len(cases) for cases, _ in pairs.values())) as advance:
-        metrics = evaluate_models(pairs, known, tolerance, lambda _: advance())
+        metrics = evaluate_models(pairs, known, tolerance, lambda _: advance(), by)
     comparison = compare_models(metrics, folders, truth, {name: _origin(folder) for name, folder in folders.items()})
     if path:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -65,15 +77,21 @@ def compare(
     means = [
         f"{model.name} {write_number('dice', model.mean_over_cases_and_classes.dice)}" for model in comparison.models
     ]
+    scored = f"{len(comparison.groups)} groups" if by == "group" else f"{len(comparison.cases)} cases"
     say(
         "compared",
-        f"mean foreground Dice over {len(comparison.cases)} cases: {', '.join(means)}"
-        + (f"; all of it in {path}" if path else ""),
+        f"mean foreground Dice over {scored}: {', '.join(means)}"
+        + (f"; all of it in {path}" if path else "")
+        + f". {describe_winners(comparison)}",
         models=[asdict(model) for model in comparison.models],
         unit=comparison.unit,
         volume_unit=comparison.volume_unit,
         tolerance=comparison.tolerance,
+        by=comparison.by,
         cases=len(comparison.cases),
+        groups=len(comparison.groups),
+        highest=comparison.highest,
+        highest_where_present=comparison.highest_where_present,
         comparison=path,
     )
     return comparison

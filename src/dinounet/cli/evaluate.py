@@ -8,7 +8,7 @@ from typing import Annotated
 import tyro
 
 from dinounet.evaluation.evaluate import TOLERANCE
-from dinounet.evaluation.records import Metrics
+from dinounet.evaluation.records import By, Metrics
 
 
 def evaluate(
@@ -19,11 +19,14 @@ def evaluate(
     *,
     labels: str | None = None,
     tolerance: float = TOLERANCE,
+    by: By = "case",
+    groups: Path | None = None,
 ) -> Metrics:
     """Compare predictions with the truth: overlap and distances of every class in every case, and their means.
 
     Measures Dice, IoU, precision, recall, HD95, ASSD (average symmetric surface distance), NSD (surface Dice at a
-    tolerance) and volume difference, in mm where the spacing is known and else in pixels.
+    tolerance) and volume difference, in mm where the spacing is known and else in pixels. Beside the means stand those
+    over the cases that have the class, false alarms in the others, and what all background would score.
 
     Args:
         predictions: Folder of masks.
@@ -33,6 +36,9 @@ def evaluate(
         labels: Classes as background=0,lesion=1, or of a truth in colours background=#000000,lesion=#ff0000 (the name
             ignore stands for pixels to leave out); by default as the predictions' or the dataset's own record tells.
         tolerance: How far apart surfaces count as the same for NSD, in mm, or in pixels where no spacing is known.
+        by: What is scored: each case, or each group, such as the slices of a patient, with its pixels pooled.
+        groups: CSV file with the columns case and group. Intervals are then over groups, since cases of a group depend
+            on each other. By group, the truth's folders are the groups where it has some and no file is given.
 
     Returns:
         The metrics.
@@ -45,6 +51,7 @@ def evaluate(
     from dinounet.evaluation.digits import write_number
     from dinounet.evaluation.evaluate import evaluate_folders, find_masks
     from dinounet.evaluation.labels import find_labels
+    from dinounet.evaluation.means import describe_basis, warn_of_floor
     from dinounet.evaluation.metrics import NAMES
     from dinounet.evaluation.records import count_empties
     from dinounet.evaluation.tables import print_table
@@ -60,23 +67,34 @@ def evaluate(
     with progress("evaluating", len(find_masks(truth, find_masks(predictions)))) as advance:
         metrics = evaluate_folders(
             predictions, truth, found.labels, path, lambda _: advance(),
-            regions=found.regions, ignore=found.ignore, colours=found.colours, tolerance=tolerance,
+            regions=found.regions, ignore=found.ignore, colours=found.colours, tolerance=tolerance, by=by,
+            groups=Path(groups) if groups is not None else None,
         )  # fmt: skip
     if sys.stdout.isatty():
         from rich.console import Console
 
         print_table(metrics, Console())
-    mean = metrics.mean_over_cases_and_classes
+    mean, basis, warning = metrics.mean_over_cases_and_classes, metrics.basis_over_classes, warn_of_floor(metrics)
+    there = basis.mean_where_present
     say(
         "evaluated",
-        f"mean foreground Dice {write_number('dice', mean.dice)}, HD95 {write_number('hd95', mean.hd95)} "
-        f"{metrics.unit}, NSD {write_number('nsd', mean.nsd)}; "
-        f"{metrics.remark_on_ignored}all of it in {path} and {path.with_suffix('.csv').name}",
+        f"mean foreground Dice{' by group' * (by == 'group')} {write_number('dice', mean.dice)}, "
+        f"HD95 {write_number('hd95', mean.hd95)} {metrics.unit}, NSD {write_number('nsd', mean.nsd)}; "
+        f"{metrics.remark_on_ignored}all of it in {path} and {path.with_suffix('.csv').name}. "
+        f"{describe_basis(metrics)}",
         **{name: getattr(mean, name) for name in NAMES},
         unit=metrics.unit,
         volume_unit=metrics.volume_unit,
         tolerance=metrics.tolerance,
+        by=metrics.by,
         cases=len(metrics.cases),
+        groups=len(metrics.groups),
+        dice_where_present=there.dice if there else None,
+        present=basis.present,
+        absent=basis.absent,
+        false_alarms=basis.false_alarms,
+        floor=basis.floor,
+        warning=warning or None,
         empties=asdict(count_empties(metrics.empties)),
         ignored_pixels=metrics.ignored_pixels,
         calibration_error=metrics.calibration.ece if metrics.calibration else None,

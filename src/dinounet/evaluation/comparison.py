@@ -7,7 +7,7 @@ signed-rank test (doi:10.2307/3001968) is two-sided and not corrected for the nu
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,13 +16,26 @@ import numpy as np
 from dinounet.data.labels import Labels, Region, write_labels
 from dinounet.data.pairs import Case, ClassFiles
 from dinounet.errors import ConfigError, DataError, noted
-from dinounet.evaluation.bootstrap import intervals_of_means
-from dinounet.evaluation.evaluate import evaluate_cases, numbers_of, pair_folders
+from dinounet.evaluation.bootstrap import intervals_of_means, intervals_where
+from dinounet.evaluation.digits import write_number
+from dinounet.evaluation.evaluate import evaluate_cases, pair_folders
+from dinounet.evaluation.groups import with_groups
 from dinounet.evaluation.labels import find_labels
+from dinounet.evaluation.means import numbers_of, warn_of_floor
 from dinounet.evaluation.metrics import NAMES
-from dinounet.evaluation.records import EmptyCounts, Interval, MeanMetrics, Metrics, Unit, VolumeUnit
+from dinounet.evaluation.records import (
+    Basis,
+    By,
+    EmptyCounts,
+    Interval,
+    MeanMetrics,
+    Metrics,
+    Unit,
+    VolumeUnit,
+    group_of,
+)
 
-FORMAT = 1
+FORMAT = 2
 
 TIE = 1e-9
 """Up to this difference two numbers are the same."""
@@ -95,11 +108,23 @@ class ComparedModel:
     empties: dict[str, EmptyCounts]
     """Of each class."""
 
+    basis: dict[str, Basis]
+    """Of each class, what its mean rests on."""
+
+    basis_over_classes: Basis
+    """The same over classes."""
+
+    warning: str
+    """That the model, or in which classes, isn't clearly above an all-background prediction; empty if it is."""
+
     differences: dict[str, dict[str, Difference]] | None = None
     """To the first model, of each class and measure; null for the first itself."""
 
     differences_over_classes: dict[str, Difference] | None = None
     """The same of each measure's mean over the classes of a case."""
+
+    differences_where_present: dict[str, dict[str, Difference] | None] | None = None
+    """As `differences`, over the cases alone whose truth has the class; null of a class that none has."""
 
 
 @dataclass(frozen=True)
@@ -133,6 +158,18 @@ class Comparison:
     models: tuple[ComparedModel, ...]
     """In the order given; the others are compared with the first."""
 
+    highest: tuple[str, ...]
+    """Models whose mean Dice over everything is the highest, empty masks counted by the policy."""
+
+    highest_where_present: tuple[str, ...]
+    """Models whose mean Dice over the cases that have the classes is the highest; none where no case has one."""
+
+    by: By = "case"
+    """What was scored: each case, or each group with the pixels of its cases pooled."""
+
+    groups: tuple[str, ...] = ()
+    """The groups that were scored; none by case."""
+
     regions: tuple[Region, ...] | None = None
     """What was evaluated instead of classes."""
 
@@ -146,10 +183,13 @@ class Comparison:
     """Version of this file's keys."""
 
 
-def pair_models(folders: Mapping[str, Path], truth: Path) -> dict[str, Pairs]:
-    """The masks of every model, each with its truth.
+def pair_models(
+    folders: Mapping[str, Path], truth: Path, by: By = "case", groups: Path | Mapping[str, str] | None = None
+) -> dict[str, Pairs]:
+    """The masks of every model, each with its truth, and the groups of cases as `with_groups` has them.
 
     Raises:
+        ConfigError: nothing says which cases belong together.
         DataError: which cases who lacks, all together, or that a folder is none or empty.
     """
     pairs: dict[str, Pairs] = {}
@@ -157,8 +197,8 @@ def pair_models(folders: Mapping[str, Path], truth: Path) -> dict[str, Pairs]:
     for name, folder in folders.items():
         with noted(problems):
             cases, predicted, wrong = pair_folders(folder, truth)
-            pairs[name] = cases, predicted
             problems += wrong
+            pairs[name] = with_groups(cases, truth, by, groups), predicted
     if problems:
         raise DataError(_once_each(problems))
     return pairs
@@ -187,7 +227,11 @@ def _describe(labels: Labels) -> str:
 
 
 def evaluate_models(
-    pairs: Mapping[str, Pairs], known: Labels, tolerance: float, on_case: Callable[[str], None] | None = None
+    pairs: Mapping[str, Pairs],
+    known: Labels,
+    tolerance: float,
+    on_case: Callable[[str], None] | None = None,
+    by: By = "case",
 ) -> dict[str, Metrics]:
     """Evaluate each model afresh: older metrics may be of another truth, of other labels or of masks since changed.
 
@@ -198,7 +242,7 @@ def evaluate_models(
     metrics = {}
     for name, (cases, predicted) in pairs.items():
         with noted(problems):
-            metrics[name] = evaluate_cases(cases, predicted, known, on_case=on_case, tolerance=tolerance)
+            metrics[name] = evaluate_cases(cases, predicted, known, on_case=on_case, tolerance=tolerance, by=by)
     if problems:
         raise DataError(_once_each(problems))
     return metrics
@@ -229,17 +273,30 @@ def compare_models(
             mean_over_cases=found.mean_over_cases,
             mean_over_cases_and_classes=found.mean_over_cases_and_classes,
             empties=found.empties,
+            basis=found.basis,
+            basis_over_classes=found.basis_over_classes,
+            warning=warn_of_floor(found, name),
         )
         for name, found in metrics.items()
     ]
     numbers = {name: _numbers(found) for name, found in metrics.items()}
+    drawn = _drawn(like)
     for index, name in enumerate(others, start=1):
-        *by_class, overall = _differences(numbers[name] - numbers[first])
+        differences = numbers[name] - numbers[first]
+        differences = np.where(abs(differences) <= TIE, 0.0, differences)
+        *by_class, overall = _differences(differences, intervals_of_means(differences, drawn))
         models[index] = replace(
             models[index],
             differences=dict(zip(like.classes, by_class, strict=True)),
             differences_over_classes=overall,
+            differences_where_present=_differences_where_present(differences[:, :-1], like, drawn),
         )
+    dices = {name: found.mean_over_cases_and_classes.dice for name, found in metrics.items()}
+    present = {
+        name: found.basis_over_classes.mean_where_present.dice
+        for name, found in metrics.items()
+        if found.basis_over_classes.mean_where_present
+    }
     return Comparison(
         truth=str(truth),
         cases=tuple(case.case for case in like.cases),
@@ -250,6 +307,10 @@ def compare_models(
         bootstrap=like.bootstrap,
         labels=like.labels,
         models=tuple(models),
+        highest=_highest(dices),
+        highest_where_present=_highest(present),
+        by=like.by,
+        groups=tuple(group.case for group in like.groups),
         regions=like.regions,
         ignore=like.ignore,
         colours=like.colours,
@@ -258,22 +319,77 @@ def compare_models(
 
 def _numbers(metrics: Metrics) -> np.ndarray:
     """(cases, classes and their mean, COMPARED)."""
-    numbers = numbers_of(metrics.cases)
+    numbers = numbers_of(metrics.scored)
     numbers[..., -1] = abs(numbers[..., -1])
-    return np.concatenate([numbers, numbers.mean(axis=1, keepdims=True)], axis=1)
+    counted = [index for index, name in enumerate(metrics.classes) if name not in metrics.left_out]
+    return np.concatenate([numbers, numbers[:, counted].mean(axis=1, keepdims=True)], axis=1)
 
 
-def _differences(differences: np.ndarray) -> list[dict[str, Difference]]:
-    """Of each class, and last of their mean, by measure; from (cases, classes + 1, COMPARED)."""
-    differences = np.where(abs(differences) <= TIE, 0.0, differences)
-    intervals = intervals_of_means(differences)
-    return [
-        {
-            name: _difference(name, differences[:, index, place], intervals[index][place])
-            for place, name in enumerate(COMPARED)
-        }
-        for index in range(differences.shape[1])
-    ]
+def _drawn(metrics: Metrics) -> list[str] | None:
+    """The group of each case that is scored, if groups are to be drawn anew instead of cases."""
+    if metrics.by == "case" and any(case.group is not None for case in metrics.cases):
+        return [group_of(case) for case in metrics.cases]
+    return None
+
+
+def _differences_where_present(
+    differences: np.ndarray, metrics: Metrics, drawn: Sequence[str] | None
+) -> dict[str, dict[str, Difference] | None]:
+    """Of each class, over what has it in the truth."""
+    has = np.array(
+        [[found.empty in (None, "prediction") for found in case.classes.values()] for case in metrics.scored]
+    )
+    intervals = intervals_where(differences, has, drawn)
+    return {
+        name: _difference_by_measure(differences[has[:, index], index], intervals[index])
+        if has[:, index].any()
+        else None
+        for index, name in enumerate(metrics.classes)
+    }
+
+
+def _highest(dices: Mapping[str, float]) -> tuple[str, ...]:
+    return tuple(name for name, dice in dices.items() if dice >= max(dices.values()) - TIE)
+
+
+def describe_winners(comparison: Comparison) -> str:
+    """Which model has which highest mean, and which isn't clearly above an all-background prediction, in words."""
+    dices, present = {}, {}
+    for model in comparison.models:
+        dices[model.name] = write_number("dice", model.mean_over_cases_and_classes.dice)
+        if model.basis_over_classes.mean_where_present:
+            present[model.name] = write_number("dice", model.basis_over_classes.mean_where_present.dice)
+    floor = write_number("dice", comparison.models[0].basis_over_classes.floor)
+    by = comparison.by
+    return " ".join(
+        [
+            f"Highest mean Dice over all {by}s: {_name_highest(comparison.highest, dices)}; an all-background "
+            f"prediction would score {floor}.",
+            f"Highest over the {by}s that have the class: {_name_highest(comparison.highest_where_present, present)}."
+            if present
+            else f"No {by} has a class.",
+            *(model.warning for model in comparison.models if model.warning),
+        ]
+    )
+
+
+def _name_highest(names: Sequence[str], dices: Mapping[str, str]) -> str:
+    """The models with the highest mean, and those of the others."""
+    others = [f"{name} {dice}" for name, dice in dices.items() if name not in names]
+    same = f"all the same ({dices[names[0]]})" if not others and len(names) > 1 else ""
+    return same or f"{' and '.join(names)} {dices[names[0]]}" + (f" ({', '.join(others)})" if others else "")
+
+
+def _differences(
+    differences: np.ndarray, intervals: Sequence[Sequence[Interval | None]]
+) -> list[dict[str, Difference]]:
+    """Of each class, by measure; from (cases, classes, COMPARED)."""
+    return [_difference_by_measure(differences[:, index], around) for index, around in enumerate(intervals)]
+
+
+def _difference_by_measure(differences: np.ndarray, intervals: Sequence[Interval | None]) -> dict[str, Difference]:
+    """From (cases, COMPARED)."""
+    return {name: _difference(name, differences[:, place], intervals[place]) for place, name in enumerate(COMPARED)}
 
 
 def _difference(name: str, paired: np.ndarray, interval: Interval | None) -> Difference:

@@ -28,14 +28,14 @@ TITLES = {
 DISTANCES = ("hd95", "assd")
 VOLUMES = ("volume_difference", "absolute_volume_difference")
 
-DECIMALS = 2
-"""Of distances and volumes."""
+DECIMALS, SIGNIFICANT = 2, 2
+"""Of distances and volumes, and how many significant digits these have at least, however small they are."""
 
-DECIMALS_OF_SHARES = 3
-"""Of Dice and its like, which lie between 0 and 1."""
+DECIMALS_OF_SHARES, SIGNIFICANT_OF_SHARES = 3, 1
+"""The same of Dice and its like, which lie between 0 and 1."""
 
-SIGNIFICANT = 2
-"""Digits that a number has at least, however small it is."""
+SMALLEST = 1e-6
+"""Below this a number is written with an exponent."""
 
 ROUNDING = 1e-13
 """Below this a number is what rounding has left of 0; a volume of one cubic micrometre is 1e-12 ml."""
@@ -49,22 +49,16 @@ def title_of(name: str, metrics: Metrics | Comparison) -> str:
 
 def write_number(name: str, number: float, sign: str = "") -> str:
     """A measure with the digits that matter; with "+", one above 0 with its sign."""
-    return write_digits(number, DECIMALS if name in DISTANCES + VOLUMES else DECIMALS_OF_SHARES, sign)
-
-
-def write_digits(number: float, decimals: int = DECIMALS, sign: str = "") -> str:
-    """A number with so many decimals, or with as many more as it takes for two significant digits: 0.0009 as 0.00090.
-
-    Below a millionth as 9.0e-07.
-    """
+    share = name not in DISTANCES + VOLUMES
+    decimals, digits = (DECIMALS_OF_SHARES, SIGNIFICANT_OF_SHARES) if share else (DECIMALS, SIGNIFICANT)
     if abs(number) < ROUNDING:
-        return f"{0.0:{sign}.{decimals}f}"
-    needed = SIGNIFICANT - 1 - math.floor(math.log10(abs(number)))
-    if needed > DECIMALS_OF_SHARES + 4:
-        return f"{number:{sign}.{SIGNIFICANT - 1}e}"
+        return f"{0.0:.{decimals}f}"
+    if abs(number) < SMALLEST:
+        return f"{number:{sign}.{digits - 1}e}"
+    needed = digits - 1 - math.floor(math.log10(abs(number)))
     return f"{number:{sign}.{max(decimals, needed)}f}"
 
 
-def write_interval(name: str, interval: Interval | None) -> str:
-    """From where to where; of one case there is none."""
-    return "one case only" if interval is None else " to ".join(write_number(name, end) for end in interval)
+def write_interval(name: str, interval: Interval | None, by: str = "case") -> str:
+    """From where to where; of one case, or group, there is none."""
+    return f"one {by} only" if interval is None else " to ".join(write_number(name, end) for end in interval)

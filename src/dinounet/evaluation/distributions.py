@@ -90,12 +90,14 @@ def make_distributions(metrics: Metrics) -> list[Distribution]:
 
 def _spread(metrics: Metrics, key: str, title: str, unit: str) -> Distribution:
     cases = {
-        name: [(case.case, float(getattr(case.classes[name], key)), case.classes[name].empty) for case in metrics.cases]
+        name: [
+            (case.case, float(getattr(case.classes[name], key)), case.classes[name].empty) for case in metrics.scored
+        ]
         for name in metrics.classes
     }
     # a distance that the policy sets to the image's diagonal would squeeze all others into a corner
     measured = [value for found in cases.values() for _, value, empty in found if empty not in ONE_EMPTY]
-    band = bool(unit) and len(measured) < len(metrics.cases) * len(cases)
+    band = bool(unit) and len(measured) < len(metrics.scored) * len(cases)
     steps = _steps(max(measured, default=0.0)) if unit else [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
     width = 100.0 - BAND if band else 100.0
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -14,22 +13,13 @@ from dinounet.data.geometry import Volume, require_same_grid, require_straight
 from dinounet.data.labels import Labels, Region
 from dinounet.data.masks import read_mask, read_truth, where, with_empty_slices
 from dinounet.data.pairs import Case, ClassFiles, class_files, mask_files, name_of
+from dinounet.data.splits import by_group
 from dinounet.errors import ConfigError, DataError, noted
-from dinounet.evaluation.bootstrap import BOOTSTRAP, intervals_of_means
 from dinounet.evaluation.calibration import NUMBERS, count_decisions, find_probabilities, summarise_decisions
-from dinounet.evaluation.metrics import NAMES, POLICY, measure
-from dinounet.evaluation.records import (
-    EMPTY,
-    Calibration,
-    CaseMetrics,
-    ClassMetrics,
-    EmptyCounts,
-    MeanMetrics,
-    Metrics,
-    Unit,
-    VolumeUnit,
-    write_metrics,
-)
+from dinounet.evaluation.groups import CountedCase, measure_case, measure_group, with_groups
+from dinounet.evaluation.means import summarise
+from dinounet.evaluation.metrics import tally
+from dinounet.evaluation.records import By, Metrics, Unit, VolumeUnit, group_of, write_metrics
 from dinounet.files import PREDICTION, join_some
 from dinounet.progress import say
 
@@ -78,6 +68,8 @@ def evaluate_folders(
     ignore: int | None = None,
     colours: dict[str, str] | None = None,
     tolerance: float = TOLERANCE,
+    by: By = "case",
+    groups: Path | Mapping[str, str] | None = None,
 ) -> Metrics:
     """Compare masks with the truth, case by case; files are paired by name without ending, formats may differ.
 
@@ -91,20 +83,25 @@ def evaluate_folders(
         ignore: number of the truth's pixels that are left out of both masks.
         colours: of a truth in colours, what stands for each class.
         tolerance: of NSD, in mm, or in px where the truth knows of no spacing.
+        by: what is scored: each case, or each group with the pixels of its cases pooled.
+        groups: of each case its group, such as the patient, or a CSV file with the columns case and group; intervals
+            are then resampled over groups. By group it may be left out where the truth has a folder for each group.
 
     Raises:
-        ConfigError: the tolerance is not above 0.
+        ConfigError: the tolerance is not above 0, or nothing says which cases are of one group.
         DataError: all that is wrong with the masks, together: a mask is missing, superfluous or unreadable, the grids
             of a pair differ, a value is no label, or some cases are measured in other units than others.
     """
     known = Labels(dict(labels), regions, ignore, colours)
     cases, predicted, problems = pair_folders(predictions, truth)
+    with noted(problems):
+        cases = with_groups(cases, truth, by, groups)
     probabilities: dict[str, Path] = {}
     with noted(problems):
         probabilities = find_probabilities(predictions, [case.name for case in cases])
     return evaluate_cases(
         cases, predicted, known, output, on_case,
-        problems=problems, tolerance=tolerance, probabilities=probabilities,
+        problems=problems, tolerance=tolerance, probabilities=probabilities, by=by,
     )  # fmt: skip
 
 
@@ -130,11 +127,13 @@ def evaluate_cases(
     problems: Sequence[str] = (),
     tolerance: float = TOLERANCE,
     probabilities: Mapping[str, Path] | None = None,
+    by: By = "case",
+    left_out: Mapping[str, str] | None = None,
 ) -> Metrics:
     """Compare the masks of cases, wherever they are, with their truth; see `evaluate_folders`.
 
     Args:
-        cases: whose truth is known.
+        cases: whose truth is known; where their groups are, intervals are resampled over groups.
         predicted: the file of each case's predicted mask, by its name.
         known: what the numbers in the masks stand for.
         output: the file to write the metrics to as JSON; a table of them goes beside it as CSV.
@@ -142,6 +141,8 @@ def evaluate_cases(
         problems: what is known to be wrong already; told together with all else.
         tolerance: of NSD.
         probabilities: the file of each case's, to find out how well they are calibrated; none to leave that out.
+        by: what is scored; by group, a case without one is its own.
+        left_out: classes that are not to be in the means over classes, and why.
     """
     if not known.foreground:
         raise DataError(f"the labels {known.labels} name no class but background; name at least one, such as lesion=1")
@@ -151,6 +152,9 @@ def evaluate_cases(
     units: dict[tuple[Unit, VolumeUnit], list[str]] = {}
     evaluated = []
     smaller: list[str] = []
+    members = by_group(cases) if by == "group" else {}
+    counted: dict[str, list[CountedCase]] = {}
+    groups = []
     decisions = np.zeros((2, NUMBERS), np.int64)
     for case in cases:
         try:
@@ -166,8 +170,14 @@ def evaluate_cases(
         wrong += [text for mask, may in zip(pair, may_hold, strict=True) if (text := _unknown(mask, may))]
         units.setdefault(_units(pair[0]), []).append(case.name)
         if not problems and not wrong:  # measuring takes long; once something is wrong, only look for more of it
-            evaluated.append(_evaluate_case(case.name, *pair, known, tolerance))
             smaller += [case.name] if _diagonal(pair[0]) <= tolerance else []
+            one = _count_case(case, *pair, known)
+            evaluated.append(measure_case(one, tolerance))
+            group = group_of(evaluated[-1])
+            if group in members:
+                counted.setdefault(group, []).append(one)
+                if len(counted[group]) == len(members[group]):  # to keep no more distances than it takes
+                    groups.append(measure_group(counted.pop(group), tolerance))
             if probabilities:
                 with noted(wrong):
                     decisions += count_decisions(probabilities[case.name], pair[0].array, known)
@@ -187,42 +197,11 @@ def evaluate_cases(
             cases=smaller,
         )
     calibration = summarise_decisions(decisions, known) if probabilities else None
-    metrics = summarise(evaluated, known, tolerance, calibration)
+    groups = sorted(groups, key=lambda group: group.case)
+    metrics = summarise(evaluated, known, tolerance, calibration, groups=groups, left_out=left_out)
     if output is not None:
         write_metrics(output, metrics)
     return metrics
-
-
-def summarise(
-    cases: Sequence[CaseMetrics], known: Labels, tolerance: float, calibration: Calibration | None = None
-) -> Metrics:
-    """Means with intervals, and counts, over cases, which must all have the same classes and units."""
-    names = list(known.foreground)
-    numbers = numbers_of(cases)
-    with_overall = np.concatenate([numbers, numbers.mean(axis=1, keepdims=True)], axis=1)
-    intervals = intervals_of_means(with_overall)
-    *means, overall = [
-        MeanMetrics(**dict(zip(NAMES, mean, strict=True)), intervals=dict(zip(NAMES, around, strict=True)))
-        for mean, around in zip(with_overall.mean(axis=0).tolist(), intervals, strict=True)
-    ]
-    empties = {
-        name: EmptyCounts(
-            *(sum(case.classes[name].empty == where for case in cases) for where in ("both", "truth", "prediction"))
-        )
-        for name in names
-    }
-    by_class = dict(zip(names, means, strict=True))
-    return Metrics(
-        known.labels, POLICY, BOOTSTRAP, tolerance, tuple(cases), by_class, overall, empties,
-        calibration=calibration, regions=known.regions, ignore=known.ignore, colours=known.colours,
-    )  # fmt: skip
-
-
-def numbers_of(cases: Sequence[CaseMetrics]) -> np.ndarray:
-    """All measures as an array: (cases, classes, NAMES)."""
-    return np.array(
-        [[[getattr(found, name) for name in NAMES] for found in case.classes.values()] for case in cases], np.float64
-    )
 
 
 def _name_problems(predictions: Path, truth: Path, predicted: AbstractSet[str], truths: AbstractSet[str]) -> list[str]:
@@ -270,22 +249,16 @@ def _mixture(units: Mapping[tuple[Unit, VolumeUnit], Sequence[str]]) -> str:
     return f"the truth mixes {' and '.join(parts)}, which have no common mean; evaluate them apart"
 
 
-def _evaluate_case(case: str, truth: Volume, prediction: Volume, known: Labels, tolerance: float) -> CaseMetrics:
+def _count_case(case: Case, truth: Volume, prediction: Volume, known: Labels) -> CountedCase:
     ignored = None if known.ignore is None else truth.array == known.ignore
     unit, volume_unit = _units(truth)
-    found = {
-        name: _evaluate_class(truth, prediction, numbers, ignored, tolerance)
-        for name, numbers in known.foreground.items()
-    }
-    return CaseMetrics(case, unit, volume_unit, found, 0 if ignored is None else int(np.count_nonzero(ignored)))
-
-
-def _evaluate_class(
-    truth: Volume, prediction: Volume, numbers: Sequence[int], ignored: np.ndarray | None, tolerance: float
-) -> ClassMetrics:
-    a, b = (where(mask.array, numbers) for mask in (truth, prediction))
-    if ignored is not None:
-        a[ignored] = b[ignored] = False
     spacing = truth.spacing or (1.0, 1.0, 1.0)
-    voxel = math.prod(spacing) / (1000 if _units(truth)[1] == "ml" else 1)  # of a flat image the slice is 1 thick
-    return ClassMetrics(**asdict(measure(a, b, spacing, tolerance, voxel)), empty=EMPTY[bool(a.any()), bool(b.any())])
+    voxel = math.prod(spacing) / (1000 if volume_unit == "ml" else 1)  # of a flat image the slice is 1 thick
+    tallies = {}
+    for name, numbers in known.foreground.items():
+        a, b = (where(mask.array, numbers) for mask in (truth, prediction))
+        if ignored is not None:
+            a[ignored] = b[ignored] = False
+        tallies[name] = tally(a, b, spacing, voxel)
+    ignored_pixels = 0 if ignored is None else int(np.count_nonzero(ignored))
+    return CountedCase(case.name, case.group, unit, volume_unit, ignored_pixels, tallies)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dinounet.evaluation.records import Metrics
+from dinounet.evaluation.records import Metrics, worst_first
 
 LOW_DICE = 0.5
 """Dice under which a class counts as badly found."""
@@ -15,7 +15,7 @@ class Failure:
     """One class of one case."""
 
     case: str
-    """Its name."""
+    """Its name, or the group's."""
 
     name: str
     """Of the class."""
@@ -32,7 +32,7 @@ def find_failures(metrics: Metrics) -> dict[str, list[Failure]]:
         f"Found, with a Dice under {LOW_DICE}": [],
     }
     missed, invented, low = found.values()
-    for case in metrics.worst_first:
+    for case in worst_first(metrics.scored):
         for name, one in case.classes.items():
             failure = Failure(case.case, name, one.dice)
             if one.empty == "prediction":

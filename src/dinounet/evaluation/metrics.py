@@ -6,6 +6,9 @@ distances, the larger of both directions; ASSD is the mean of the distances of b
 voxels with a face neighbour outside of it, and each weighs the same, as in MONAI, to which all of this is equal;
 DeepMind's surface-distance weighs elements of area between voxels instead, and so differs a little.
 
+Several masks, such as the slices of a patient, can be pooled: all their pixels, and all their surfaces' distances,
+count together as if they were one mask's.
+
 Axes of length 1 are dropped, since a flat image is two-dimensional: in three dimensions all its pixels would lie on the
 surface.
 """
@@ -74,6 +77,30 @@ def dice(truth: np.ndarray, prediction: np.ndarray) -> float:
     return 2 * np.count_nonzero(truth & prediction) / total if total else 1.0
 
 
+@dataclass(frozen=True)
+class Tally:
+    """What the measures of a class are computed from; the tallies of several masks can be pooled."""
+
+    there: int
+    """Voxels of the truth."""
+
+    found: int
+    """Voxels of the prediction."""
+
+    common: int
+    """Voxels of both."""
+
+    volume_difference: float
+    """Prediction minus truth, in the unit of a voxel's volume."""
+
+    ways: tuple[np.ndarray, np.ndarray]
+    """From every voxel of the surface of the truth, and of that of the prediction, the distance to the other surface;
+    the image's diagonal where there is no other."""
+
+    diagonal: float
+    """Of the whole image; of a pool that of the largest."""
+
+
 def measure(
     truth: np.ndarray, prediction: np.ndarray, spacing: Sequence[float], tolerance: float = 1.0, voxel: float = 1.0
 ) -> Measures:
@@ -86,26 +113,57 @@ def measure(
         tolerance: of NSD, in the unit of `spacing`.
         voxel: volume of one voxel.
     """
+    return measure_tally(tally(truth, prediction, spacing, voxel), tolerance)
+
+
+def tally(truth: np.ndarray, prediction: np.ndarray, spacing: Sequence[float], voxel: float = 1.0) -> Tally:
+    """Count two boolean masks, and measure between their surfaces; see `measure`."""
     axes = [axis for axis, length in enumerate(truth.shape) if length > 1] or [0]
     steps = [float(spacing[axis]) for axis in axes]
     shape = [truth.shape[axis] for axis in axes]
     truth, prediction = truth.reshape(shape), prediction.reshape(shape)
     there, found, common = (int(np.count_nonzero(mask)) for mask in (truth, prediction, truth & prediction))
-    difference = (found - there) * voxel
+    far = math.hypot(*(length * step for length, step in zip(shape, steps, strict=True)))
+    if there and found:
+        ways = surface_distances(truth, prediction, steps)
+    else:
+        first, second = (np.full(_count_surface(mask), far) for mask in (truth, prediction))
+        ways = first, second
+    return Tally(there, found, common, (found - there) * voxel, ways, far)
+
+
+def pool(tallies: Sequence[Tally]) -> Tally:
+    """The tally of all pixels of several masks together, such as the slices of a patient.
+
+    Distances stay within each mask, since nothing tells how the masks lie to each other.
+    """
+    first, second = (np.concatenate([one.ways[side] for one in tallies]) for side in (0, 1))
+    return Tally(
+        there=sum(one.there for one in tallies),
+        found=sum(one.found for one in tallies),
+        common=sum(one.common for one in tallies),
+        volume_difference=math.fsum(one.volume_difference for one in tallies),
+        ways=(first, second),
+        diagonal=max(one.diagonal for one in tallies),
+    )
+
+
+def measure_tally(counted: Tally, tolerance: float) -> Measures:
+    """All measures of a tally; `POLICY` tells what empty masks count."""
+    there, found, common, difference = counted.there, counted.found, counted.common, counted.volume_difference
     if not there and not found:
         return Measures(1.0, 1.0, 1.0, 1.0, 1.0, hd95=0.0, assd=0.0, volume_difference=0.0)
     if not there or not found:
-        far = math.hypot(*(length * step for length, step in zip(shape, steps, strict=True)))
+        far = counted.diagonal
         return Measures(0.0, 0.0, 0.0, 0.0, 0.0, hd95=far, assd=far, volume_difference=difference)
-    ways = surface_distances(truth, prediction, steps)
-    both = np.concatenate(ways)
+    both = np.concatenate(counted.ways)
     return Measures(
-        dice=dice(truth, prediction),
+        dice=2 * common / (there + found),
         iou=common / (there + found - common),
         nsd=float(np.mean(both <= tolerance * (1 + ROUNDING))),
         precision=common / found,
         recall=common / there,
-        hd95=max(float(np.percentile(way, 95)) for way in ways),
+        hd95=max(float(np.percentile(way, 95)) for way in counted.ways),
         assd=float(both.mean()),
         volume_difference=difference,
     )
@@ -137,6 +195,10 @@ def surface_distances(a: np.ndarray, b: np.ndarray, spacing: Sequence[float]) ->
             way[apart] = tree.query(points[own][apart], workers=-1)[0]
         ways.append(way)
     return ways[0], ways[1]
+
+
+def _count_surface(mask: np.ndarray) -> int:
+    return int(np.count_nonzero(_surface(mask[_bounding_box(mask)]))) if mask.any() else 0
 
 
 def _surface(mask: np.ndarray) -> np.ndarray:

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from dinounet.data.labels import Labels, Region
 from dinounet.errors import ConfigError
 from dinounet.evaluation.metrics import NAMES, Measures
 from dinounet.files import read_json, to_record, whole_file, write_json
 
-FORMAT = 2
+FORMAT = 3
+
+OLDEST = 2
+"""Format from which on files are still read: what later ones hold beside is computed from the cases."""
 
 Empty = Literal["both", "truth", "prediction"]
 Unit = Literal["mm", "mm at the detector", "px"]
 VolumeUnit = Literal["ml", "mm2", "mm2 at the detector", "px"]
 Interval = tuple[float, float]
+By = Literal["case", "group"]
 
 EMPTY: dict[tuple[bool, bool], Empty | None] = {
     (True, True): None,
@@ -41,10 +45,10 @@ class ClassMetrics(Measures):
 
 @dataclass(frozen=True)
 class CaseMetrics:
-    """How well one case was segmented."""
+    """How well one case was segmented, or all cases of a group with their pixels pooled."""
 
     case: str
-    """The file's name without ending."""
+    """The file's name without ending; or the group's name."""
 
     unit: Unit
     """Of distances: mm; mm at the detector of X-rays that nobody calibrated; px where the truth tells no spacing."""
@@ -57,6 +61,12 @@ class CaseMetrics:
 
     ignored_pixels: int = 0
     """Of the truth, which were left out of both masks."""
+
+    group: str | None = None
+    """Whose it is, such as the patient's; null where that isn't known."""
+
+    pooled: tuple[str, ...] = ()
+    """Of a group, the names of its cases; of a case nothing."""
 
     @property
     def dice(self) -> float:
@@ -80,6 +90,43 @@ class MeanMetrics(Measures):
 
     intervals: dict[str, Interval | None]
     """Of each mean by its name, where it lies with a confidence of 95 %; null where there is one case only."""
+
+
+@dataclass(frozen=True)
+class Basis:
+    """What the mean Dice of a class rests on, or over classes that of pairs of case and class.
+
+    Where groups were scored, they are meant by cases.
+    """
+
+    present: int
+    """Cases whose truth has the class."""
+
+    mean_where_present: MeanMetrics | None
+    """Means over these alone; null where there is none. Over classes, the mean over those that some case has."""
+
+    absent: int
+    """Cases whose truth lacks the class."""
+
+    false_alarms: int
+    """How many of these hold the class in the prediction."""
+
+    false_alarm_volume: float | None
+    """Mean volume predicted in the false alarms, in `volume_unit`; null where there is none."""
+
+    floor: float
+    """What an all-background prediction would score on the same cases under the same policy, in Dice as in IoU,
+    NSD, precision and recall: the share of the cases that lack the class."""
+
+    above_floor: float
+    """The mean Dice minus the floor."""
+
+    above_floor_interval: Interval | None
+    """Where this difference, paired by case, lies with a confidence of 95 %, if any case has the class; null where
+    there is one case only."""
+
+    drawn: int
+    """Cases that have the class; groups of them where these are drawn by the bootstrap."""
 
 
 @dataclass(frozen=True)
@@ -154,10 +201,26 @@ class Metrics:
     """Of each class."""
 
     mean_over_cases_and_classes: MeanMetrics
-    """Of everything; each case and class weighs the same."""
+    """Of everything; each case and class weighs the same, but for the classes that are left out."""
 
     empties: dict[str, EmptyCounts]
     """Of each class."""
+
+    basis: dict[str, Basis]
+    """Of each class, what its mean rests on: cases that have it, false alarms, an all-background prediction's score."""
+
+    basis_over_classes: Basis
+    """The same over classes."""
+
+    by: By = "case"
+    """What was scored: each case, or each group with the pixels of its cases pooled. All means, counts and intervals
+    are over these."""
+
+    groups: tuple[CaseMetrics, ...] = ()
+    """The groups that were scored, sorted by name; none by case."""
+
+    left_out: dict[str, str] = field(default_factory=dict)
+    """Classes that are not in the means over classes, and why."""
 
     calibration: Calibration | None = None
     """Of the probabilities, where they were kept beside the predicted masks."""
@@ -179,6 +242,11 @@ class Metrics:
             raise ConfigError(
                 "cases must be at least one, and their units the same, of distances and of volumes; evaluate again"
             )
+
+    @property
+    def scored(self) -> tuple[CaseMetrics, ...]:
+        """What means are over: the cases, or the groups."""
+        return self.groups if self.by == "group" else self.cases
 
     @property
     def unit(self) -> Unit:
@@ -215,7 +283,17 @@ class Metrics:
     @property
     def worst_first(self) -> tuple[CaseMetrics, ...]:
         """The cases by rising mean Dice; of equals, the farther one first."""
-        return tuple(sorted(self.cases, key=lambda case: (case.dice, -case.hd95, case.case)))
+        return worst_first(self.cases)
+
+
+def worst_first(cases: Sequence[CaseMetrics]) -> tuple[CaseMetrics, ...]:
+    """Cases or groups by rising mean Dice; of equals, the farther one first."""
+    return tuple(sorted(cases, key=lambda case: (case.dice, -case.hd95, case.case)))
+
+
+def group_of(case: CaseMetrics) -> str:
+    """Whose a case is; one of which that isn't known is its own group."""
+    return case.case if case.group is None else case.group
 
 
 def count_empties(empties: Mapping[str, EmptyCounts]) -> EmptyCounts:
@@ -226,10 +304,11 @@ def count_empties(empties: Mapping[str, EmptyCounts]) -> EmptyCounts:
 def describe_empties(metrics: Metrics) -> str:
     """The empty masks in a sentence."""
     counts = count_empties(metrics.empties)
-    pairs = len(metrics.cases) * len(metrics.empties)
+    pairs = len(metrics.scored) * len(metrics.empties)
     return (
-        f"Of {pairs} pairs of case and class, missed entirely (only the prediction is empty): {counts.prediction}; "
-        f"found where there is nothing (only the truth is empty): {counts.truth}; empty in both: {counts.both}."
+        f"Of {pairs} pairs of {metrics.by} and class, missed entirely (only the prediction is empty): "
+        f"{counts.prediction}; found where there is nothing (only the truth is empty): {counts.truth}; empty in both: "
+        f"{counts.both}."
     )
 
 
@@ -242,19 +321,40 @@ def read_metrics(path: Path) -> Metrics:
     """
     content = read_json(path, what="what `dinounet evaluate` wrote")
     found = content.get("format") if isinstance(content, Mapping) else None
-    if found is not None and found != FORMAT:
-        raise ConfigError(f"{path} has the format {found} but this version of dinounet reads {FORMAT}; evaluate again")
+    if found == OLDEST:
+        content = _upgrade(content, str(path))
+    elif found is not None and found != FORMAT:
+        raise ConfigError(
+            f"{path} has the format {found} but this version of dinounet reads {OLDEST} to {FORMAT}; evaluate again"
+        )
     return to_record(Metrics, content, where=str(path))
 
 
+def _upgrade(content: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The content of a file of format 2 with what means rest on, which its cases tell."""
+    from dinounet.evaluation.means import rest_on  # which stands on these records
+
+    new = {**content, "format": FORMAT}
+    if isinstance(cases := content.get("cases"), list) and cases:
+        by_class, overall = rest_on([to_record(CaseMetrics, case, where=f"{where}, cases") for case in cases])
+        new |= {
+            "basis": {name: asdict(basis) for name, basis in by_class.items()},
+            "basis_over_classes": asdict(overall),
+        }
+    return new
+
+
 def write_metrics(path: Path, metrics: Metrics) -> None:
-    """Write all of it as JSON, and as CSV beside that every measure of every case and class."""
+    """Write all of it as JSON, and as CSV beside that every measure of every case, and group, and class."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(path.with_suffix(".csv")) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)
-        table.writerow(["case", "class", *NAMES, "empty", "unit", "volume_unit"])
-        for case in metrics.cases:
-            for name, found in case.classes.items():
-                numbers = [getattr(found, measure) for measure in NAMES]
-                table.writerow([case.case, name, *numbers, found.empty or "", case.unit, case.volume_unit])
+        table.writerow(["case", "class", *NAMES, "empty", "unit", "volume_unit", "group", "by"])
+        for by, scored in (("case", metrics.cases), ("group", metrics.groups)):
+            for case in scored:
+                whose = (case.case, case.group or "") if by == "case" else ("", case.case)
+                for name, found in case.classes.items():
+                    numbers = [getattr(found, measure) for measure in NAMES]
+                    units = case.unit, case.volume_unit
+                    table.writerow([whose[0], name, *numbers, found.empty or "", *units, whose[1], by])
     write_json(path, metrics)

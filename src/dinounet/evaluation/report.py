@@ -18,11 +18,12 @@ from dinounet.evaluation.curves import make_charts
 from dinounet.evaluation.digits import title_of, write_interval, write_number
 from dinounet.evaluation.distributions import MOST_DOTS, make_distributions
 from dinounet.evaluation.failures import find_failures
+from dinounet.evaluation.means import describe_basis, warn_of_floor
 from dinounet.evaluation.metrics import NAMES
 from dinounet.evaluation.pictures import CONFUSED, ERRORS, CasePicture
-from dinounet.evaluation.records import WORDS, Metrics, describe_empties
+from dinounet.evaluation.records import WORDS, Metrics, describe_empties, worst_first
 from dinounet.evaluation.reliability import draw_reliability
-from dinounet.evaluation.tables import describe_tolerance
+from dinounet.evaluation.tables import describe_by, describe_tolerance
 from dinounet.files import whole_file
 
 TEMPLATE, STYLE, SCRIPT = "report.html.jinja", "report.css", "report.js"
@@ -94,6 +95,9 @@ def write_report(
         "Machine": _join(run.get("machine", {})),
     }
     colours = colours_of(metrics.classes)
+    anchors = {picture.case: f"case-{index}" for index, picture in enumerate(pictures, start=1)}
+    rows = {case.case: f"row-{index}" for index, case in enumerate(metrics.worst_first, start=1)}
+    group_rows = {group.case: f"group-{index}" for index, group in enumerate(worst_first(metrics.groups), start=1)}
     files = importlib.resources.files(__package__)
     style, script = (files.joinpath(name).read_text(encoding="utf-8") for name in (STYLE, SCRIPT))
     environment = jinja2.Environment(
@@ -106,11 +110,14 @@ def write_report(
         style=style,
         script=script,
         script_hash="sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-        notes=list(dict.fromkeys((*notes, *run.get("notes", ())))),
+        notes=list(dict.fromkeys(filter(None, (warn_of_floor(metrics), *notes, *run.get("notes", ()))))),
         metrics=metrics,
-        anchors={picture.case: f"case-{index}" for index, picture in enumerate(pictures, start=1)},
-        rows={case.case: f"row-{index}" for index, case in enumerate(metrics.worst_first, start=1)},
+        anchors=anchors,
+        anchors_of_scored={**rows, **anchors} if metrics.by == "case" else group_rows,
+        rows=rows,
+        group_rows=group_rows,
         columns={name: title_of(name, metrics) for name in NAMES},
+        worst_first=worst_first,
         write_number=write_number,
         write_interval=write_interval,
         tolerance=describe_tolerance(metrics),
@@ -126,6 +133,8 @@ def write_report(
         errors={name: colour for name, colour in ERRORS.items() if len(colours) > 1 or name != CONFUSED},
         words=WORDS,
         empties=describe_empties(metrics),
+        basis=describe_basis(metrics),
+        described_by=describe_by(metrics),
         facts={name: text for name, parts in FACTS.items() if (text := _tell(run, parts))},
         record=list(_flatten(run)),
         made={name: text for name, text in made.items() if text},

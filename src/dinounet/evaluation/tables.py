@@ -5,10 +5,11 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from dinounet.evaluation.comparison import COMPARED, Comparison
+from dinounet.evaluation.comparison import COMPARED, Comparison, describe_winners
 from dinounet.evaluation.digits import title_of, write_interval, write_number
+from dinounet.evaluation.means import describe_basis
 from dinounet.evaluation.metrics import NAMES
-from dinounet.evaluation.records import WORDS, Metrics, count_empties, describe_empties
+from dinounet.evaluation.records import WORDS, Interval, Metrics, count_empties, describe_empties
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -19,14 +20,14 @@ OF_EVERY_CASE = ("dice", "nsd", "hd95", "assd")
 
 
 def print_table(metrics: Metrics, console: Console) -> None:
-    """Print every case and class, the means of all measures, the policy and how often it applied."""
+    """Print every case, or group, and class, the means of all measures, what these rest on, and the policy."""
     from rich.text import Text
 
-    table = _table("case", "class")
+    table = _table(metrics.by, "class")
     for name in OF_EVERY_CASE:
         table.add_column(title_of(name, metrics), justify="right", no_wrap=True)
     table.add_column("")
-    for case in metrics.cases:
+    for case in metrics.scored:
         for index, (name, found) in enumerate(case.classes.items()):
             numbers = [write_number(measure, getattr(found, measure)) for measure in OF_EVERY_CASE]
             remark = WORDS[found.empty] if found.empty else ""
@@ -37,17 +38,41 @@ def print_table(metrics: Metrics, console: Console) -> None:
     for title in ("mean", "95 % interval"):
         table.add_column(title, justify="right", no_wrap=True)
     groups = {f"{name}, mean over {_count(metrics)}": mean for name, mean in metrics.mean_over_cases.items()}
-    groups["mean over cases and classes"] = metrics.mean_over_cases_and_classes
+    groups[f"mean over {metrics.by}s and classes"] = metrics.mean_over_cases_and_classes
     for group, mean in groups.items():
         for index, name in enumerate(NAMES):
-            number, interval = write_number(name, getattr(mean, name)), write_interval(name, mean.intervals[name])
+            number = write_number(name, getattr(mean, name))
+            interval = write_interval(name, mean.intervals[name], metrics.by)
             table.add_row(Text("" if index else group), title_of(name, metrics), number, interval)
         table.add_section()
     console.print(table)
+    console.print(_bases(metrics))
+    console.print(describe_basis(metrics), highlight=False, markup=False)
     remark = metrics.remark_on_ignored.replace("; ", ". ")
     sentences = describe_tolerance(metrics), describe_calibration(metrics), metrics.bootstrap, metrics.policy
-    text = " ".join(filter(None, (*sentences, describe_empties(metrics))))
+    text = " ".join(filter(None, (*sentences, describe_empties(metrics), describe_by(metrics))))
     console.print(f"{remark}{text}", style="dim", highlight=False, markup=False)
+
+
+def _bases(metrics: Metrics) -> Table:
+    """What the mean Dice of each class rests on."""
+    from rich.text import Text
+
+    table = _table("")
+    for title in (f"{metrics.by}s\nwith it", "Dice there", "false\nalarms", "all-back-\nground", "above that"):
+        table.add_column(title, justify="right", no_wrap=True)
+    rows = {**metrics.basis, **({"all": metrics.basis_over_classes} if len(metrics.basis) > 1 else {})}
+    for name, basis in rows.items():
+        there = basis.mean_where_present
+        dice = f"{write_number('dice', there.dice)}\n{_around(there.intervals['dice'], metrics)}" if there else ""
+        above = f"{write_number('dice', basis.above_floor, '+')}\n{_around(basis.above_floor_interval, metrics)}"
+        alarms = f"{basis.false_alarms} of {basis.absent}"
+        table.add_row(Text(name), str(basis.present), dice, alarms, write_number("dice", basis.floor), above)
+    return table
+
+
+def _around(interval: Interval | None, metrics: Metrics) -> str:
+    return write_interval("dice", interval, metrics.by)
 
 
 def print_comparison(comparison: Comparison, console: Console) -> None:
@@ -57,15 +82,16 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
     # of a single class the mean over classes is the same again
     scopes = list(first.mean_over_cases) if len(first.mean_over_cases) > 1 else []
     for scope in (*scopes, None):
-        heading = f"{scope}, mean over {_count(comparison)}" if scope else "mean over cases and classes"
+        heading = f"{scope}, mean over {_count(comparison)}" if scope else f"mean over {comparison.by}s and classes"
         console.print(heading, style="bold", highlight=False, markup=False)
         console.print(_means(comparison, scope))
         console.print(f"difference to {first.name}", style="bold", highlight=False, markup=False)
         console.print(_differences(comparison, scope))
     text = (
         f"{describe_tolerance(comparison)} {comparison.bootstrap} p: Wilcoxon's signed-rank test, two-sided, not "
-        f"corrected for the number of comparisons; same: no case differs. {comparison.policy}"
+        f"corrected for the number of comparisons; same: no {comparison.by} differs. {comparison.policy}"
     )
+    console.print(describe_winners(comparison), style="bold", highlight=False, markup=False)
     console.print(text, style="dim", highlight=False, markup=False)
 
 
@@ -97,7 +123,8 @@ def _means(comparison: Comparison, scope: str | None) -> Table:
     for name in NAMES:
         for index, model in enumerate(comparison.models):
             mean = model.mean_over_cases[scope] if scope else model.mean_over_cases_and_classes
-            number, interval = write_number(name, getattr(mean, name)), write_interval(name, mean.intervals[name])
+            number = write_number(name, getattr(mean, name))
+            interval = write_interval(name, mean.intervals[name], comparison.by)
             table.add_row("" if index else title_of(name, comparison), Text(model.name), number, interval)
     return table
 
@@ -115,8 +142,8 @@ def _differences(comparison: Comparison, scope: str | None) -> Table:
             found = model.differences[scope] if scope and model.differences else model.differences_over_classes
             assert found is not None
             one, title = found[name], "" if index else title_of(name, comparison)
-            number, interval = write_number(name, one.mean, "+"), write_interval(name, one.interval)
-            p = "1, same" if one.ties == len(comparison.cases) else f"{one.p:.3g}"
+            number, interval = write_number(name, one.mean, "+"), write_interval(name, one.interval, comparison.by)
+            p = "1, same" if one.ties == one.wins + one.ties + one.losses else f"{one.p:.3g}"
             table.add_row(title, Text(model.name), number, interval, p, f"{one.wins}/{one.ties}/{one.losses}")
     return table
 
@@ -124,6 +151,16 @@ def _differences(comparison: Comparison, scope: str | None) -> Table:
 def describe_tolerance(metrics: Metrics | Comparison) -> str:
     """Which tolerance NSD has, in a sentence."""
     return f"NSD is the share of the surfaces that is within {metrics.tolerance:g} {metrics.unit} of the other."
+
+
+def describe_by(metrics: Metrics | Comparison) -> str:
+    """What was scored, if not each case, in a sentence."""
+    if metrics.by == "case":
+        return ""
+    return (
+        f"Scored by group: the pixels of {len(metrics.cases)} cases are pooled in {len(metrics.groups)} groups, and so "
+        "are the distances between their surfaces, which are measured within each case."
+    )
 
 
 def describe_calibration(metrics: Metrics) -> str:
@@ -137,7 +174,8 @@ def describe_calibration(metrics: Metrics) -> str:
 
 
 def _count(metrics: Metrics | Comparison) -> str:
-    return f"{len(metrics.cases)} case{'s' if len(metrics.cases) > 1 else ''}"
+    number = len(metrics.groups if metrics.by == "group" else metrics.cases)
+    return f"{number} {metrics.by}{'s' if number > 1 else ''}"
 
 
 def _table(*columns: str) -> Table:

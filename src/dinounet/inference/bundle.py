@@ -67,6 +67,29 @@ class Estimate:
 
 
 @dataclass(frozen=True)
+class Basis:
+    """What a mean Dice rests on, of a class, or over classes of pairs of case and class."""
+
+    present: int
+    """Cases whose truth has the class."""
+
+    dice: Estimate | None
+    """Mean over these alone; None where there is none."""
+
+    absent: int
+    """Cases whose truth lacks the class."""
+
+    false_alarms: int
+    """How many of these hold it in the prediction."""
+
+    floor: float
+    """Dice of an all-background prediction of the same cases."""
+
+    above_floor: Estimate
+    """Mean Dice minus the floor."""
+
+
+@dataclass(frozen=True)
 class Measured:
     """How well a network did on cases that it had not learned from."""
 
@@ -96,6 +119,18 @@ class Measured:
 
     mean: dict[str, Estimate]
     """Over classes and cases."""
+
+    basis: dict[str, Basis] | None = None
+    """Of each class, what its mean Dice rests on; None where an older dinounet measured."""
+
+    basis_over_classes: Basis | None = None
+    """The same over classes."""
+
+    warning: str = ""
+    """That the network, or in which classes, isn't clearly above an all-background prediction; empty if it is."""
+
+    left_out: tuple[str, ...] = ()
+    """Classes that are not in the means over classes."""
 
 
 @dataclass(frozen=True)

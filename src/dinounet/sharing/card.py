@@ -68,7 +68,11 @@ def make_card(record: BundleRecord, kept: str | None = None, name: str = "user/n
     environment = Environment(
         trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True, undefined=StrictUndefined
     )
-    environment.filters |= {"plain": plain, "estimate": _write_estimate}
+    environment.filters |= {
+        "plain": plain,
+        "estimate": _write_estimate,
+        "number": lambda number, name: write_number(name, number),
+    }
     template = environment.from_string((importlib.resources.files(__package__) / TEMPLATE).read_text(encoding="utf-8"))
     backbones = {one.backbone.sha256: one.backbone for one in record.networks if one.backbone}
     return template.render(

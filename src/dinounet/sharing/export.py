@@ -15,6 +15,8 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from dinounet.data.plan import PlannedGroups
 from dinounet.errors import ConfigError
+from dinounet.evaluation import records as evaluated
+from dinounet.evaluation.means import warn_of_floor
 from dinounet.evaluation.metrics import NAMES
 from dinounet.evaluation.records import MeanMetrics, Metrics, read_metrics
 from dinounet.files import METRICS, require_new, require_outside, whole_file, write_json
@@ -22,6 +24,7 @@ from dinounet.inference.bundle import (
     BACKBONE_FILE,
     BUNDLE,
     CARD,
+    Basis,
     BundledNetwork,
     BundleRecord,
     Estimate,
@@ -177,6 +180,22 @@ def _summarise(part: str, metrics: Metrics) -> Measured:
         bootstrap=metrics.bootstrap,
         classes={name: _estimates(found) for name, found in metrics.mean_over_cases.items()},
         mean=_estimates(metrics.mean_over_cases_and_classes),
+        basis={name: _basis(found) for name, found in metrics.basis.items()},
+        basis_over_classes=_basis(metrics.basis_over_classes),
+        warning=warn_of_floor(metrics, "The network"),
+        left_out=tuple(metrics.left_out),
+    )
+
+
+def _basis(found: evaluated.Basis) -> Basis:
+    there = found.mean_where_present
+    return Basis(
+        present=found.present,
+        dice=Estimate(there.dice, *(there.intervals["dice"] or (None, None))) if there else None,
+        absent=found.absent,
+        false_alarms=found.false_alarms,
+        floor=found.floor,
+        above_floor=Estimate(found.above_floor, *(found.above_floor_interval or (None, None))),
     )
 
 

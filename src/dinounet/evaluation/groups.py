@@ -1,0 +1,146 @@
+"""Cases that belong together, such as the slices of a patient: who says so, and what is measured of all their pixels.
+
+A group's overlap counts are the sums of its cases', so its Dice, IoU, precision and recall are those of all pixels
+together, and its volume difference is the sum. Distances are measured within each case, since nothing tells how slices
+lie to each other; a group's HD95, ASSD and NSD are computed from the distances of all of its surfaces. A surface in a
+case where the other mask is empty is as far as that case's diagonal, and so beyond any tolerance.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from dinounet.data.pairs import Case, ClassFiles, mask_paths
+from dinounet.errors import ConfigError, DataError
+from dinounet.evaluation.metrics import Tally, measure_tally, pool
+from dinounet.evaluation.records import EMPTY, By, CaseMetrics, ClassMetrics, Unit, VolumeUnit
+from dinounet.files import join_some
+
+COLUMNS = ("case", "group")
+
+
+@dataclass(frozen=True)
+class CountedCase:
+    """What the measures of one case are computed from."""
+
+    name: str
+    """Of the case."""
+
+    group: str | None
+    """Whose it is; None where that isn't known."""
+
+    unit: Unit
+    """Of distances."""
+
+    volume_unit: VolumeUnit
+    """Of volume differences."""
+
+    ignored_pixels: int
+    """Left out of both masks."""
+
+    classes: dict[str, Tally]
+    """By name."""
+
+
+def measure_case(counted: CountedCase, tolerance: float) -> CaseMetrics:
+    """The measures of one case."""
+    return _measure(counted.name, [counted], tolerance, counted.group)
+
+
+def measure_group(counted: Sequence[CountedCase], tolerance: float) -> CaseMetrics:
+    """The measures of all pixels of the cases of a group."""
+    first = counted[0]
+    measured = _measure(first.name if first.group is None else first.group, counted, tolerance, None)
+    return replace(measured, pooled=tuple(one.name for one in counted))
+
+
+def _measure(name: str, counted: Sequence[CountedCase], tolerance: float, group: str | None) -> CaseMetrics:
+    first = counted[0]
+    found = {}
+    for each in first.classes:
+        tallies = [one.classes[each] for one in counted]
+        together = pool(tallies) if len(tallies) > 1 else tallies[0]
+        empty = EMPTY[together.there > 0, together.found > 0]
+        found[each] = ClassMetrics(**asdict(measure_tally(together, tolerance)), empty=empty)
+    return CaseMetrics(name, first.unit, first.volume_unit, found, sum(one.ignored_pixels for one in counted), group)
+
+
+def with_groups(cases: Sequence[Case], truth: Path, by: By, groups: Path | Mapping[str, str] | None) -> list[Case]:
+    """The cases with their groups.
+
+    Args:
+        cases: with the files of their truth.
+        truth: the folder that these are in.
+        by: what is to be scored; by group, folders in the truth are the groups if nothing else says so.
+        groups: of each case its group, or a CSV file that tells them.
+
+    Raises:
+        ConfigError: nothing says which cases belong together, or `by` is neither case nor group.
+        DataError: the file can't be read, or lacks some cases, or names one twice.
+    """
+    if by not in ("case", "group"):
+        raise ConfigError(f"by is {by!r}; give case or group")
+    if groups is None and by == "case":
+        return list(cases)
+    if groups is None:
+        return [replace(case, group=folder) for case, folder in zip(cases, _folders(cases, truth), strict=True)]
+    known = groups if isinstance(groups, Mapping) else read_groups(groups)
+    lacking = [case.name for case in cases if case.name not in known]
+    if lacking:
+        where = "groups" if isinstance(groups, Mapping) else str(groups)
+        raise DataError(f"{where} says no group of {join_some(lacking)}; add a row for each case")
+    return [replace(case, group=known[case.name]) for case in cases]
+
+
+def read_groups(path: Path) -> dict[str, str]:
+    """Groups by case, from a CSV file (separated by commas, semicolons or tabs) with the columns case and group.
+
+    Other columns are passed over, and so may be rows of cases that nobody asks for: a table of a whole dataset will do.
+
+    Raises:
+        DataError: it can't be read, lacks a column, or its rows are wrong; all of that together.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:  # Excel's UTF-8 begins with a mark
+            header = file.readline()
+            file.seek(0)
+            rows = csv.DictReader(file, delimiter=max(",;\t", key=header.count), skipinitialspace=True, strict=True)
+            columns = rows.fieldnames = [name.strip().lower() for name in rows.fieldnames or ()]
+            numbered = [(rows.line_num, row) for row in rows]
+    except OSError as error:
+        raise DataError(f"{path} can't be read ({error.strerror}); give --groups a CSV file of cases") from None
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path} can't be read as a table ({error}); save it as CSV UTF-8") from None
+    if any(columns.count(name) != 1 for name in COLUMNS):
+        raise DataError(
+            f"{path} has the columns {', '.join(columns) or 'none'}; its first line must name case and group, "
+            "separated by commas, semicolons or tabs"
+        )
+    found: dict[str, str] = {}
+    problems = []
+    for line, row in numbered:
+        case, group = ((row[name] or "").strip() for name in COLUMNS)
+        if not case or not group:
+            problems.append(f"line {line} says no {'case' if not case else 'group'}")
+        elif found.setdefault(case, group) != group:
+            problems.append(f"line {line} puts {case} into {group}, another one into {found[case]}")
+    if problems:
+        raise DataError(f"{path} is wrong: {join_some(problems)}; correct the table")
+    return found
+
+
+def _folders(cases: Sequence[Case], truth: Path) -> list[str]:
+    """Of each case the folder in the truth's that its mask is in."""
+    first = [mask_paths(case.mask)[0].relative_to(truth).parent for case in cases]
+    loose = [case.name for case, folder in zip(cases, first, strict=True) if not folder.parts]
+    by_class = any(isinstance(case.mask, ClassFiles) for case in cases)
+    if loose or by_class:
+        why = "has one mask a class" if by_class else f"has {join_some(loose)} in no folder of their own"
+        raise ConfigError(
+            f"nothing says which cases belong together: {truth} {why}; give --groups a CSV file with the columns case "
+            "and group"
+        )
+    return [folder.as_posix() for folder in first]
