@@ -6,7 +6,6 @@ in T1 weighting with maps of grey and white matter. Contiguous slabs of axial sl
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -43,9 +42,7 @@ def write_demo_dataset(folder: Path) -> None:
         UserError: nilearn is not installed.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            from nilearn import datasets
+        from nilearn import datasets
     except ImportError:
         raise UserError("the demo needs nilearn, which carries its images; pip install 'dinounet[demo]'") from None
     image, grey, white = (

@@ -6,10 +6,8 @@ Of several processes only the first one speaks.
 from __future__ import annotations
 
 import json
-import logging
 import sys
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -42,19 +40,6 @@ def progress(what: str, total: int, done: int = 0) -> Iterator[Advance]:
         yield lambda *_, **__: None
     else:
         yield from (_bar if sys.stdout.isatty() else _lines)(what, total, done)
-
-
-@contextmanager
-def without_warnings() -> Iterator[None]:
-    """Leave untold what other packages warn of and a user can do nothing about."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
 
 
 def _bar(what: str, total: int, done: int) -> Iterator[Advance]:

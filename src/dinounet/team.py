@@ -7,13 +7,11 @@ them reach, so that the first one can say it, once, for all.
 from __future__ import annotations
 
 import json
-import logging
 import os
 import signal
 import sys
 import threading
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Literal
@@ -235,17 +233,14 @@ def _is_broken_connection(error: RuntimeError) -> bool:
 
 
 def _make_fabric(device: str, precision: str, place: Place) -> Any:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        from lightning_fabric import Fabric
-        from lightning_fabric.plugins.environments import (
-            LightningEnvironment,
-            SLURMEnvironment,
-            TorchElasticEnvironment,
-        )
-        from lightning_fabric.strategies import DDPStrategy
-    logging.getLogger("lightning_fabric").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", module="lightning_fabric")
+    from lightning_fabric import Fabric
+    from lightning_fabric.plugins.environments import (
+        LightningEnvironment,
+        SLURMEnvironment,
+        TorchElasticEnvironment,
+    )
+    from lightning_fabric.strategies import DDPStrategy
+
     here = place.processes_a_node
     if device == "cuda" and here > torch.cuda.device_count():
         raise ConfigError(
@@ -260,8 +255,6 @@ def _make_fabric(device: str, precision: str, place: Place) -> Any:
         environment = TorchElasticEnvironment() if place.launcher == "torchrun" else SLURMEnvironment()
     except RuntimeError as error:  # SLURM was asked in a way that Lightning doesn't know
         raise ConfigError(f"SLURM's processes can't be used: {' '.join(str(error).split())}") from None
-    # of 1 x 1 convolutions, whose strides mean nothing
-    warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
     # batch norm's buffers are equal without being sent
     strategy = DDPStrategy(broadcast_buffers=False)
     return Fabric(**options, num_nodes=place.nodes, strategy=strategy, plugins=[environment])

@@ -22,6 +22,7 @@ import dinounet
 from dinounet.allocator import keep_freed_memory
 from dinounet.errors import ConfigError, Interrupted, UserError
 from dinounet.processes import my_place
+from dinounet.program import claim_process
 from dinounet.threads import wait_asleep
 
 VERBS = {
@@ -63,6 +64,7 @@ def run() -> None:
     What holds for a whole process, such as how threads wait and what becomes of freed memory, is set here: a library's
     host sets that for itself.
     """
+    claim_process()
     wait_asleep()  # before anything loads PyTorch
     keep_freed_memory()
     try:

@@ -8,7 +8,6 @@ can't be repeated to the bit.
 from __future__ import annotations
 
 import math
-import warnings
 from typing import Any, Literal
 
 import numpy as np
@@ -25,11 +24,9 @@ ELONGATED = 1.5
 
 def make_transform(augmentation: Augmentation, patch: tuple[int, int]) -> Any:
     """A callable on image=(C, h, w) float and segmentation=(1, h, w) tensors that returns a dict of the same."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        from batchgeneratorsv2.transforms.spatial.mirroring import MirrorTransform
-        from batchgeneratorsv2.transforms.spatial.spatial import SpatialTransform
-        from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
+    from batchgeneratorsv2.transforms.spatial.mirroring import MirrorTransform
+    from batchgeneratorsv2.transforms.spatial.spatial import SpatialTransform
+    from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
 
     mirror = MirrorTransform(allowed_axes=(0, 1))
     if augmentation == "none":
@@ -54,16 +51,14 @@ def make_transform(augmentation: Augmentation, patch: tuple[int, int]) -> Any:
 
 def make_intensity_transform() -> Any:
     """The part of nnU-Net's that changes values and moves no pixel: on image=(C, h, w) float, to a dict of the same."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        from batchgeneratorsv2.transforms.intensity.brightness import MultiplicativeBrightnessTransform
-        from batchgeneratorsv2.transforms.intensity.contrast import BGContrast, ContrastTransform
-        from batchgeneratorsv2.transforms.intensity.gamma import GammaTransform
-        from batchgeneratorsv2.transforms.intensity.gaussian_noise import GaussianNoiseTransform
-        from batchgeneratorsv2.transforms.noise.gaussian_blur import GaussianBlurTransform
-        from batchgeneratorsv2.transforms.spatial.low_resolution import SimulateLowResolutionTransform
-        from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
-        from batchgeneratorsv2.transforms.utils.random import RandomTransform
+    from batchgeneratorsv2.transforms.intensity.brightness import MultiplicativeBrightnessTransform
+    from batchgeneratorsv2.transforms.intensity.contrast import BGContrast, ContrastTransform
+    from batchgeneratorsv2.transforms.intensity.gamma import GammaTransform
+    from batchgeneratorsv2.transforms.intensity.gaussian_noise import GaussianNoiseTransform
+    from batchgeneratorsv2.transforms.noise.gaussian_blur import GaussianBlurTransform
+    from batchgeneratorsv2.transforms.spatial.low_resolution import SimulateLowResolutionTransform
+    from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
+    from batchgeneratorsv2.transforms.utils.random import RandomTransform
 
     def sometimes(transform: Any, probability: float) -> Any:
         return RandomTransform(transform, apply_probability=probability)

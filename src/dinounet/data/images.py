@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import os
 import re
-import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,6 +24,7 @@ from dinounet.data.formats.tiff import TIFF_ENDINGS, read_tiff, write_tiff
 from dinounet.data.geometry import Geometry, Volume, require_same_grid
 from dinounet.errors import DataError, noted
 from dinounet.files import join_some, whole_file
+from dinounet.program import without_standard_error
 
 VOLUME_ENDINGS = NIFTI_ENDINGS + ITK_ENDINGS
 FLAT_ENDINGS = PICTURE_ENDINGS + TIFF_ENDINGS
@@ -160,23 +159,6 @@ def read_stored(path: Path, of: Purpose) -> Volume:
         reason = told[-1].strip() if told else type(error).__name__  # ITK's "Reason" is what failed before
         reason = re.sub(r"^ITK ERROR: \w+\(0x[0-9a-f]+\): ", "", reason)
         raise DataError(f"{path} can't be read as an image ({reason}); is it whole?") from None
-
-
-_redirecting = threading.Lock()
-
-
-@contextmanager
-def without_standard_error() -> Iterator[None]:
-    """Without what ITK's C and C++ print there beside raising an error that tells the same."""
-    with _redirecting:  # two threads would put back each other's
-        kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, 2)
-        try:
-            yield
-        finally:
-            os.dup2(kept, 2)
-            os.close(kept)
-            os.close(nowhere)
 
 
 def _write_volume(path: Path, array: np.ndarray, geometry: Geometry | None) -> None:

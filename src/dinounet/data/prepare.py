@@ -44,6 +44,7 @@ from dinounet.data.stored import (
 from dinounet.errors import DataError, UserError, noted
 from dinounet.files import join_some, whole_folder
 from dinounet.memory import free_memory
+from dinounet.program import claim_process
 
 PLACES_A_CLASS = 10_000
 """Pixels of a class that a case remembers for sampling around foreground."""
@@ -156,6 +157,7 @@ _stop: Any = None
 def _begin_worker(stop: Any) -> None:
     global _stop
     _stop = stop
+    claim_process()
     threading.Thread(target=_end_with_the_parent, daemon=True).start()
 
 
@@ -166,21 +168,39 @@ def _end_with_the_parent() -> None:
     os._exit(1)
 
 
+class _MainOfNoFile(types.ModuleType):
+    """Stands in for the main module: what has it run once more finds no file; all else is there for other threads."""
+
+    def __init__(self, main: types.ModuleType) -> None:
+        super().__init__("__main__")
+        self._main = main
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "__file__":
+            raise AttributeError(name)
+        return getattr(self._main, name)
+
+
+_starting = threading.Lock()
+
+
 @contextmanager
 def _started_clean() -> Iterator[None]:
     """Processes that start in this block leave Ctrl-C to us, and don't run the user's own script once more.
 
     The latter would be a new training in each of them, unless the script guards itself against it.
     """
-    main, sys.modules["__main__"] = sys.modules["__main__"], types.ModuleType("__main__")
     blocks = hasattr(signal, "pthread_sigmask")  # not on Windows
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT}) if blocks else None
-    try:
-        yield
-    finally:
-        sys.modules["__main__"] = main
-        if before is not None:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    with _starting:  # two threads would put back each other's
+        main = sys.modules["__main__"]
+        sys.modules["__main__"] = _MainOfNoFile(main)
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT}) if blocks else None  # of this thread alone
+        try:
+            yield
+        finally:
+            sys.modules["__main__"] = main
+            if before is not None:
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _prepare(case: Case, plan: DataPlan, folder: Path, memory: int) -> str | None:

@@ -6,7 +6,6 @@ one-hot for labels, within slices only). It goes slice by slice, so that a volum
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -226,6 +225,4 @@ def _resize_labels(classes: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 def _resize(slice: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     from skimage.transform import resize
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return resize(slice, size, order=3, mode="edge", anti_aliasing=False, clip=True)
+    return resize(slice, size, order=3, mode="edge", anti_aliasing=False, clip=True)

@@ -18,12 +18,13 @@ import numpy as np
 from dinounet.data.formats.itk import look_into_itk
 from dinounet.data.formats.nifti import NIFTI_ENDINGS, open_nifti
 from dinounet.data.geometry import Geometry, Volume, require_same_grid
-from dinounet.data.images import FLAT_ENDINGS, VOLUME_ENDINGS, ending_of, read_image, without_standard_error
+from dinounet.data.images import FLAT_ENDINGS, VOLUME_ENDINGS, ending_of, read_image
 from dinounet.data.labels import Labels
 from dinounet.data.masks import read_truth, whole_numbers
 from dinounet.data.pairs import Case
 from dinounet.data.rows import look_into_rows
 from dinounet.errors import DataError
+from dinounet.program import without_standard_error
 
 MASK_BYTES = 16
 """What a pixel of a mask takes while it is read whole: an integer of 8 bytes, and another to compare it with."""

@@ -19,7 +19,8 @@ from dinounet.inference.by_onnxruntime import enlarge
 from dinounet.inference.exported import INPUT, OnnxRecord, data_of
 from dinounet.inference.loading import load
 from dinounet.inference.predictor import Predictor
-from dinounet.progress import progress, without_warnings
+from dinounet.program import without_other_loggers
+from dinounet.progress import progress
 
 MOST_TILES = 64
 """That scales are measured on, drawn evenly from the images."""
@@ -54,7 +55,7 @@ def quantise(
                 "weight_type": QuantType.QInt8,
                 "use_external_data_format": whole.with_name(data_of(name)).is_file(),
             }
-            with without_warnings():
+            with without_other_loggers():
                 if int8 == "weights":
                     quantize_dynamic(whole, path, op_types_to_quantize=["MatMul"], **options)
                 else:

@@ -26,7 +26,8 @@ from dinounet.inference.loading import require_alike
 from dinounet.inference.models import TrainedModel, find_models, is_bundle
 from dinounet.network.build import Network
 from dinounet.network.exportable import Exportable
-from dinounet.progress import progress, say, without_warnings
+from dinounet.program import without_other_loggers
+from dinounet.progress import progress, say
 from dinounet.sharing.export import describe_runs
 
 OPSET = 23
@@ -131,7 +132,7 @@ def write_network(network: Network, path: Path) -> None:
     rows, columns = network.config.multiple
     module = Exportable(network)
     try:
-        with without_warnings():
+        with without_other_loggers():
             traced = trace(module, network.config.in_channels, rows, columns)
             program: Any = torch.onnx.export(
                 traced, dynamo=True, opset_version=OPSET, input_names=[INPUT], output_names=[OUTPUT], verbose=False

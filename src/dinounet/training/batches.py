@@ -17,6 +17,7 @@ from dinounet.data.cache import CachedCase
 from dinounet.data.sampling import Patches
 from dinounet.errors import UserError
 from dinounet.plans import Plan
+from dinounet.program import claim_process
 
 
 @dataclass(frozen=True)
@@ -136,3 +137,4 @@ def cases_of(patches: Numbered, step: int) -> str:
 def _leave_signals_to_the_parent(_: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
+    claim_process()

@@ -6,7 +6,6 @@ of every sum and of every mean; so the mean over no pixel is 0, and a batch with
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 
 import torch.nn.functional as F
@@ -46,9 +45,7 @@ def make_loss(plan: DataPlan | None = None) -> Loss:
 
 
 def _dice_and_cross_entropy() -> Callable[[Tensor, Tensor], Tensor]:
-    with warnings.catch_warnings():  # monai warns of what other packages will do some day
-        warnings.simplefilter("ignore")
-        from monai.losses import DiceCELoss
+    from monai.losses import DiceCELoss
 
     return DiceCELoss(
         include_background=False, to_onehot_y=True, softmax=True, batch=True, smooth_nr=1e-5, smooth_dr=1e-5
@@ -56,9 +53,7 @@ def _dice_and_cross_entropy() -> Callable[[Tensor, Tensor], Tensor]:
 
 
 def _masked_dice_and_cross_entropy(plan: DataPlan) -> Callable[[Tensor, Tensor], Tensor]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        from monai.losses import MaskedDiceLoss
+    from monai.losses import MaskedDiceLoss
 
     regions = plan.regions is not None
     dice = MaskedDiceLoss(

@@ -21,6 +21,7 @@ from dinounet.data.formats.dicom_objects import dicom_files
 from dinounet.data.geometry import Geometry
 from dinounet.errors import DataError, noted
 from dinounet.files import join_some
+from dinounet.program import quieten_itk
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -153,7 +154,7 @@ def _decode(path: Path, source: Path) -> np.ndarray:
     """
     import SimpleITK as sitk
 
-    sitk.ProcessObject.SetGlobalWarningDisplay(False)
+    quieten_itk(sitk)
     try:
         image: Any = sitk.ReadImage(str(path))
     except RuntimeError:

@@ -8,7 +8,6 @@ and FRACTIONAL where all fractions are 0 or 1.
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -106,24 +105,22 @@ def write_segmentation(path: Path, labels: np.ndarray, series: Path, names: Mapp
         for segment, name in enumerate(classes, start=1)
     ]
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # such as about the patient's name
-            made = highdicom.seg.Segmentation(
-                source_images=sources,
-                pixel_array=segments,
-                segmentation_type=highdicom.seg.SegmentationTypeValues.BINARY,
-                segment_descriptions=descriptions,
-                series_instance_uid=highdicom.UID(),
-                series_number=1000,
-                series_description=f"segmented by {MAKER}",
-                sop_instance_uid=highdicom.UID(),
-                instance_number=1,
-                manufacturer=MAKER,
-                manufacturer_model_name=MAKER,
-                software_versions=version,
-                device_serial_number="none",
-                omit_empty_frames=False,  # so that the object alone tells the whole grid
-            )
+        made = highdicom.seg.Segmentation(
+            source_images=sources,
+            pixel_array=segments,
+            segmentation_type=highdicom.seg.SegmentationTypeValues.BINARY,
+            segment_descriptions=descriptions,
+            series_instance_uid=highdicom.UID(),
+            series_number=1000,
+            series_description=f"segmented by {MAKER}",
+            sop_instance_uid=highdicom.UID(),
+            instance_number=1,
+            manufacturer=MAKER,
+            manufacturer_model_name=MAKER,
+            software_versions=version,
+            device_serial_number="none",
+            omit_empty_frames=False,  # so that the object alone tells the whole grid
+        )
     except (AttributeError, ValueError, TypeError) as error:
         raise DataError(
             f"{series} lacks what a DICOM segmentation must tell ({error}); choose another format for masks, such "
@@ -238,9 +235,7 @@ def _read(path: Path, how: Callable[[Any], Any]) -> Any:
             "mask in another format"
         )
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return how(pydicom)
+        return how(pydicom)
     except Exception as error:  # whatever pydicom meets in a damaged file
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         if "overlap" in reason:

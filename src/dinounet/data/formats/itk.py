@@ -16,6 +16,7 @@ import numpy as np
 
 from dinounet.data.geometry import Geometry, Volume, rounded
 from dinounet.errors import DataError
+from dinounet.program import quieten_itk
 
 ITK_ENDINGS = (".nrrd", ".mha")
 
@@ -44,7 +45,7 @@ def read_itk(path: Path) -> Volume:
     """
     import SimpleITK as sitk
 
-    sitk.ProcessObject.SetGlobalWarningDisplay(False)
+    quieten_itk(sitk)
     _refuse_slice_in_space(path)
     image = sitk.ReadImage(str(path))
     _require_dimensions(path, image)
@@ -61,7 +62,7 @@ def look_into_itk(path: Path) -> tuple[tuple[int, ...], np.dtype[Any], Geometry,
     """
     import SimpleITK as sitk
 
-    sitk.ProcessObject.SetGlobalWarningDisplay(False)
+    quieten_itk(sitk)
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
     reader.ReadImageInformation()
