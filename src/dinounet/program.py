@@ -29,6 +29,7 @@ def claim_process() -> None:
     if not sys.warnoptions:
         warnings.simplefilter("ignore")
     logging.getLogger("lightning_fabric").setLevel(logging.ERROR)
+    logging.getLogger("nibabel.global").setLevel(logging.CRITICAL)  # prints what it then also raises
 
 
 def is_process_ours() -> bool:
