@@ -28,7 +28,6 @@ def claim_process() -> None:
     _is_ours = True
     if not sys.warnoptions:
         warnings.simplefilter("ignore")
-    logging.getLogger("lightning_fabric").setLevel(logging.ERROR)
     logging.getLogger("nibabel.global").setLevel(logging.CRITICAL)  # prints what it then also raises
 
 
@@ -71,6 +70,14 @@ def without_standard_error() -> Iterator[None]:
             os.dup2(kept, 2)
             os.close(kept)
             os.close(nowhere)
+
+
+def quieten_lightning() -> None:
+    """Lightning Fabric tells errors alone, in a process of our own; importing it undoes that."""
+    if _is_ours:
+        logging.getLogger("lightning_fabric").setLevel(logging.ERROR)
+        if not sys.warnoptions:
+            warnings.filterwarnings("ignore", module="lightning_fabric")
 
 
 def quieten_itk(sitk: Any) -> None:

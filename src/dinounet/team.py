@@ -23,6 +23,7 @@ from dinounet.errors import ConfigError, Interrupted, UserError
 from dinounet.network.build import Network
 from dinounet.network.dinounet import DinoUNet
 from dinounet.processes import Place, my_place
+from dinounet.program import quieten_lightning
 
 SECONDS_BETWEEN_LOOKS = 0.2
 """While waiting for another process."""
@@ -241,6 +242,7 @@ def _make_fabric(device: str, precision: str, place: Place) -> Any:
     )
     from lightning_fabric.strategies import DDPStrategy
 
+    quieten_lightning()
     here = place.processes_a_node
     if device == "cuda" and here > torch.cuda.device_count():
         raise ConfigError(
