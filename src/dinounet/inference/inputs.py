@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, Union
@@ -11,13 +12,13 @@ import numpy as np
 
 from dinounet.data.dataset import find_cases, refuse_same_names
 from dinounet.data.formats.dicom_objects import is_series
-from dinounet.data.formats.picture import picture_pixels
 from dinounet.data.geometry import Volume
-from dinounet.data.images import KNOWN, ending_of, require_finite, unknown_format
+from dinounet.data.images import KNOWN, ending_of, unknown_format
 from dinounet.data.pairs import Case, image_files
 from dinounet.data.plan import DataPlan
 from dinounet.data.stored import open_image
-from dinounet.errors import DataError
+from dinounet.errors import ConfigError, DataError
+from dinounet.inference.array_input import array_as_volume, picture_as_volume
 from dinounet.memory import free_memory
 
 if TYPE_CHECKING:
@@ -33,37 +34,38 @@ PATTERN = "*?["
 """Characters of a pattern that shells replace by the files it fits."""
 
 
-def as_volume(image: Image, plan: DataPlan) -> tuple[Volume, bool]:
+def as_volume(image: Image, plan: DataPlan, axes: str | None = None) -> tuple[Volume, bool]:
     """An image of any kind as a volume, and whether its labels are to be flat.
 
+    Args:
+        image: a path, a list of one path a channel, a picture, an array or a tensor.
+        plan: of the data.
+        axes: of an array, their names; see `array_as_volume`.
+
     Raises:
-        DataError: it can't be read or understood.
+        UserError: it can't be read or understood, or the plan can't mean it.
     """
     import PIL.Image
 
+    is_path = isinstance(image, str | os.PathLike)
+    if axes is not None and (is_path or isinstance(image, PIL.Image.Image | list | tuple)):
+        raise ConfigError("axes are for arrays, and files and pictures tell theirs; leave axes out")
     if isinstance(image, PIL.Image.Image):
-        return Volume(picture_pixels(image, Path("the picture")), None, Path("the picture")), True
-    if not isinstance(image, str | Path | Sequence):
-        return _array_as_volume(image)
-    volume = open_input([image] if isinstance(image, str | Path) else image, plan)
-    return volume, volume.is_flat
-
-
-def _array_as_volume(image: Any) -> tuple[Volume, bool]:
-    if hasattr(image, "detach"):  # a tensor, on whatever device and of whatever type
-        image = image.detach().cpu()
-        image = (image.float() if image.is_floating_point() else image).numpy()
-    if not isinstance(image, np.ndarray) or image.dtype.kind not in "biuf":
+        return picture_as_volume(image), True
+    if not is_path and not isinstance(image, list | tuple):
+        return array_as_volume(image, plan, axes)
+    given: Any = image
+    paths = [given] if is_path else list(given)
+    if not paths:
+        raise DataError("an empty list is no image; give a path, a list of one path a channel, or an array")
+    if others := [path for path in paths if not isinstance(path, str | os.PathLike)]:
+        kind = type(others[0]).__name__
         raise DataError(
-            f"an image can't be a {type(image).__name__}; give a path, a list of paths, or an array of numbers"
+            f"a list of {kind} is no image; give a list of one path a channel, or one array, as numpy.asarray makes of "
+            "numbers"
         )
-    if image.ndim not in (2, 3, 4) or not image.size:
-        raise DataError(f"the array has shape {image.shape}; give (H, W), (C, H, W) or (C, Z, H, W)")
-    array = image[None] if image.ndim == 2 else image
-    array = array[:, None] if array.ndim == 3 else array
-    volume = Volume(array.astype(np.float32), None, Path("the array"))
-    require_finite(volume.array, volume.source)
-    return volume, image.ndim < 4
+    volume = open_input(paths, plan)
+    return volume, volume.is_flat
 
 
 def open_input(paths: Sequence[str | Path], plan: DataPlan) -> Volume:

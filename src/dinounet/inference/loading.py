@@ -9,6 +9,7 @@ from typing import Literal
 from dinounet.device import Device, Precision
 from dinounet.errors import ConfigError
 from dinounet.files import read_record
+from dinounet.inference.ensemble import require_alike
 from dinounet.inference.models import TrainedModel, find_models
 from dinounet.inference.postprocessing import Postprocessing, agree, check_names
 from dinounet.inference.predictor import Batch, Engine, Predictor, Settings
@@ -78,23 +79,6 @@ def load(
         networks, backbone = load_networks(models, weights, offload=offload)
         engine = ByPyTorch(networks, chosen, computed)
     return Predictor(engine, first.plan, backbone, settings, post, models)
-
-
-def require_alike(model: TrainedModel, first: TrainedModel) -> None:
-    """Raise a ConfigError unless both see an image the same and answer the same, and one engine computes both."""
-    if model.is_onnx != first.is_onnx:
-        raise ConfigError(
-            f"{model.named} and {first.named} can't predict together: one is ONNX and the other is not; export both"
-        )
-    for name in (
-        "channels", "labels", "regions", "ignore", "slice_axis", "spacing", "unknown_spacing", "patch",
-        "channel_projection", "file_ending",
-    ):  # fmt: skip
-        if getattr(model.plan.data, name) != getattr(first.plan.data, name):
-            raise ConfigError(
-                f"{model.named} and {first.named} can't predict together: their plans differ in data.{name}; train "
-                "them by one plan (--plan plan.json)"
-            )
 
 
 def _postprocessing(choice: PostprocessingChoice, models: Sequence[TrainedModel]) -> Postprocessing | None:

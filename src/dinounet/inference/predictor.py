@@ -17,6 +17,7 @@ from dinounet.data.preprocessing import Slice, measure_channels, slice_axis, sli
 from dinounet.data.views import View
 from dinounet.errors import UserError
 from dinounet.inference.ahead import ahead
+from dinounet.inference.ensemble import output_order
 from dinounet.inference.inputs import Image, as_volume, check_kind, open_input
 from dinounet.inference.models import TrainedModel
 from dinounet.inference.postprocessing import Postprocessing
@@ -132,6 +133,7 @@ class Predictor:
         self.settings = settings
         self.postprocessing = postprocessing
         self.models = models
+        self._orders = [output_order(model.plan.data, plan.data) for model in models] or [None] * len(engine.networks)
         self._pixels_together = PIXELS_TOGETHER * (1 if engine.device == "cpu" else TILES_ON_GPU)
 
     @property
@@ -144,34 +146,36 @@ class Predictor:
         """Names and numbers of the classes."""
         return self.plan.data.labels
 
-    def predict(self, image: Image) -> np.ndarray:
+    def predict(self, image: Image, axes: str | None = None) -> np.ndarray:
         """Labels of an image.
 
         Args:
             image: a file or a folder of DICOM files, a list of one file a channel, a picture of Pillow's, or an array
-                or tensor: (H, W), (C, H, W), or (C, Z, H, W) with slices along the plan's axis. Arrays are taken to
-                have the plan's spacing.
+                or tensor of (H, W), (C, H, W) or, of a run that was trained on volumes, (C, Z, H, W), whose last three
+                axes are those of a file, whichever the plan cuts. Arrays are taken to have the plan's spacing.
+            axes: names of an array's axes if they are others, such as "HWC" or "ZYX".
 
         Returns:
-            the plan's labels, (H, W) for a flat image and an array of two or three axes, else (Z, H, W).
+            the plan's labels, (H, W) for a flat image and an array without the axis Z, else (Z, H, W).
 
         Raises:
-            DataError: it can't be read, or isn't what the network was trained on.
+            UserError: it can't be read, isn't what the network was trained on, or may mean several things.
         """
-        volume, flat = as_volume(image, self.plan.data)
+        volume, flat = as_volume(image, self.plan.data, axes)
         labels = self.predict_volume(volume)
         return labels[0] if flat else labels
 
-    def predict_proba(self, image: Image) -> np.ndarray:
+    def predict_proba(self, image: Image, axes: str | None = None) -> np.ndarray:
         """Probabilities of the classes, with the background, or of the regions, which may overlap.
 
         Args:
             image: as for `predict`.
+            axes: as for `predict`.
 
         Returns:
             float16, (K, H, W) for a flat image, else (K, Z, H, W).
         """
-        volume, flat = as_volume(image, self.plan.data)
+        volume, flat = as_volume(image, self.plan.data, axes)
         found = self.segment_volume(volume, Wanted(probabilities=True)).probabilities
         assert found is not None
         return found[:, 0] if flat else found
@@ -281,16 +285,18 @@ class Predictor:
 
         First one of each network, the mean of its mirrored copies' logits as in nnU-Net: they make the mask. If
         `keep_views`, those of each network and copy follow where there are several copies: they tell how unsure it is.
+        Outputs are in the first network's order.
         """
         tiles = self.engine.take(pixels)
         views = VIEWS[self.settings.tta]
         of_networks: list[Array] = []
         of_views: list[Array] = []
-        for network in self.networks:
+        for network, order in zip(self.networks, self._orders, strict=True):
             answers: list[Array] = []
             for transposed in sorted({view.transposed for view in views}):
                 same_size = [view for view in views if view.transposed == transposed]
                 answers += self._see(network, tiles, same_size)
+            answers = answers if order is None else [logits[:, order] for logits in answers]
             of_networks.append(stack(answers, 0).mean(0) if len(answers) > 1 else answers[0])
             of_views += answers if keep_views and len(answers) > 1 else []
         return stack(of_networks + of_views, 1)

@@ -31,7 +31,7 @@ from dinounet.inference.bundle import (
     Measured,
     Training,
 )
-from dinounet.inference.loading import require_alike
+from dinounet.inference.ensemble import require_alike
 from dinounet.inference.models import TrainedModel, find_models, is_bundle
 from dinounet.inference.postprocessing import Postprocessing, agree
 from dinounet.network.provenance import BackboneRecord
@@ -58,7 +58,7 @@ def export_runs(runs: Sequence[Path], output: Path, licence: str | None = None) 
     for model in models:
         if is_bundle(model.file.parent):
             raise ConfigError(f"{model.named} is a bundle already; export the run that it was made of")
-        require_alike(model, models[0])
+        require_alike(model, models[0], in_one_order=True)
     return write_bundle(output, describe_runs(models, licence), [model.file for model in models])
 
 

@@ -20,9 +20,9 @@ from dinounet.files import require_new, require_outside, whole_folder, write_jso
 from dinounet.inference.bundle import BundleRecord, hash_file, read_bundle
 from dinounet.inference.by_onnxruntime import open_session
 from dinounet.inference.by_pytorch import load_networks
+from dinounet.inference.ensemble import require_alike
 from dinounet.inference.exported import EXPORTED, INPUT, OUTPUT, OnnxFile, OnnxRecord, data_of, names_of
 from dinounet.inference.inputs import find_inputs
-from dinounet.inference.loading import require_alike
 from dinounet.inference.models import TrainedModel, find_models, is_bundle
 from dinounet.network.build import Network
 from dinounet.network.exportable import Exportable
@@ -71,7 +71,7 @@ def export_onnx(
     require_new(output, what="the ONNX files")
     models = find_models(given)
     for model in models:
-        require_alike(model, models[0])
+        require_alike(model, models[0], in_one_order=True)
     bundle = _describe(models, licence)
     names = names_of(len(models))
     images = [case.images for case in find_inputs(calibrate, bundle.data)] if calibrate else []

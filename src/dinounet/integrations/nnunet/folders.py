@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from dinounet.data.plan import DataPlan
 from dinounet.errors import ConfigError
 from dinounet.files import read_json, require_new, whole_folder, write_json
-from dinounet.inference.loading import require_alike
+from dinounet.inference.ensemble import require_alike
 from dinounet.inference.models import TrainedModel, find_models
 from dinounet.integrations.nnunet.environment import CONFIGURATION, PLANS
 from dinounet.integrations.nnunet.network import architecture_of
@@ -44,7 +44,7 @@ def export_to_nnunet(models: Sequence[Path], output: Path) -> Path:
     for model in found:
         if model.is_onnx:
             raise ConfigError(f"{model.named} is of ONNX files; export the run or the bundle that they were made of")
-        require_alike(model, found[0])
+        require_alike(model, found[0], in_one_order=True)
     first = found[0]
     config, backbone, data = first.plan.network, first.backbone, first.plan.data
     if not isinstance(config, NetworkConfig) or backbone is None:
