@@ -15,7 +15,7 @@ from scipy import ndimage
 
 from dinounet.data.geometry import require_same_grid
 from dinounet.data.labels import Labels
-from dinounet.data.masks import read_mask, read_truth, where, with_empty_slices
+from dinounet.data.masks import on_one_grid, read_mask, read_truth, where
 from dinounet.data.pairs import Case
 from dinounet.errors import DataError
 from dinounet.evaluation.metrics import dice
@@ -250,7 +250,7 @@ def _read(cases: Sequence[Case], predicted: Mapping[str, Path], known: Labels, w
     with progress(f"postprocessing: {what}", len(cases)) as advance:
         for case in cases:
             prediction = read_mask(predicted[case.name], known)
-            truth = with_empty_slices(read_truth(case, known), prediction)
+            truth, prediction = on_one_grid(read_truth(case, known), prediction)
             require_same_grid(prediction, truth)
             yield Pair(truth.array, prediction.array, prediction.spacing)
             advance()

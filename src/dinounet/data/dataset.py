@@ -15,10 +15,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from dinounet.data.formats.dicom_seg import segment_names
 from dinounet.data.groups import GroupBy, group_cases
-from dinounet.data.images import ENDINGS, SEGMENTATION_ENDING, ending_of, refuse_dead_link, stem_of
+from dinounet.data.images import ENDINGS, ending_of, refuse_dead_link, stem_of
 from dinounet.data.labels import Given, Labels, Region, name_labels, read_nnunet_labels
+from dinounet.data.legends import labels_of_legends
 from dinounet.data.masks import refuse_fractions, refuse_jpegs
 from dinounet.data.pairs import (
     Case,
@@ -140,7 +140,8 @@ def read_dataset(
     masks = [path for case in cases for path in mask_paths(case.mask)]
     refuse_jpegs(masks)
     refuse_fractions(masks)
-    named = _of_class_files(cases, named) or _of_segmentations(cases)
+    files = [case.mask for case in cases if isinstance(case.mask, Path)]
+    named = _of_class_files(cases, named) if class_names(cases) else labels_of_legends(files, named)
     name = root.stem if is_table else root.resolve().name
     splits = split_cases(cases)
     paired_by = "the table's rows" if is_table else describe_pairs(cases)
@@ -150,7 +151,7 @@ def read_dataset(
     )  # fmt: skip
     if named is None:
         return dataset
-    return replace(dataset, labels=named.labels, ignore=named.ignore, colours=named.colours)
+    return replace(dataset, labels=named.labels, regions=named.regions, ignore=named.ignore, colours=named.colours)
 
 
 def _of_class_files(cases: Sequence[Case], named: Labels | None) -> Labels | None:
@@ -166,15 +167,6 @@ def _of_class_files(cases: Sequence[Case], named: Labels | None) -> Labels | Non
             "by numbers, or leave --labels out"
         )
     return named
-
-
-def _of_segmentations(cases: Sequence[Case]) -> Labels | None:
-    """What DICOM segmentations call their segments, if all masks are such."""
-    masks = [path for case in cases for path in mask_paths(case.mask)]
-    if any(ending_of(path) != SEGMENTATION_ENDING for path in masks):
-        return None
-    names = sorted({name for path in masks for name in segment_names(path)})
-    return Labels({"background": 0} | {name: index for index, name in enumerate(names, start=1)})
 
 
 def hash_dataset(dataset: Dataset, on_case: Callable[[], None] = lambda: None) -> str:

@@ -12,11 +12,14 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from dinounet.errors import DataError
+
+if TYPE_CHECKING:
+    from dinounet.data.formats.slicer import Segment
 
 LengthUnit = Literal["mm", "mm at the detector"]
 
@@ -117,6 +120,9 @@ class Volume:
 
     modality: str | None = None
     """How it was taken, such as CT or MR; None where the format doesn't tell."""
+
+    segments: tuple[Segment, ...] = ()
+    """Of a mask as it is stored, a channel a layer: what its file says that its numbers stand for."""
 
     @property
     def shape(self) -> tuple[int, int, int]:

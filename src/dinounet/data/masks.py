@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -13,9 +14,11 @@ from dinounet.data.formats.dicom import geometry_of_series
 from dinounet.data.formats.dicom_objects import dicom_files
 from dinounet.data.formats.dicom_seg import holds_fractions, read_segmentation
 from dinounet.data.formats.picture import JPEG_ENDINGS
-from dinounet.data.geometry import SAME_PLACE, SAME_SPACING, Volume, require_same_grid, require_straight
+from dinounet.data.formats.slicer import Segment, is_segmentation
+from dinounet.data.geometry import SAME_PLACE, Geometry, Volume, require_same_grid, require_straight
 from dinounet.data.images import SEGMENTATION_ENDING, ending_of, read_image, read_stored, require_finite
 from dinounet.data.labels import Labels, relabel_command, write_labels
+from dinounet.data.legends import by_name, counts_by_number, other_names, rules
 from dinounet.data.naming import COLOUR, MOST_LABELS, advice, common_folder, listed, to_mark, too_many
 from dinounet.data.pairs import Case, ClassFiles
 from dinounet.errors import DataError
@@ -43,7 +46,7 @@ def read_truth(case: Case, known: Labels | None = None) -> Volume:
         return replace(volume, array=to_marks(volume, coloured=True))
     mask = read_mask(case.mask, known)
     if ending_of(mask.source) == SEGMENTATION_ENDING and case.images:
-        mask = with_empty_slices(mask, read_image(case.images[:1]))
+        mask = on_one_grid(mask, read_image(case.images[:1]))[0]
     return _measured_as(case.images[0], mask) if case.images else mask
 
 
@@ -73,6 +76,11 @@ def read_mask(mask: Path | ClassFiles, known: Labels | None = None) -> Volume:
     if ending_of(mask) == SEGMENTATION_ENDING:
         return _read_segmentation(mask, known)
     volume = read_stored(mask, of="mask")
+    if volume.segments:
+        if known is not None and rules(volume.segments, known):
+            return replace(volume, array=by_name(volume, volume.segments, known), segments=())
+        if not counts_by_number(volume.segments):
+            raise other_names(mask, volume.segments, known)
     if known is not None and known.colours is not None and len(volume.array) == 3:
         return replace(volume, array=_number(to_marks(volume, coloured=True), known, mask))
     marks = to_marks(volume)
@@ -185,40 +193,73 @@ def _read_segmentation(path: Path, known: Labels | None) -> Volume:
     """A DICOM segmentation, whose segments are known by their names."""
     refuse_fractions([path])
     found = read_segmentation(path)
-    if known is None or not {*found.names.values()} <= known.labels.keys():
-        labels = "nobody named labels" if known is None else f"the labels are {write_labels(known.labels)}"
-        segments = ", ".join(dict.fromkeys(found.names.values()))
-        raise DataError(f"{path} has the segments {segments}, but {labels}; name these by --labels")
-    lookup = np.zeros(max(found.names, default=0) + 1, np.min_scalar_type(max(known.labels.values())))
-    for segment, name in found.names.items():
-        lookup[segment] = known.labels[name]
-    return Volume(lookup[found.labels], found.geometry, path)
+    segments = tuple(Segment(name, number) for number, name in found.names.items())
+    volume = Volume(found.labels[None], found.geometry, path)
+    if known is None or not rules(segments, known):
+        raise other_names(path, segments, known)
+    return replace(volume, array=by_name(volume, segments, known))
 
 
-def with_empty_slices(mask: Volume, image: Volume) -> Volume:
-    """A DICOM segmentation, which may leave out empty slices, on the grid of its image; other masks as they are.
+def on_one_grid(mask: Volume, other: Volume) -> tuple[Volume, Volume]:
+    """A mask and its image, or another mask, where a file holds only a part of the grid, on all of it.
 
-    Of two segmentations, which both may leave out slices, the first gets those that the second has.
+    DICOM segmentations leave out empty slices, and Slicer saves the extent that is painted; other volumes come as they
+    are, and these too where they don't fit, so that whoever compares the grids tells that.
     """
-    a, b = mask.geometry, image.geometry
-    if ending_of(mask.source) != SEGMENTATION_ENDING or a is None or b is None or mask.shape[1:] != image.shape[1:]:
+    if mask.shape == other.shape:
+        return mask, other
+    if not may_be_a_part(other):
+        return _spread(mask, other.shape, other), other
+    is_slice = other.shape[0] == 1 < mask.shape[0]  # which doesn't tell how far the next one would be
+    if not may_be_a_part(mask) or is_slice:
+        return on_one_grid(other, mask)[::-1]
+    box = _box_of(mask, other)
+    if box is None:
+        return mask, other
+    first = np.minimum(box, 0)
+    last = np.maximum(box + mask.shape, other.shape)
+    if (last - first - mask.shape).max() > MOST_EMPTY:
+        return mask, other
+    whole = replace(other, geometry=_shifted(other.geometry, first))
+    shape = tuple((last - first).tolist())
+    return _spread(mask, shape, whole), _spread(other, shape, whole)
+
+
+def may_be_a_part(volume: Volume) -> bool:
+    """Whether a file's format says that what isn't in it is background."""
+    return ending_of(volume.source) == SEGMENTATION_ENDING or is_segmentation(volume.source)
+
+
+def _spread(mask: Volume, shape: tuple[int, ...], grid: Volume) -> Volume:
+    """A mask on all of a grid of this shape that holds all of it, 0 where it has nothing; else as it is."""
+    first = _box_of(mask, grid) if may_be_a_part(mask) else None
+    if first is None or (first < 0).any() or (first + mask.shape > shape).any():
         return mask
-    if not len(a.spacing) == len(b.spacing) == 3 or not np.allclose(a.direction, b.direction, atol=1e-3):
-        return mask
-    step = b.spacing[2] if image.shape[0] > 1 else a.spacing[2]
-    normal = np.reshape(b.direction, (3, 3))[:, 2]
-    place = float(np.subtract(a.origin, b.origin) @ normal / step)
-    first, last = round(place), round(place) + mask.shape[0]
-    one_grid = 1 in (mask.shape[0], image.shape[0]) or abs(a.spacing[2] / step - 1) <= SAME_SPACING
-    if not one_grid or abs(place - first) > SAME_PLACE:
-        return mask
-    before, after = max(0, first), max(0, image.shape[0] - last)
-    beyond = max(0, -first) + max(0, last - image.shape[0])
-    if (beyond and ending_of(image.source) != SEGMENTATION_ENDING) or before + after + beyond > MOST_EMPTY:
-        return mask
-    array = np.pad(mask.array, ((before, after), (0, 0), (0, 0)))
-    origin = tuple((np.array(a.origin) - before * step * normal).tolist())
-    return replace(mask, array=array, geometry=replace(a, origin=origin, spacing=(*a.spacing[:2], step)))
+    array = np.zeros(shape, mask.array.dtype)
+    array[tuple(slice(a, a + length) for a, length in zip(first.tolist(), mask.shape, strict=True))] = mask.array
+    return replace(mask, array=array, geometry=grid.geometry)
+
+
+def _box_of(mask: Volume, grid: Volume) -> np.ndarray | None:
+    """The index, z, y, x, of a mask's first voxel on a grid, which may lie outside; None if it isn't on that grid."""
+    a, b = mask.geometry, grid.geometry
+    if a is None or b is None:
+        return None
+    to_grid = np.linalg.solve(b.affine, a.affine)
+    first = np.rint(to_grid[:3, 3])
+    corners = np.array([*itertools.product(*((0, length - 1) for length in mask.shape[::-1]))])
+    apart = corners @ (to_grid[:3, :3] - np.eye(3)).T + to_grid[:3, 3] - first
+    if min(len(a.origin), len(b.origin)) == 2:
+        apart[:, 2] = first[2] = 0
+    return None if np.abs(apart).max() > SAME_PLACE else first[::-1].astype(int)
+
+
+def _shifted(geometry: Geometry | None, first: np.ndarray) -> Geometry | None:
+    """A grid that begins at another of its voxels, z, y, x."""
+    if geometry is None:
+        return None
+    origin = (geometry.affine @ [*first[::-1], 1])[: len(geometry.origin)]
+    return replace(geometry, origin=tuple(origin.tolist()), also=(), nifti=None)
 
 
 def refuse_jpegs(masks: Sequence[Path]) -> None:

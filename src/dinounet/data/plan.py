@@ -20,7 +20,7 @@ from dinounet.data.geometry import Volume, coarsest_axis
 from dinounet.data.groups import GroupBy
 from dinounet.data.images import require_colour
 from dinounet.data.labels import Labels, Region
-from dinounet.data.masks import check_case
+from dinounet.data.masks import check_case, on_one_grid
 from dinounet.data.naming import common_folder, infer_labels
 from dinounet.data.pairs import mask_paths
 from dinounet.data.stored import open_image, open_truth
@@ -171,6 +171,7 @@ def plan_data(
         if image is not None and mask is not None:
             with noted(problems):
                 modalities.add(image.modality)
+                mask = on_one_grid(mask, image)[0]
                 channels = channels or _channel_names(len(image.array))
                 pixels = check_case(image, mask, channels, None if known is None else known.given)
                 _require_colours(image, channels)

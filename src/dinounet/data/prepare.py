@@ -22,7 +22,7 @@ import numpy as np
 from dinounet.data.choice import Choice, choose_evenly
 from dinounet.data.geometry import Volume
 from dinounet.data.labels import IGNORED
-from dinounet.data.masks import check_case
+from dinounet.data.masks import check_case, on_one_grid
 from dinounet.data.pairs import Case
 from dinounet.data.plan import DataPlan
 from dinounet.data.preprocessing import (
@@ -214,6 +214,7 @@ def _prepare(case: Case, plan: DataPlan, folder: Path, memory: int) -> str | Non
             mask = open_truth(case, plan.meaning, memory // 2, plan.slice_axis)
         if image is None or mask is None:
             return join_some(problems)
+        mask = on_one_grid(mask, image)[0]
         check_case(image, mask, [channel.name for channel in plan.channels], plan.meaning.given)
         moments = measure_channels(image, plan.channels)
         slices, size = image.shape[slice_axis(image, plan)], resampled_size(image, plan)

@@ -11,7 +11,7 @@ import numpy as np
 
 from dinounet.data.geometry import Volume, require_same_grid, require_straight
 from dinounet.data.labels import Labels, Region
-from dinounet.data.masks import read_mask, read_truth, where, with_empty_slices
+from dinounet.data.masks import on_one_grid, read_mask, read_truth, where
 from dinounet.data.pairs import Case, ClassFiles, class_files, mask_files, name_of
 from dinounet.data.splits import by_group
 from dinounet.errors import ConfigError, DataError, noted
@@ -159,8 +159,7 @@ def evaluate_cases(
     for case in cases:
         try:
             prediction = read_mask(predicted[case.name], known)
-            truth = with_empty_slices(read_truth(case, known), prediction)
-            pair = truth, with_empty_slices(prediction, truth)
+            pair = on_one_grid(read_truth(case, known), prediction)
             require_same_grid(pair[1], pair[0])
             require_straight(pair[0])
         except DataError as error:

@@ -16,7 +16,7 @@ import numpy as np
 
 from dinounet.data.geometry import Volume, coarsest_axis, require_same_grid
 from dinounet.data.images import read_image
-from dinounet.data.masks import read_mask, read_truth
+from dinounet.data.masks import on_one_grid, read_mask, read_truth
 from dinounet.data.pairs import Case, ClassFiles, image_files, name_of
 from dinounet.drawing import colours_of, outline_of, rgb_of, to_grey_levels
 from dinounet.errors import ConfigError, DataError
@@ -138,11 +138,12 @@ def picture_cases(
     pictures = []
     for found in metrics.worst_first[:most]:
         case = by_name[found.case]
-        masks = read_truth(case, metrics.meaning), read_mask(predicted[case.name], metrics.meaning)
-        volumes = read_image(case.images[:1]), *masks
-        for other in (volumes[0], volumes[2]):
-            require_same_grid(other, volumes[1])
-        pictures.append(_make_picture(found, *volumes, metrics))
+        image = read_image(case.images[:1])
+        truth = on_one_grid(read_truth(case, metrics.meaning), image)[0]
+        prediction = on_one_grid(read_mask(predicted[case.name], metrics.meaning), image)[0]
+        for other in (image, prediction):
+            require_same_grid(other, truth)
+        pictures.append(_make_picture(found, image, truth, prediction, metrics))
     return pictures
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from dinounet.data.formats.slicer import segments_in
 from dinounet.data.geometry import Geometry, Volume, rounded
 from dinounet.errors import DataError
 from dinounet.program import quieten_itk
@@ -51,7 +52,8 @@ def read_itk(path: Path) -> Volume:
     _require_dimensions(path, image)
     array = sitk.GetArrayFromImage(image)
     array = np.moveaxis(array, -1, 0) if image.GetNumberOfComponentsPerPixel() > 1 else array[None]
-    return Volume(array[:, None] if image.GetDimension() == 2 else array, _place(path, image), path)
+    array = array[:, None] if image.GetDimension() == 2 else array
+    return Volume(array, _place(path, image), path, segments=segments_in(image, len(array), path))
 
 
 def look_into_itk(path: Path) -> tuple[tuple[int, ...], np.dtype[Any], Geometry, Callable[[int], np.ndarray] | None]:
