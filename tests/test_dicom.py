@@ -143,7 +143,7 @@ def break_it(series: Path, what: str) -> None:
         ("size", r"is 20 x 48 of 1 channels but|but .* is 20 x 48 of 1 channels; keep slices of one size"),
         ("direction", "lies in another direction or spacing than"),
         ("tilt", "slices that are shifted against each other, as a tilted gantry does"),
-        ("truncated", r"can't be read as a DICOM image; is it whole"),
+        ("truncated", r"lacks 30 bytes of its pixels; get the file again"),
         ("no pixels", r"is a DICOM image without pixels; export it with them, or remove it"),
         ("empty", r"is not an image in a known format \(.*or a folder of DICOM files\)"),
     ],

@@ -356,7 +356,7 @@ def slices_of_several_sizes(root: Path) -> None:
     edit(path, Rows=20, PixelData=pydicom.dcmread(path).PixelData[: 40 * 48])
 
 
-@wrong(series, "images/a", "can't be read as a DICOM image; is it whole")
+@wrong(series, "images/a", "lacks 300 bytes of its pixels; get the file again")
 def a_truncated_slice(root: Path) -> None:
     path = sorted_files(root / "images" / "a")[3]
     path.write_bytes(path.read_bytes()[:-300])

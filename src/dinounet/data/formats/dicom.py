@@ -44,6 +44,10 @@ DECODED = (
 """Transfer syntaxes that GDCM decodes: plain ones, deflated, RLE, JPEG, JPEG-LS and JPEG 2000."""
 
 
+Rescales = Sequence[tuple[float, float] | None]
+"""Of each frame its slope and intercept; None: stored values are meant."""
+
+
 class Series(NamedTuple):
     """What a folder of DICOM files holds."""
 
@@ -129,66 +133,98 @@ def _read_header(path: Path) -> Dataset:
     if not os.access(path, os.R_OK):
         raise DataError(f"{path} may not be read by you; change its permissions")
     try:
-        header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=[*DESCRIBING])
+        header = pydicom.dcmread(path, defer_size=1 << 16, specific_tags=[*DESCRIBING, *OF_PIXELS])
+        lacking = _bytes_lacking(path, header)
     except Exception as error:  # whatever pydicom meets in a damaged file
         raise DataError(f"{path} can't be read as a DICOM image ({_first_line(error)}); is it whole?") from None
-    if not header.get("Rows") or not header.get("Columns"):
+    if not header.get("Rows") or not header.get("Columns") or "PixelData" not in header:
         raise _unreadable(path)
+    if lacking > 0:
+        raise DataError(f"{path} lacks {lacking} bytes of its pixels; get the file again")
     return header
+
+
+def _bytes_lacking(path: Path, header: Dataset) -> int:
+    """How many bytes its pixels have too few, for which GDCM would give whatever lies in memory."""
+    from pydicom.pixels.utils import get_expected_length
+    from pydicom.uid import ImplicitVRLittleEndian
+
+    held = header.get_item("PixelData", keep_deferred=True)
+    syntax = header.file_meta.get("TransferSyntaxUID", ImplicitVRLittleEndian)
+    if held is None or syntax.is_encapsulated or not header.get("Rows") or not header.get("Columns"):
+        return 0
+    if held.value is not None:
+        return get_expected_length(header) - len(held.value)
+    cut = 0 if syntax.is_deflated else max(0, held.value_tell + held.length - path.stat().st_size)
+    return get_expected_length(header) - held.length + cut
 
 
 def _read_pixels(path: Path, slices: Sequence[Slice]) -> np.ndarray:
     """Of all frames of a file, in its order: (C, frames, Y, X), rescaled."""
     rescales = [one.rescale for one in slices]
-    array = _rescaled(_decode_stored(path), rescales) if any(rescales) else _decode(path, path)
+    array = _rescaled(*_decode_stored(path, rescales)) if any(rescales) else _decode(path)
     if array.shape[1] != len(slices):
         raise DataError(f"{path} holds {array.shape[1]} frames and describes {len(slices)}; export it again")
     return array
 
 
-def _decode(path: Path, source: Path) -> np.ndarray:
+def _decode(path: Path) -> np.ndarray:
     """(C, Z, Y, X) of a file, as GDCM decodes and, where all frames share it, rescales it.
 
     Raises:
-        DataError: it doesn't; told of the file that it comes from.
+        DataError: it doesn't.
     """
+    try:
+        return _read_by_gdcm(path)
+    except RuntimeError:  # it knows no class of the last years either, whose pixels are as good
+        return _rescaled(*_decode_stored(path, None))
+
+
+def _read_by_gdcm(path: Path) -> np.ndarray:
     import SimpleITK as sitk
 
     quieten_itk(sitk)
-    try:
-        image: Any = sitk.ReadImage(str(path))
-    except RuntimeError:
-        raise _unreadable(source) from None
+    image: Any = sitk.ReadImage(str(path))
     array = sitk.GetArrayFromImage(image)
     array = np.moveaxis(array, -1, 0) if image.GetNumberOfComponentsPerPixel() > 1 else array[None]
     return array if array.ndim == 4 else array[:, None]
 
 
-def _decode_stored(path: Path) -> np.ndarray:
-    """Stored values of a file whose frames are rescaled each in its own way, which GDCM would do by the first's.
+def _decode_stored(path: Path, rescales: Rescales | None) -> tuple[np.ndarray, Rescales]:
+    """Stored values (C, frames, Y, X) of a file, and how to rescale its frames: as given, or else as the file has it.
 
-    It is given a copy that holds the pixels and nothing that tells how to rescale them.
+    GDCM would rescale all frames by the first one's slope. It is given a copy of another class that holds the pixels,
+    and nothing that tells how to rescale them.
     """
     import pydicom
 
     try:
-        content = pydicom.dcmread(path, specific_tags=[*OF_PIXELS])
-        if "PixelData" not in content:
+        content = pydicom.dcmread(path, specific_tags=[*OF_PIXELS, "RescaleSlope", "RescaleIntercept"])
+        if rescales is None:
+            rescales = [_own_rescale(content)] * int(content.get("NumberOfFrames") or 1)
+        for name in ("RescaleSlope", "RescaleIntercept"):
+            content.pop(name, None)
+        if _bytes_lacking(path, content) > 0:
             raise _unreadable(path)
         content.SOPClassUID = content.file_meta.MediaStorageSOPClassUID = CONTAINER
         content.SOPInstanceUID = content.file_meta.MediaStorageSOPInstanceUID
         with tempfile.TemporaryDirectory() as folder:
             copy = Path(folder) / "stored.dcm"
             content.save_as(copy)
-            return _decode(copy, path)
-    except DataError:
-        raise
+            return _read_by_gdcm(copy), rescales
     except Exception:  # whatever pydicom meets in a damaged file
         raise _unreadable(path) from None
 
 
-def _rescaled(stored: np.ndarray, rescales: Sequence[tuple[float, float] | None]) -> np.ndarray:
+def _own_rescale(content: Dataset) -> tuple[float, float] | None:
+    slope, intercept = content.get("RescaleSlope"), content.get("RescaleIntercept")
+    return None if slope is None or intercept is None else (float(slope), float(intercept))
+
+
+def _rescaled(stored: np.ndarray, rescales: Rescales) -> np.ndarray:
     """Stored values (C, frames, Y, X) in the units of their frames, as whole numbers where these are."""
+    if not any(rescales):
+        return stored
     factors = [(1.0, 0.0) if one is None else one for one in rescales]
     whole = all(number == int(number) and abs(number) < 2**15 for one in factors for number in one)
     values = np.empty(stored.shape, np.int32 if whole and stored.dtype.itemsize <= 2 else np.float32)
@@ -208,7 +244,7 @@ def _unreadable(path: Path) -> DataError:
         return DataError(f"{path} can't be read as a DICOM image ({_first_line(error)}); is it whole?")
     if {"FloatPixelData", "DoubleFloatPixelData"} & {element.keyword for element in content}:
         return DataError(f"{path} holds its pixels as fractions (a parametric map); convert it, such as to .nii.gz")
-    if "PixelData" not in content or not content.get("Rows"):
+    if "PixelData" not in content and content.get("Rows"):
         return DataError(f"{path} is a DICOM image without pixels; export it with them, or remove it")
     if syntax not in DECODED:
         return DataError(f"{path} is compressed by {syntax.name}, which isn't read here; export it uncompressed")

@@ -25,7 +25,7 @@ DESCRIBING = [
     "ImagePlanePixelSpacing", "NominalScannedPixelSpacing", "SequenceOfUltrasoundRegions", "ImagePositionPatient",
     "ImageOrientationPatient", "SliceThickness", "SpacingBetweenSlices", "SharedFunctionalGroupsSequence",
     "PerFrameFunctionalGroupsSequence", "DetectorInformationSequence", "SliceVector", "GridFrameOffsetVector",
-    "TotalPixelMatrixColumns", "TotalPixelMatrixRows",
+    "TotalPixelMatrixColumns", "TotalPixelMatrixRows", "DoseGridScaling",
 ]  # fmt: skip
 """Attributes that are read of a file to place its slices."""
 
@@ -67,7 +67,7 @@ class Slice(NamedTuple):
     """Of the slab that it is of, mm."""
 
     rescale: tuple[float, float] | None
-    """Slope and intercept of its frame; None where the file has none for single frames."""
+    """Slope and intercept of its frame; None where the file has none but for all together, which GDCM applies."""
 
     @property
     def name(self) -> str:
@@ -100,8 +100,9 @@ def slices_of(path: Path, header: Dataset) -> list[Slice]:
     if not own:
         places = _places(header, count)
         spacing, thickness = spacing_of_image(header), _thickness(header)
+        dose = (float(header.DoseGridScaling), 0.0) if header.get("DoseGridScaling") else None
         return [
-            Slice(path, index if count > 1 else None, size, spacing, place, thickness, None)
+            Slice(path, index if count > 1 else None, size, spacing, place, thickness, dose)
             for index, place in enumerate(places)
         ]
     if len(own) != count:
@@ -268,9 +269,15 @@ def _thickness_of_frame(groups: Sequence[Dataset]) -> float | None:
 
 
 def _rescale(groups: Sequence[Dataset]) -> tuple[float, float] | None:
-    slope = in_groups(groups, "PixelValueTransformationSequence", "RescaleSlope")
-    intercept = in_groups(groups, "PixelValueTransformationSequence", "RescaleIntercept")
-    return None if slope is None or intercept is None else (float(slope), float(intercept))
+    """Of a frame; parametric maps have real-world values in the place of a rescaling."""
+    for sequence, of in (
+        ("PixelValueTransformationSequence", "Rescale"),
+        ("RealWorldValueMappingSequence", "RealWorldValue"),
+    ):
+        slope, intercept = (in_groups(groups, sequence, f"{of}{what}") for what in ("Slope", "Intercept"))
+        if slope is not None and intercept is not None:
+            return float(slope), float(intercept)
+    return None
 
 
 def in_groups(groups: Sequence[Dataset], sequence: str, name: str) -> Any:
