@@ -26,7 +26,7 @@ from dinounet.data.choice import choose_evenly
 from dinounet.data.dataset import read_dataset
 from dinounet.data.geometry import Geometry, Volume
 from dinounet.data.labels import Labels, Region
-from dinounet.data.plan import ChannelPlan, DataPlan, Intensities, plan_data
+from dinounet.data.plan import ChannelPlan, DataPlan, Intensities, PlannedGroups, plan_data
 from dinounet.data.prepare import PLACES_A_CLASS
 from dinounet.data.preprocessing import measure_channels
 from dinounet.data.sampling import cut_patch
@@ -78,6 +78,8 @@ def test_each_decision_about_the_pixels_makes_another_cache_and_no_other_does(pn
         "fingerprint": replace(plan.fingerprint, cases=9),
         "regions": (Region("all", (1, 2), 1),),
         "test_cases": ("case_9",),
+        "readers": 7,
+        "groups": PlannedGroups("folder"),
         "channel_projection": ((1.0,), (1.0,), (1.0,)),
         "colours": {"background": "#000000", "disc": "#ff0000", "square": "#00ff00"},
     }

@@ -147,6 +147,9 @@ class RunRecord:
     results: dict[str, Result] = field(default_factory=dict)
     """Of a reviewed run, by part: validation, test, or training where no case was kept from it."""
 
+    readers: int = 1
+    """Version of how its files were read when it was started, `data.formats.READERS`."""
+
     format: int = FORMAT
     """Version of this file's keys."""
 

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 from filelock import FileLock, Timeout
 
+from dinounet.data.formats import READERS
 from dinounet.data.pairs import Case
 from dinounet.data.plan import DataPlan
 from dinounet.data.prepare import KNOWN, estimate, prepare_cases
@@ -30,7 +31,8 @@ from dinounet.files import PARTIAL, join_some
 
 FORMAT = 4
 NOT_OF_THE_PIXELS = frozenset(
-    {"dataset", "file_ending", "patch", "fingerprint", "channel_projection", "regions", "test_cases", "groups"}
+    {"dataset", "file_ending", "patch", "fingerprint", "channel_projection", "regions", "test_cases"}
+    | {"groups", "readers"}
 )
 """Fields of a plan that preprocessed slices don't depend on; they do on all others, also on those to come."""
 
@@ -190,7 +192,7 @@ def require_room(wanted: int, root: Path, tell: Callable[[str], None]) -> None:
 
 
 def _key(case: Case, plan: DataPlan) -> str:
-    """Hash of all that the slices depend on; files count by place, size and time of change."""
+    """Hash of all that the slices depend on; files count by place, size and time of change, and how they are read."""
     decisions = {key: value for key, value in asdict(plan).items() if key not in NOT_OF_THE_PIXELS}
     files = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in case.files]
-    return hashlib.sha256(json.dumps([FORMAT, files, decisions]).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps([FORMAT, READERS, files, decisions]).encode()).hexdigest()[:16]

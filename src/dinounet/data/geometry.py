@@ -143,6 +143,14 @@ class Volume:
         x, y, *z = self.geometry.spacing
         return (z[0] if z else 1.0), y, x
 
+    @property
+    def box(self) -> tuple[float, float, float] | None:
+        """Sides along z, y and x of a box as large as a voxel: the spacing, unless it is sheared and flatter."""
+        if self.spacing is None or self.geometry is None or not self.geometry.is_sheared:
+            return self.spacing
+        z, y, x = self.spacing
+        return z * abs(float(np.linalg.det(np.reshape(self.geometry.direction, (3, 3))))), y, x
+
 
 def coarsest_axis(shape: Sequence[int], spacing: Sequence[float] | None) -> int:
     """The axis (of z, y, x) along which to cut slices: one of length 1, else the coarsest, else the first."""

@@ -16,6 +16,7 @@ import numpy as np
 
 from dinounet.data.dataset import Dataset
 from dinounet.data.fingerprint import Fingerprint, Intensities, Seen, look_at, measure_intensities, principal_components
+from dinounet.data.formats import READERS
 from dinounet.data.geometry import Volume, coarsest_axis
 from dinounet.data.groups import GroupBy
 from dinounet.data.images import require_colour
@@ -120,6 +121,9 @@ class DataPlan:
 
     groups: PlannedGroups = PlannedGroups()
     """Which cases are never on both sides of a fold; earlier versions knew a table's groups alone."""
+
+    readers: int = 1
+    """Version of how the files were read that it was decided from, `data.formats.READERS`."""
 
     @property
     def meaning(self) -> Labels:
@@ -234,6 +238,7 @@ def plan_data(
         colours=known.colours,
         test_cases=dataset.test_cases,
         groups=PlannedGroups(dataset.group, dataset.remarks),
+        readers=READERS,
     )
 
 

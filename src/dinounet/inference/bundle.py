@@ -47,7 +47,7 @@ MOST_BLOCKS = 256
 Upgrade = Callable[[dict[str, Any]], dict[str, Any]]
 
 UPGRADES: dict[int, Upgrade] = {
-    1: lambda content: {**content, "format": 2},  # lengths "at the detector" came to be
+    1: lambda content: {**content, "format": 2},  # lengths "at the detector", and data.readers, came to be
 }
 """By the format that it reads: what makes the content of a `model.json` one of the next format."""
 

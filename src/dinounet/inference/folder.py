@@ -123,7 +123,7 @@ def _predict(predictor: Predictor, cases: Sequence[Case], outputs: Outputs, on_c
     with allocated(outputs.folder) as allocate, ThreadPoolExecutor(1) as writer:
         wanted = Wanted(outputs.probabilities, outputs.uncertainty, allocate)
         writing: list[Future[None]] = []
-        for case, found in predictor.segment(_read(predictor, cases), wanted):
+        for case, found in predictor.segment(_read(predictor, cases, outputs), wanted):
             if isinstance(found, UserError):
                 problems[case.name] = str(found)
             else:
@@ -145,11 +145,12 @@ def _write(outputs: Outputs, case: Case, found: Segmentation, meaning: Labels, p
         problems[case.name] = str(error)
 
 
-def _read(predictor: Predictor, cases: Sequence[Case]) -> Iterator[tuple[Case, Volume | UserError]]:
+def _read(predictor: Predictor, cases: Sequence[Case], outputs: Outputs) -> Iterator[tuple[Case, Volume | UserError]]:
     for case in cases:
         volume: Volume | UserError
         try:
             volume = predictor.read(case.images)
+            outputs.require_place(case, volume)
         except UserError as error:
             volume = error
         yield case, volume

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
+from dinounet.data.formats import other_reading
 from dinounet.device import Device, Precision
 from dinounet.errors import ConfigError
 from dinounet.files import read_record
@@ -15,6 +16,7 @@ from dinounet.inference.postprocessing import Postprocessing, agree, check_names
 from dinounet.inference.predictor import Batch, Engine, Predictor, Settings
 from dinounet.inference.views import TestTimeAugmentation
 from dinounet.network.provenance import BackboneRecord
+from dinounet.progress import say
 
 PostprocessingChoice = Literal["auto", "none"] | str | Path
 """auto: what the run's review chose, of several runs what all of them chose; none; or a file."""
@@ -62,6 +64,8 @@ def load(
         raise ConfigError(f"{first.named} holds the backbone already; leave {flag} out")
     if flag and all(model.backbone is None for model in models):
         raise ConfigError(f"{first.named} is a U-Net, which has no backbone; leave {flag} out")
+    if told := other_reading(first.plan.data.readers, f"{first.named} was planned"):
+        say("readers", told)
     settings = Settings(tta, step, batch)
     post = _postprocessing(postprocessing, models)
     engine: Engine

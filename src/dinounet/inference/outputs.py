@@ -17,8 +17,10 @@ from typing import Any
 import numpy as np
 
 from dinounet.data.formats.dicom_seg import require_highdicom, write_segmentation
+from dinounet.data.formats.nifti import NIFTI_ENDINGS
 from dinounet.data.geometry import Geometry, Volume
 from dinounet.data.images import (
+    FLAT_ENDINGS,
     SEGMENTATION_ENDING,
     VOLUME_ENDINGS,
     ending_for_labels,
@@ -30,7 +32,7 @@ from dinounet.data.labels import Labels
 from dinounet.data.pairs import Case
 from dinounet.data.preprocessing import in_slice
 from dinounet.drawing import colours_of, paint, to_grey_levels
-from dinounet.errors import ConfigError
+from dinounet.errors import ConfigError, DataError
 from dinounet.files import PROBABILITIES, join_some, whole_file
 from dinounet.inference.segmentation import Segmentation
 from dinounet.run import versions
@@ -73,6 +75,17 @@ class Outputs:
     def mask_of(self, case: Case) -> Path:
         """Where a case's mask lies."""
         return self.folder / f"{case.name}{self.endings[case.name]}"
+
+    def require_place(self, case: Case, image: Volume) -> None:
+        """Raise a DataError if the format of a case's mask can't tell where its image lies."""
+        ending = self.endings[case.name]
+        if image.geometry is None or not image.geometry.is_sheared:
+            return
+        if ending not in (*NIFTI_ENDINGS, *FLAT_ENDINGS, ending_of(image.source)):
+            raise DataError(
+                f"{image.source} is sheared: its axes are not at right angles, which {ending} can't tell; predict it "
+                "with --format .nii.gz, or resample it onto a straight grid"
+            )
 
     def are_there(self, case: Case) -> bool:
         """Whether a case has been predicted before."""

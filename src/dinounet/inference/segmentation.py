@@ -137,7 +137,7 @@ class Draft:
         """What was found."""
         labels = self._labels
         if postprocessing is not None:
-            labels = apply(postprocessing, labels, self.volume.spacing, self.plan.meaning)
+            labels = apply(postprocessing, labels, self.volume.box, self.plan.meaning)
         return Segmentation(self.volume, self._axis, labels, self._probabilities, self._entropy, self._disagreement)
 
 

@@ -25,6 +25,7 @@ from torch.serialization import safe_globals
 
 from dinounet.data.dataset import read_description
 from dinounet.data.fingerprint import Fingerprint, Intensities
+from dinounet.data.formats import READERS
 from dinounet.data.plan import ChannelPlan, DataPlan, Normalisation
 from dinounet.errors import DataError, WeightsError
 from dinounet.files import join_some, read_json, require_new
@@ -234,6 +235,7 @@ def read_nnunet_plan(planned: Any, described: Any, plans: Path, dataset: Path, c
         unknown_spacing=1.0 if reader == "NaturalImage2DIO" else None,  # which counts flat images so
         regions=labels.regions,
         ignore=labels.ignore,
+        readers=READERS,
     )
 
 

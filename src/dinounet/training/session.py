@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dinounet.data.dataset import Dataset, hash_dataset, parse_channels, read_dataset
+from dinounet.data.formats import READERS, other_reading
 from dinounet.data.groups import GroupRule
 from dinounet.data.labels import parse_labels
 from dinounet.data.splits import Fold, read_test_list
@@ -171,6 +172,9 @@ def _make_run(
     )
     check_plan(plan, dataset)
     plan = with_groups(plan, dataset)
+    if edited and (told := other_reading(edited.data.readers, f"{plan_file} was decided")):
+        say("readers", told)
+        notes = (*notes, told)
     batch_is_given = bool(edited) or decides_batch(recipe or "default", changes or {})
     fitted, network = fit_plan(
         plan, frozen, device, precision, patch_is_given=bool(edited or patch), batch_is_given=batch_is_given
@@ -213,6 +217,7 @@ def _make_run(
         deterministic=deterministic,
         track=track,
         notes=notes,
+        readers=READERS,
     )
     output.mkdir(parents=True, exist_ok=True)
     remove_leftovers(output)
@@ -307,6 +312,9 @@ def resume_run(
                     raise DataError(
                         f"{data} is not, or no longer, the dataset that {output} was started with; train a new run"
                     )
+        if told := other_reading(record.readers, f"{output} was started"):
+            say("readers", told)
+            record = replace(record, notes=tuple(dict.fromkeys((*record.notes, told))))
         say("resume", f"going on after step {record.steps_done}", step=record.steps_done)
         return _go_on(data, output, record, team, None, checkpoint_minutes, cache, resume=True)
 

@@ -2,4 +2,19 @@
 
 READERS = 2
 """Version of how files are read: raised with every change after which a file gives other numbers, another spacing or
-another place. Caches and plans of another version are not used again."""
+another place. Slices that were cached by another version are made anew; of plans and runs it is told."""
+
+
+def other_reading(readers: int, what: str) -> str:
+    """A sentence about what was made when files were read by another version; "" if it was by this one.
+
+    Args:
+        readers: the version by which it was made.
+        what: it is, and what was done to it, such as "plan.json was decided".
+    """
+    if readers == READERS:
+        return ""
+    return (
+        f"{what} with files as version {readers} of our readers gave them, and this is version {READERS}: some files "
+        "have another spacing, place or values now (CHANGELOG.md says which); make it anew if yours are among them"
+    )
