@@ -8,10 +8,8 @@ import torch
 
 import dinounet
 from datasets import write_png_dataset
-from dinounet import memory as free
 from dinounet.data.dataset import read_dataset
 from dinounet.data.plan import plan_data
-from dinounet.device import available_memory
 from dinounet.errors import UserError
 from dinounet.files import write_json
 from dinounet.network.build import build_network
@@ -94,17 +92,6 @@ def test_patches_shrink_until_one_fits_and_given_ones_are_refused(plan: Plan) ->
         fit_to_memory(plan, short, patch_is_given=True, batch_is_given=False)
     with pytest.raises(UserError, match=r"one patch of 64 x 64 needs .* choose a smaller --patch or backbone"):
         fit_to_memory(plan, replace(short, free=1000), patch_is_given=False, batch_is_given=False)
-
-
-def test_a_container_may_use_what_it_is_allowed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(free, "CONTROL_GROUP", tmp_path)
-    unlimited = available_memory("cpu")
-    assert unlimited > 100 * 2**20
-    (tmp_path / "memory.current").write_text("1000\n")
-    (tmp_path / "memory.max").write_text("max\n")
-    assert available_memory("cpu") > 100 * 2**20
-    (tmp_path / "memory.max").write_text("5000\n")
-    assert available_memory("cpu") == 4000
 
 
 def test_where_memory_is_short_patches_go_through_the_network_in_parts(
