@@ -93,12 +93,12 @@ def write_frames(
 
 def write_ct(folder: Path, pixels: np.ndarray, **more: Any) -> list[Dataset]:
     """Write slices (Z, Y, X) as a CT series, 3 mm apart, a file each, and give what they hold."""
-    common = {"SeriesInstanceUID": generate_uid(), "StudyInstanceUID": generate_uid()}
+    common = {name: generate_uid() for name in ("SeriesInstanceUID", "StudyInstanceUID", "FrameOfReferenceUID")}
     for name in ("PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "AccessionNumber", "StudyID"):
         common[name] = ""
     for index, plane in enumerate(pixels):
         write_image(
-            folder / f"{index}.dcm", plane, "CT", **common, FrameOfReferenceUID=common["StudyInstanceUID"] + ".1",
+            folder / f"{index}.dcm", plane, "CT", **common,
             ImagePositionPatient=[0, 0, 3 * index], ImageOrientationPatient=[1, 0, 0, 0, 1, 0],
             PixelSpacing=[0.8, 0.7], SliceThickness=3, RescaleSlope=1, RescaleIntercept=0, ReferringPhysicianName="",
             SeriesNumber=1, InstanceNumber=index + 1, **more,

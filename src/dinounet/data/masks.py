@@ -206,7 +206,7 @@ def on_one_grid(mask: Volume, other: Volume) -> tuple[Volume, Volume]:
     DICOM segmentations leave out empty slices, and Slicer saves the extent that is painted; other volumes come as they
     are, and these too where they don't fit, so that whoever compares the grids tells that.
     """
-    if mask.shape == other.shape:
+    if mask.shape == other.shape and not (may_be_a_part(mask) and may_be_a_part(other)):
         return mask, other
     if not may_be_a_part(other):
         return _spread(mask, other.shape, other), other
