@@ -4,17 +4,22 @@ Headers of .seg.nrrd are written by hand, as Slicer's developer guide has them.
 """
 
 import json
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
+import tifffile
+from PIL import Image
 
 import dinounet
+from conftest import shared
 from dinounet.data.cache import build_cache
 from dinounet.data.dataset import read_dataset
-from dinounet.data.masks import read_truth
+from dinounet.data.labels import parse_labels
+from dinounet.data.masks import read_mask, read_truth
 from dinounet.data.plan import plan_data
 from dinounet.errors import DataError
 
@@ -265,3 +270,82 @@ def test_nnunet_s_names_meet_the_segments_names(tmp_path: Path) -> None:
     }
     (tmp_path / "dataset.json").write_text(json.dumps(described))
     assert plan_data(read_dataset(tmp_path)).fingerprint.label_pixels["tumour"] == 2 * TUMOUR.sum()
+
+
+WHITE, RED, BLACK, GREEN = (255, 255, 255), (200, 0, 0), (0, 0, 0), (0, 160, 0)
+SHOWN = np.zeros((40, 44), np.uint8)
+SHOWN[5:20, 6:20] = 1
+SHOWN[25:35, 10:30] = 2
+
+
+def write_palettes(root: Path, palettes: Sequence[Sequence[tuple[int, int, int]]], ending: str = ".png") -> Path:
+    """Masks that all show class 0, 1 and 2 in white, red and black, by a table of colours of their own."""
+    for index, table in enumerate(palettes):
+        path = root / "masks" / f"c{index}{ending}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        numbers = np.array([table.index(colour) for colour in (WHITE, RED, BLACK)], np.uint8)[SHOWN]
+        if ending == ".tif":
+            colours = np.zeros((3, 256), np.uint16)
+            colours[:, : len(table)] = np.array(table).T * 257
+            tifffile.imwrite(path, numbers, photometric="palette", colormap=colours)
+        else:
+            picture = Image.frombytes("P", SHOWN.shape[::-1], numbers.tobytes())
+            picture.putpalette([part for colour in table for part in colour])
+            picture.save(path)
+        (root / "images").mkdir(exist_ok=True)
+        noise = np.random.default_rng(index).integers(0, 60, SHOWN.shape)
+        Image.fromarray((noise + 90 * SHOWN).astype(np.uint8)).save(root / "images" / f"c{index}.png")
+    return root
+
+
+BY_COLOUR = "background=#ffffff,one=#c80000,two=#000000"
+DIFFERING = [(WHITE, RED, BLACK), (BLACK, WHITE, RED), (WHITE, RED, BLACK)]
+
+
+@pytest.mark.parametrize("ending", [".png", ".tif", ".bmp"])
+def test_palettes_that_differ_are_read_by_colour_or_refused(ending: str, tmp_path: Path) -> None:
+    root = write_palettes(tmp_path / "data", DIFFERING, ending)
+    with pytest.raises(
+        DataError, match=rf"c0\{ending} shows the number 0 as #ffffff, and .*c1\{ending} as #000000"
+    ) as told:
+        plan_data(read_dataset(root))
+    words = shlex.split(str(told.value))
+    proposed = [words[place + 1] for place, word in enumerate(words) if word == "--labels"]
+    assert proposed == ["background=#ffffff,class1=#c80000,class2=#000000", "background=0,class1=1,class2=2"]
+    plan = plan_data(read_dataset(root, parse_labels(BY_COLOUR)))
+    counted = {"background": (SHOWN == 0).sum(), "one": (SHOWN == 1).sum(), "two": (SHOWN == 2).sum()}
+    assert plan.fingerprint.label_pixels == {name: 3 * count for name, count in counted.items()}
+    for case in read_dataset(root, parse_labels(BY_COLOUR)).cases:
+        np.testing.assert_array_equal(read_truth(case, plan.meaning).array[0], SHOWN)
+    numbered = plan_data(read_dataset(root, {"background": 0, "one": 1, "two": 2}))
+    assert "shows the number 0 as #ffffff" in numbered.groups.remarks_on_pixels[0]
+    copies = dinounet.relabel(root / "masks", tmp_path / "clean", labels=BY_COLOUR)
+    for copy in copies:
+        pixels = tifffile.imread(copy) if ending == ".tif" else np.asarray(Image.open(copy))
+        np.testing.assert_array_equal(pixels, SHOWN)
+
+
+def test_equal_palettes_and_other_entries_of_no_pixel_are_numbers(tmp_path: Path) -> None:
+    root = write_palettes(tmp_path, [(WHITE, RED, BLACK), (WHITE, RED, BLACK, GREEN), (WHITE, RED, BLACK)])
+    assert plan_data(read_dataset(root)).labels == {"background": 0, "class 1": 1, "class 2": 2}
+    empty = Image.new("P", SHOWN.shape[::-1])
+    empty.putpalette([*WHITE, *GREEN, *RED])
+    empty.save(root / "masks" / "c1.png")
+    assert plan_data(read_dataset(root)).fingerprint.label_pixels["class 2"] == 2 * (SHOWN == 2).sum()
+
+
+def test_one_colour_under_two_numbers_is_refused(tmp_path: Path) -> None:
+    root = write_palettes(tmp_path, [(WHITE, RED, GREEN, BLACK), (WHITE, BLACK, GREEN, RED)])
+    lesions = {"c0": (1, [*WHITE, *RED, *GREEN]), "c1": (2, [*WHITE, *GREEN, *RED])}
+    for name, (number, table) in lesions.items():
+        picture = Image.frombytes("P", SHOWN.shape[::-1], ((SHOWN == 1) * np.uint8(number)).tobytes())
+        picture.putpalette(table)
+        picture.save(root / "masks" / f"{name}.png")
+    with pytest.raises(DataError, match=r"c0\.png has #c80000 as the number 1, and .*c1\.png as 2, so that"):
+        plan_data(read_dataset(root))
+
+
+def test_palettes_as_people_have_them() -> None:
+    folder = shared("data/as_found/palette_masks")
+    for path in sorted(folder.glob("*_mask.png")):
+        np.testing.assert_array_equal(read_mask(path).array[0], np.asarray(Image.open(path)))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -123,6 +123,9 @@ class Volume:
 
     segments: tuple[Segment, ...] = ()
     """Of a mask as it is stored, a channel a layer: what its file says that its numbers stand for."""
+
+    palette: Mapping[int, str] | None = None
+    """Of a mask in a file with a palette, the colour that each number is shown in, as "#ff0000"."""
 
     @property
     def shape(self) -> tuple[int, int, int]:

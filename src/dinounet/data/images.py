@@ -19,8 +19,15 @@ from dinounet.data.formats.dicom import read_series
 from dinounet.data.formats.dicom_objects import is_dicom, is_series, other_object, other_objects
 from dinounet.data.formats.itk import ITK_ENDINGS, read_itk, write_itk
 from dinounet.data.formats.nifti import NIFTI_ENDINGS, open_nifti, write_nifti
-from dinounet.data.formats.picture import JPEG_ENDINGS, PICTURE_ENDINGS, Purpose, read_picture, write_picture
-from dinounet.data.formats.tiff import TIFF_ENDINGS, read_tiff, write_tiff
+from dinounet.data.formats.picture import (
+    JPEG_ENDINGS,
+    PICTURE_ENDINGS,
+    Purpose,
+    read_palette,
+    read_picture,
+    write_picture,
+)
+from dinounet.data.formats.tiff import TIFF_ENDINGS, read_tiff, read_tiff_palette, write_tiff
 from dinounet.data.geometry import Geometry, Volume, require_same_grid
 from dinounet.errors import DataError, noted
 from dinounet.files import join_some, whole_file
@@ -145,8 +152,8 @@ def read_stored(path: Path, of: Purpose) -> Volume:
         raise DataError(f"{path} may not be read by you; change its permissions")
     try:
         if ending in FLAT_ENDINGS:
-            read = read_tiff if ending in TIFF_ENDINGS else read_picture
-            return Volume(read(path, of), None, path)
+            read, palette = (read_tiff, read_tiff_palette) if ending in TIFF_ENDINGS else (read_picture, read_palette)
+            return Volume(read(path, of), None, path, palette=palette(path) if of == "mask" else None)
         if ending in NIFTI_ENDINGS:
             file = open_nifti(path)
             return Volume(file.read(), file.geometry, path)

@@ -1,12 +1,15 @@
-"""What a mask's own file says that its numbers stand for: segments with names, in Slicer's and DICOM's segmentations.
+"""What a mask's own file says that its numbers stand for: segments with names, or a palette's colours.
 
-Names rule: programs number segments in the order in which they were drawn, so that one number may be the liver here and
-the tumour there. Segments that overlap, each in a layer of its own, become regions where one lies in the other.
+Names, in Slicer's and DICOM's segmentations, rule: programs number segments in the order in which they were drawn, so
+that one number may be the liver here and the tumour there. Segments that overlap, each in a layer of its own, become
+regions where one lies in the other. Of palettes the numbers count, as long as all files show one number in one colour.
 """
 
 from __future__ import annotations
 
 import re
+import shlex
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
@@ -17,7 +20,7 @@ from dinounet.data.formats.dicom_seg import segment_names
 from dinounet.data.formats.slicer import Segment, read_segments
 from dinounet.data.geometry import Volume
 from dinounet.data.images import SEGMENTATION_ENDING, ending_of, read_stored
-from dinounet.data.labels import IGNORE, Labels, Region, relabel_command, write_labels
+from dinounet.data.labels import BLACK, IGNORE, Labels, Region, relabel_command, write_labels
 from dinounet.errors import ConfigError, DataError
 from dinounet.files import join_some
 
@@ -258,3 +261,41 @@ def _write_regions(labels: np.ndarray, where: Mapping[str, np.ndarray], known: L
             f"{path} has {np.count_nonzero(left)} voxels that are {' and '.join(joined)} alone, which no label stands "
             f"for ({write_labels(known.labels)}); correct the mask"
         )
+
+
+def palettes_differ(masks: Sequence[tuple[Path, Mapping[int, str], Mapping[int, int]]]) -> str:
+    """Which number two masks show in different colours, or which colour they give to different numbers; "" if none.
+
+    Args:
+        masks: the file of each, its palette, and how many pixels hold each number; what no pixel holds doesn't count.
+    """
+    colours: dict[int, tuple[str, Path]] = {}
+    numbers: dict[str, tuple[int, Path, Mapping[int, str]]] = {}
+    for path, palette, pixels in masks:
+        for number in pixels:
+            colour = palette.get(number, BLACK)
+            first, where = colours.setdefault(number, (colour, path))
+            if first != colour:
+                return f"{where} shows the number {number} as {first}, and {path} as {colour}"
+            other, where, its = numbers.setdefault(colour, (number, path, palette))
+            if other != number and its.get(number) != colour and palette.get(other) != colour:
+                return f"{where} has {colour} as the number {other}, and {path} as {number}"
+    return ""
+
+
+def refuse_differing_palettes(masks: Sequence[tuple[Path, Mapping[int, str], Mapping[int, int]]]) -> None:
+    """Raise a DataError if masks that nobody named give one number different colours."""
+    told = palettes_differ(masks)
+    if not told:
+        return
+    colours: Counter[str] = Counter()
+    for _, palette, pixels in masks:
+        for number, count in pixels.items():
+            colours[palette.get(number, BLACK)] += count
+    names = (BACKGROUND, *(f"class{index}" for index in range(1, len(colours))))
+    by_colour = dict(zip(names, (colour for colour, _ in colours.most_common()), strict=True))
+    by_number = dict(zip(names, sorted({number for _, _, pixels in masks for number in pixels}), strict=False))
+    raise DataError(
+        f"{told}, so that one number may be two classes; say what counts: --labels "
+        f"{shlex.quote(write_labels(by_colour))} for the colours, or --labels {write_labels(by_number)} for the numbers"
+    )

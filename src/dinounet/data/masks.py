@@ -81,6 +81,8 @@ def read_mask(mask: Path | ClassFiles, known: Labels | None = None) -> Volume:
             return replace(volume, array=by_name(volume, volume.segments, known), segments=())
         if not counts_by_number(volume.segments):
             raise other_names(mask, volume.segments, known)
+    if known is not None and known.colours is not None:
+        volume = in_colours(volume)
     if known is not None and known.colours is not None and len(volume.array) == 3:
         return replace(volume, array=_number(to_marks(volume, coloured=True), known, mask))
     marks = to_marks(volume)
@@ -91,6 +93,16 @@ def read_mask(mask: Path | ClassFiles, known: Labels | None = None) -> Volume:
             "number a pixel, as dinounet relabel does"
         )
     return replace(volume, array=marks)
+
+
+def in_colours(volume: Volume) -> Volume:
+    """A mask as it is stored with red, green and blue in the place of the numbers of its palette, if it has one."""
+    if volume.palette is None or len(volume.array) != 1:
+        return volume
+    table = np.zeros((max(*volume.palette, int(volume.array.max(initial=0))) + 1, 3), np.uint8)
+    for number, colour in volume.palette.items():
+        table[number] = list(bytes.fromhex(colour[1:]))
+    return replace(volume, array=np.moveaxis(table[volume.array[0]], -1, 0), palette=None)
 
 
 def to_marks(volume: Volume, coloured: bool = False) -> np.ndarray:
@@ -170,7 +182,7 @@ def _join(files: ClassFiles, known: Labels) -> Volume:
         if len(values) > 1:
             raise DataError(f"{path} holds {listed(values)} beside 0; the mask of one class must hold one number")
         if joined is None:
-            joined = replace(one, array=np.zeros(one.shape, np.uint8))
+            joined = replace(one, array=np.zeros(one.shape, np.uint8), segments=(), palette=None)
         require_same_grid(one, joined)
         here = one.array > 0
         for other, where in owner.items():

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -20,7 +21,8 @@ from dinounet.data.formats import READERS
 from dinounet.data.geometry import Volume, coarsest_axis
 from dinounet.data.groups import GroupBy
 from dinounet.data.images import require_colour
-from dinounet.data.labels import Labels, Region
+from dinounet.data.labels import Labels, Region, write_labels
+from dinounet.data.legends import palettes_differ, refuse_differing_palettes
 from dinounet.data.masks import check_case, on_one_grid
 from dinounet.data.naming import common_folder, infer_labels
 from dinounet.data.pairs import mask_paths
@@ -165,6 +167,7 @@ def plan_data(
     channels = dataset.channels
     known = dataset.meaning
     modalities: set[str | None] = set()
+    palettes: list[tuple[Path, Mapping[int, str], Mapping[int, int]]] = []
     most = free_memory() // 4
     for case in dataset.cases:
         image = mask = None
@@ -179,6 +182,8 @@ def plan_data(
                 channels = channels or _channel_names(len(image.array))
                 pixels = check_case(image, mask, channels, None if known is None else known.given)
                 _require_colours(image, channels)
+                if mask.palette is not None:
+                    palettes.append((mask.source, mask.palette, pixels))
                 seen.append(look_at(image, mask, pixels, dataset.ignore))
         on_case()
     if problems:
@@ -195,6 +200,7 @@ def plan_data(
         )
     pixels = sum((Counter(one.pixels) for one in seen), Counter())
     if known is None:
+        refuse_differing_palettes(palettes)
         folder = common_folder([path for case in dataset.cases for path in mask_paths(case.mask)])
         known, pixels = infer_labels(pixels, dataset.name, folder)
     labels = known.labels
@@ -237,9 +243,16 @@ def plan_data(
         ignore=known.ignore,
         colours=known.colours,
         test_cases=dataset.test_cases,
-        groups=PlannedGroups(dataset.group, dataset.remarks),
+        groups=PlannedGroups(dataset.group, dataset.remarks, _remarks_on_palettes(palettes, known)),
         readers=READERS,
     )
+
+
+def _remarks_on_palettes(
+    palettes: Sequence[tuple[Path, Mapping[int, str], Mapping[int, int]]], known: Labels
+) -> tuple[str, ...]:
+    told = palettes_differ(palettes) if known.colours is None else ""
+    return (f"{told}: palettes differ, and the numbers count ({write_labels(known.given)})",) if told else ()
 
 
 def _channel_names(count: int, modalities: AbstractSet[str | None] = frozenset()) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ from dinounet.data.formats.picture import PICTURE_ENDINGS
 from dinounet.data.geometry import Volume
 from dinounet.data.images import SEGMENTATION_ENDING, ending_for_labels, ending_of, read_stored, stem_of, write_mask
 from dinounet.data.labels import Given, Labels, name_labels
-from dinounet.data.masks import to_marks
+from dinounet.data.masks import in_colours, to_marks
 from dinounet.data.naming import COLOUR, to_mark, to_vectors
 from dinounet.errors import DataError
 from dinounet.files import join_some, whole_folder
@@ -112,6 +112,8 @@ def _marks(volume: Volume, coloured: bool) -> np.ndarray:
     """As `to_marks`, but for fractions, and grey that stands for colours, which both are about to be replaced."""
     if volume.array.dtype.kind == "f" and len(volume.array) == 1:
         return volume.array[0]
+    if coloured:
+        volume = in_colours(volume)
     if coloured and len(volume.array) == 1:
         volume = replace(volume, array=volume.array.repeat(3, axis=0))
     return to_marks(volume, coloured)

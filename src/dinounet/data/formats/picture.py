@@ -37,6 +37,15 @@ def read_picture(path: Path, of: Purpose) -> np.ndarray:
         return picture_pixels(file, path, of, otherwise)
 
 
+def read_palette(path: Path) -> dict[int, str] | None:
+    """The colour of each number, "#ff0000", of a picture that has a palette."""
+    with open_picture(path) as picture:
+        if picture.mode != "P":
+            return None
+        colours = bytes(picture.getpalette("RGB") or [])
+    return {number: f"#{colours[3 * number : 3 * number + 3].hex()}" for number in range(len(colours) // 3)}
+
+
 def write_picture(path: Path, labels: np.ndarray, colours: Mapping[int, str] | None = None) -> None:
     """Write labels (1, Y, X); colours of numbers ("#ff0000") become their palette."""
     from PIL import Image

@@ -63,6 +63,18 @@ def read_tiff(path: Path, of: Purpose) -> np.ndarray:
     return turned.astype(np.uint8) if turned.dtype == bool else turned
 
 
+def read_tiff_palette(path: Path) -> dict[int, str] | None:
+    """The colour of each number, "#ff0000", of a file whose pages have a palette; TIFF's has 16 bits a colour."""
+    import tifffile
+
+    with tifffile.TiffFile(path) as file:
+        page: Any = file.series[0].keyframe
+        if page.photometric.name != "PALETTE" or page.colormap is None:
+            return None
+        colours = (page.colormap.T >> 8).astype(np.uint8)
+    return {number: f"#{colour.tobytes().hex()}" for number, colour in enumerate(colours)}
+
+
 def write_tiff(path: Path, labels: np.ndarray, colours: Mapping[int, str] | None = None) -> None:
     """Write labels (Z, Y, X), a page a slice; colours of numbers ("#ff0000") become their palette."""
     import tifffile
