@@ -188,7 +188,17 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that decide the numbers."""
-    packages = ("dinounet", "torch", "timm", "lightning-fabric", "monai", "batchgeneratorsv2", "numpy", "SimpleITK")
+    packages = (
+        "dinounet",
+        "torch",
+        "timm",
+        "lightning-fabric",
+        "monai",
+        "batchgeneratorsv2",
+        "numpy",
+        "nibabel",
+        "SimpleITK",
+    )
     found = {"python": platform.python_version()}
     for package in packages:
         try:

@@ -90,7 +90,8 @@ class NiftiFile:
         if self._scaling is not None:
             slope, intercept = self._scaling
             stored = stored * np.float64(slope) + np.float64(intercept)
-        return stored.T.astype(self.dtype)
+        with np.errstate(over="ignore"):  # what becomes infinite is refused by whoever reads it
+            return stored.T.astype(self.dtype)
 
 
 def open_nifti(path: Path) -> NiftiFile:
