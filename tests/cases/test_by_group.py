@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -121,6 +122,7 @@ def test_the_truth_s_folders_are_groups_and_it_is_said_by_what(
 ) -> None:
     predictions, truth, table = folders
     output = tmp_path / "metrics.json"
+    (predictions / "metrics.json").unlink(missing_ok=True)  # which may know groups too
     words = ["evaluate", str(predictions), str(truth), "--labels", LABELS, "-o", str(output)]
     assert main([*words, "--by", "group"]) == 0
     told = json.loads(capsys.readouterr().out.splitlines()[-1])
@@ -157,6 +159,19 @@ def test_intervals_are_over_patients_where_they_are_known(folders: tuple[Path, P
     )
     assert "over groups" in known.bootstrap and "over cases" in alone.bootstrap
     assert known.by == "case" and known.basis["a"].drawn == 6 and alone.basis["a"].drawn > 6
+
+
+def test_a_run_s_own_groups_are_known_from_its_review(folders: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    """What a review leaves in `validation/` has its cases' groups, so that nobody needs to write a table."""
+    predictions, _, table = folders
+    for folder in ("truth", "validation"):
+        (tmp_path / folder).mkdir()
+    for case, (truth, _) in patients().items():
+        Image.fromarray(truth).save(tmp_path / "truth" / f"{case}.png")
+        shutil.copy(predictions / f"{case}.png", tmp_path / "validation")
+    dinounet.evaluate(tmp_path / "validation", tmp_path / "truth", labels=LABELS, groups=table)
+    found = dinounet.evaluate(tmp_path / "validation", tmp_path / "truth", labels=LABELS, by="group")
+    assert [group.case for group in found.groups] == list(PATIENTS)
 
 
 def test_compare_by_group(folders: tuple[Path, Path, Path], tmp_path: Path) -> None:

@@ -38,7 +38,8 @@ def evaluate(
         tolerance: How far apart surfaces count as the same for NSD, in mm, or in pixels where no spacing is known.
         by: What is scored: each case, or each group, such as the slices of a patient, with its pixels pooled.
         groups: CSV file with the columns case and group. Intervals are then over groups, since cases of a group depend
-            on each other. By group, the truth's folders are the groups where it has some and no file is given.
+            on each other. By group, it isn't needed for a run's validation masks if the dataset has groups, nor where
+            the truth has a folder for each group.
 
     Returns:
         The metrics.

@@ -38,7 +38,7 @@ def read_table(path: Path) -> tuple[tuple[Case, ...], tuple[str, ...]]:
         DataError: the file can't be read, lacks columns, or its rows are wrong; all of that together.
     """
     text = read_text(path, unreadable="it should be a table of images and masks", no_text="save the table as CSV UTF-8")
-    rows = _rows(path, text)
+    rows = read_rows(path, text)
     _, header = next(rows, (0, []))
     columns = [name.strip().lower() for name in header]
     while columns and not columns[-1]:  # some programs end lines with separators
@@ -84,7 +84,7 @@ def read_table(path: Path) -> tuple[tuple[Case, ...], tuple[str, ...]]:
     return tuple(sorted(cases, key=lambda case: case.name)), remarks
 
 
-def _rows(path: Path, text: str) -> Iterator[tuple[int, list[str]]]:
+def read_rows(path: Path, text: str) -> Iterator[tuple[int, list[str]]]:
     """The rows that hold anything, each with the number of its first line in the file.
 
     Raises:

@@ -197,7 +197,7 @@ def pair_models(
         with noted(problems):
             cases, predicted, wrong = pair_folders(folder, truth)
             problems += wrong
-            pairs[name] = with_groups(cases, truth, by, groups), predicted
+            pairs[name] = with_groups(cases, folder, truth, by, groups), predicted
     if problems:
         raise DataError(_once_each(problems))
     return pairs

@@ -85,7 +85,8 @@ def evaluate_folders(
         tolerance: of NSD, in mm, or in px where the truth knows of no spacing.
         by: what is scored: each case, or each group with the pixels of its cases pooled.
         groups: of each case its group, such as the patient, or a CSV file with the columns case and group; intervals
-            are then resampled over groups. By group it may be left out where the truth has a folder for each group.
+            are then resampled over groups. By group it may be left out where `metrics.json` among the predictions knows
+            them, as a run's review does, or the truth has a folder for each.
 
     Raises:
         ConfigError: the tolerance is not above 0, or nothing says which cases are of one group.
@@ -95,7 +96,7 @@ def evaluate_folders(
     known = Labels(dict(labels), regions, ignore, colours)
     cases, predicted, problems = pair_folders(predictions, truth)
     with noted(problems):
-        cases = with_groups(cases, truth, by, groups)
+        cases = with_groups(cases, predictions, truth, by, groups)
     probabilities: dict[str, Path] = {}
     with noted(problems):
         probabilities = find_probabilities(predictions, [case.name for case in cases])

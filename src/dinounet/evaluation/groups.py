@@ -8,16 +8,16 @@ case where the other mask is empty is as far as that case's diagonal, and so bey
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from dinounet.data.pairs import Case, ClassFiles, mask_paths
+from dinounet.data.table import read_rows
 from dinounet.errors import ConfigError, DataError
 from dinounet.evaluation.metrics import Tally, measure_tally, pool
-from dinounet.evaluation.records import EMPTY, By, CaseMetrics, ClassMetrics, Unit, VolumeUnit
-from dinounet.files import join_some
+from dinounet.evaluation.records import EMPTY, By, CaseMetrics, ClassMetrics, Unit, VolumeUnit, read_metrics
+from dinounet.files import METRICS, join_some, read_text
 
 COLUMNS = ("case", "group")
 
@@ -68,13 +68,16 @@ def _measure(name: str, counted: Sequence[CountedCase], tolerance: float, group:
     return CaseMetrics(name, first.unit, first.volume_unit, found, sum(one.ignored_pixels for one in counted), group)
 
 
-def with_groups(cases: Sequence[Case], truth: Path, by: By, groups: Path | Mapping[str, str] | None) -> list[Case]:
+def with_groups(
+    cases: Sequence[Case], predictions: Path, truth: Path, by: By, groups: Path | Mapping[str, str] | None
+) -> list[Case]:
     """The cases with their groups.
 
     Args:
         cases: with the files of their truth.
-        truth: the folder that these are in.
-        by: what is to be scored; by group, folders in the truth are the groups if nothing else says so.
+        predictions: the folder of masks, whose `metrics.json` may tell groups, as that of a run's review does.
+        truth: the folder of the truth, whose folders are the groups if nothing else tells them.
+        by: what is to be scored; by case, groups matter only if they are given.
         groups: of each case its group, or a CSV file that tells them.
 
     Raises:
@@ -86,11 +89,12 @@ def with_groups(cases: Sequence[Case], truth: Path, by: By, groups: Path | Mappi
     if groups is None and by == "case":
         return list(cases)
     if groups is None:
-        return [replace(case, group=folder) for case, folder in zip(cases, _folders(cases, truth), strict=True)]
-    known = groups if isinstance(groups, Mapping) else read_groups(groups)
+        known: Mapping[str, str] = _groups_of_before(cases, predictions) or _folders(cases, truth)
+    else:
+        known = groups if isinstance(groups, Mapping) else read_groups(groups)
     lacking = [case.name for case in cases if case.name not in known]
     if lacking:
-        where = "groups" if isinstance(groups, Mapping) else str(groups)
+        where = str(groups) if isinstance(groups, Path) else "groups"
         raise DataError(f"{where} says no group of {join_some(lacking)}; add a row for each case")
     return [replace(case, group=known[case.name]) for case in cases]
 
@@ -103,26 +107,19 @@ def read_groups(path: Path) -> dict[str, str]:
     Raises:
         DataError: it can't be read, lacks a column, or its rows are wrong; all of that together.
     """
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:  # Excel's UTF-8 begins with a mark
-            header = file.readline()
-            file.seek(0)
-            rows = csv.DictReader(file, delimiter=max(",;\t", key=header.count), skipinitialspace=True, strict=True)
-            columns = rows.fieldnames = [name.strip().lower() for name in rows.fieldnames or ()]
-            numbered = [(rows.line_num, row) for row in rows]
-    except OSError as error:
-        raise DataError(f"{path} can't be read ({error.strerror}); give --groups a CSV file of cases") from None
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path} can't be read as a table ({error}); save it as CSV UTF-8") from None
+    text = read_text(path, unreadable="it should be a table of cases and groups", no_text="save it as CSV UTF-8")
+    rows = read_rows(path, text)
+    columns = [name.strip().lower() for name in next(rows, (0, []))[1]]
     if any(columns.count(name) != 1 for name in COLUMNS):
         raise DataError(
             f"{path} has the columns {', '.join(columns) or 'none'}; its first line must name case and group, "
             "separated by commas, semicolons or tabs"
         )
+    places = [columns.index(name) for name in COLUMNS]
     found: dict[str, str] = {}
     problems = []
-    for line, row in numbered:
-        case, group = ((row[name] or "").strip() for name in COLUMNS)
+    for line, row in rows:
+        case, group = (row[place].strip() if place < len(row) else "" for place in places)
         if not case or not group:
             problems.append(f"line {line} says no {'case' if not case else 'group'}")
         elif found.setdefault(case, group) != group:
@@ -132,10 +129,18 @@ def read_groups(path: Path) -> dict[str, str]:
     return found
 
 
-def _folders(cases: Sequence[Case], truth: Path) -> list[str]:
+def _groups_of_before(cases: Sequence[Case], predictions: Path) -> dict[str, str]:
+    """The groups by which a run's review, or an older evaluation, knew these cases; none where it knew of some none."""
+    path = predictions / METRICS
+    known = {case.case: case.group for case in read_metrics(path).cases} if path.is_file() else {}
+    found = {case.name: known.get(case.name) for case in cases}
+    return {name: group for name, group in found.items() if group is not None} if all(found.values()) else {}
+
+
+def _folders(cases: Sequence[Case], truth: Path) -> dict[str, str]:
     """Of each case the folder in the truth's that its mask is in."""
-    first = [mask_paths(case.mask)[0].relative_to(truth).parent for case in cases]
-    loose = [case.name for case, folder in zip(cases, first, strict=True) if not folder.parts]
+    folders = {case.name: mask_paths(case.mask)[0].relative_to(truth).parent for case in cases}
+    loose = [name for name, folder in folders.items() if not folder.parts]
     by_class = any(isinstance(case.mask, ClassFiles) for case in cases)
     if loose or by_class:
         why = "has one mask a class" if by_class else f"has {join_some(loose)} in no folder of their own"
@@ -143,4 +148,4 @@ def _folders(cases: Sequence[Case], truth: Path) -> list[str]:
             f"nothing says which cases belong together: {truth} {why}; give --groups a CSV file with the columns case "
             "and group"
         )
-    return [folder.as_posix() for folder in first]
+    return {name: folder.as_posix() for name, folder in folders.items()}
