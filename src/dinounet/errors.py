@@ -29,6 +29,10 @@ def noted(problems: list[str]) -> Iterator[None]:
         problems.append(str(error))
 
 
+class UnreachableError(UserError):
+    """A file can't be read although it is there, also when tried again: the network, or its server, has gone."""
+
+
 class WeightsError(UserError):
     """Weights are missing, can't be reached, or don't fit the network they are meant for."""
 

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import codecs
 import difflib
+import errno
 import json
 import os
 import re
 import shutil
 import stat
+import time
 import types
 import typing
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
@@ -24,7 +26,7 @@ from typing import Any, TypeVar
 
 import dacite
 
-from dinounet.errors import ConfigError, DataError, UserError
+from dinounet.errors import ConfigError, DataError, UnreachableError, UserError
 
 PREDICTION = "prediction.json"
 """Among predicted masks: what made them. Written by `dinounet predict`, read by `dinounet evaluate`."""
@@ -43,6 +45,15 @@ PARTIAL = ".partial-"
 
 T = TypeVar("T")
 
+PASSING = frozenset(
+    getattr(errno, name)
+    for name in ("EIO", "ESTALE", "ETIMEDOUT", "EREMOTEIO", "ENOTCONN", "ENOLINK", "ECOMM", "EHOSTDOWN", "EHOSTUNREACH")
+    if hasattr(errno, name)
+)
+"""Numbers of errors that a file system on a network has while its server, or the way there, is gone for a moment."""
+
+SECONDS_BEFORE_TRYING_AGAIN = (0.5, 2.0, 8.0)
+
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
@@ -60,6 +71,50 @@ def whole_file(path: Path) -> Iterator[Path]:
         _write_through(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def read_patiently(path: Path, read: Callable[[], T]) -> T:
+    """What `read` reads; where the file system fails in a way that passes, it is tried again, at most three times.
+
+    Args:
+        path: named in the error.
+        read: which opens the file anew each time.
+
+    Raises:
+        UnreachableError: it failed so each time.
+    """
+    for seconds in SECONDS_BEFORE_TRYING_AGAIN:
+        try:
+            return read()
+        except Exception as error:
+            if not is_passing(error):
+                raise
+        time.sleep(seconds)
+    try:
+        return read()
+    except Exception as error:
+        if not is_passing(error):
+            raise
+        raise UnreachableError(
+            f"{path} can't be read though it was tried {len(SECONDS_BEFORE_TRYING_AGAIN) + 1} times "
+            f"({_root_of(error)}); see that its disk, or the network to it, is there"
+        ) from None
+
+
+def is_passing(error: BaseException | None) -> bool:
+    """Whether an error is one of PASSING, or came of one: readers raise errors of their own about it."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in PASSING:
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _root_of(error: BaseException) -> str:
+    """What the system calls a passing error."""
+    while not isinstance(error, OSError) or error.errno not in PASSING:
+        error = typing.cast(BaseException, error.__cause__ or error.__context__)
+    return error.strerror or str(error)
 
 
 def remove_leftovers(folder: Path) -> None:

@@ -27,7 +27,7 @@ from dinounet.data.pairs import Case
 from dinounet.data.plan import DataPlan
 from dinounet.data.prepare import KNOWN, estimate, prepare_cases
 from dinounet.errors import DataError, UserError
-from dinounet.files import PARTIAL, join_some
+from dinounet.files import PARTIAL, join_some, read_patiently
 
 FORMAT = 4
 NOT_OF_THE_PIXELS = frozenset(
@@ -41,6 +41,9 @@ OPEN_CASES = 100
 
 HAS_ADVICE = hasattr(mmap, "MADV_RANDOM")
 """Whether the system can be told what will be read; Windows can't."""
+
+PIECE = 1 << 20
+"""Bytes that are read at a time."""
 
 WORTH_TELLING = 10**9
 """Bytes of a cache from which on its size is told before it is built."""
@@ -122,7 +125,7 @@ def build_cache(
 @lru_cache(3 * OPEN_CASES)
 def open_array(path: Path) -> np.memmap[Any, Any]:
     """Map a file of NumPy's into memory; it stays open while few others are asked for."""
-    array: np.memmap[Any, Any] = np.load(path, mmap_mode="r")
+    array: np.memmap[Any, Any] = read_patiently(path, lambda: np.load(path, mmap_mode="r"))
     if HAS_ADVICE:  # otherwise the system reads around each page that is touched, on some machines megabytes
         array._mmap.madvise(mmap.MADV_RANDOM)  # type: ignore[attr-defined]
     return array
@@ -130,15 +133,28 @@ def open_array(path: Path) -> np.memmap[Any, Any]:
 
 @lru_cache(OPEN_CASES)
 def _open_places(folder: Path) -> dict[int, np.ndarray]:
-    return {int(path.stem.removeprefix("places_")): np.load(path) for path in sorted(folder.glob("places_*.npy"))}
+    def read() -> dict[int, np.ndarray]:
+        return {int(path.stem.removeprefix("places_")): np.load(path) for path in sorted(folder.glob("places_*.npy"))}
+
+    return read_patiently(folder, read)
 
 
 def expect(part: np.ndarray, whole: np.memmap[Any, Any]) -> None:
-    """Tell the system that this part of a mapped file is read next."""
-    if HAS_ADVICE:
-        start = whole.offset + part.ctypes.data - whole.ctypes.data
-        page = start - start % mmap.PAGESIZE
-        whole._mmap.madvise(mmap.MADV_WILLNEED, page, start + part.nbytes - page)  # type: ignore[attr-defined]
+    """Make the system read this part of a mapped file, of which more than a page is going to be used, all at once.
+
+    The part is copied and dropped, rather than asked for by `madvise`: a page that can't be read when it is touched
+    kills the process, and this raises an error, or waits until it can be read.
+    """
+    path, start = Path(str(whole.filename)), whole.offset + part.ctypes.data - whole.ctypes.data
+
+    def read() -> None:
+        piece, left = bytearray(min(part.nbytes, PIECE)), part.nbytes
+        with path.open("rb", buffering=0) as file:
+            file.seek(start)
+            while left and (got := file.readinto(memoryview(piece)[:left])):
+                left -= got
+
+    read_patiently(path, read)
 
 
 @contextmanager

@@ -12,6 +12,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ from dinounet.data.pairs import (
 from dinounet.data.splits import Split, hold_out, read_splits, split_cases
 from dinounet.data.table import read_table
 from dinounet.errors import ConfigError, DataError, noted
-from dinounet.files import join_some, read_json
+from dinounet.files import join_some, read_json, read_patiently
 
 
 @dataclass(frozen=True)
@@ -177,11 +178,18 @@ def hash_dataset(dataset: Dataset, on_case: Callable[[], None] = lambda: None) -
             digest.update(f"{case.group}\0".encode())
         for path in case.files:
             digest.update(f"{path.parent.name}/{path.name}\0".encode())
-            with path.open("rb") as file:
-                while block := file.read(1 << 20):
-                    digest.update(block)
+            digest = read_patiently(path, partial(_with_content, digest, path))
         on_case()
     return digest.hexdigest()
+
+
+def _with_content(digest: hashlib._Hash, path: Path) -> hashlib._Hash:
+    """The hash of what was hashed before, and a file's content; the one before stays, for another try."""
+    grown = digest.copy()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            grown.update(block)
+    return grown
 
 
 def parse_channels(text: str) -> tuple[str, ...]:

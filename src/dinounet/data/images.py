@@ -30,7 +30,7 @@ from dinounet.data.formats.picture import (
 from dinounet.data.formats.tiff import TIFF_ENDINGS, read_tiff, read_tiff_palette, write_tiff
 from dinounet.data.geometry import Geometry, Volume, require_same_grid
 from dinounet.errors import DataError, noted
-from dinounet.files import join_some, whole_file
+from dinounet.files import join_some, read_patiently, whole_file
 from dinounet.program import without_standard_error
 
 VOLUME_ENDINGS = NIFTI_ENDINGS + ITK_ENDINGS
@@ -136,7 +136,16 @@ def unknown_format(path: Path) -> DataError:
 
 
 def read_stored(path: Path, of: Purpose) -> Volume:
-    """All channels of an image or mask, as they are stored: (C, Z, Y, X)."""
+    """All channels of an image or mask, as they are stored: (C, Z, Y, X).
+
+    Raises:
+        DataError: it is missing, broken, or of no known format.
+        UnreachableError: its file system is away.
+    """
+    return read_patiently(path, lambda: _read_stored(path, of))
+
+
+def _read_stored(path: Path, of: Purpose) -> Volume:
     refuse_dead_link(path)
     if not path.exists():
         raise DataError(f"{path} does not exist")

@@ -24,6 +24,7 @@ from dinounet.data.masks import read_truth, whole_numbers
 from dinounet.data.pairs import Case
 from dinounet.data.rows import look_into_rows
 from dinounet.errors import DataError
+from dinounet.files import is_passing, read_patiently
 from dinounet.program import without_standard_error
 
 MASK_BYTES = 16
@@ -125,6 +126,10 @@ def pixels_of(found: Volume) -> int:
 
 
 def _look_into(path: Path) -> Volume | None:
+    return read_patiently(path, lambda: _look_into_once(path))
+
+
+def _look_into_once(path: Path) -> Volume | None:
     ending = ending_of(path)
     if not path.is_file():
         return None
@@ -140,7 +145,9 @@ def _look_into(path: Path) -> Volume | None:
             with without_standard_error():
                 shape, dtype, geometry, read = look_into_itk(path)
             geometry = geometry if ending in VOLUME_ENDINGS else None  # ITK knows the size of pictures too
-    except Exception:  # the readers raise whatever their C code meets; reading it whole tells what is wrong
+    except Exception as error:  # the readers raise whatever their C code meets; reading it whole tells what is wrong
+        if is_passing(error):
+            raise
         return None
 
     def read_finite(z: int) -> np.ndarray:
@@ -154,5 +161,8 @@ def _look_into(path: Path) -> Volume | None:
             raise DataError(f"{path} holds NaN or infinity in plane {z}; repair or exclude it")
         return plane.astype(dtype, copy=False)
 
-    planes = Planes(shape, dtype, read_finite if read else None)
+    def read_patient(z: int) -> np.ndarray:
+        return read_patiently(path, lambda: read_finite(z))
+
+    planes = Planes(shape, dtype, read_patient if read else None)
     return Volume(cast(np.ndarray, planes), geometry, path)

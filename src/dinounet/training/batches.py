@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from dinounet.data.augmentation import Augmentation
 from dinounet.data.cache import CachedCase
 from dinounet.data.sampling import Patches
-from dinounet.errors import UserError
+from dinounet.errors import UnreachableError, UserError
 from dinounet.plans import Plan
 from dinounet.program import claim_process
 
@@ -86,6 +86,7 @@ def next_batch(batches: Iterator[Any], patches: Numbered, step: int, stop: Calla
     """The next batch; None if it can't be made because a signal to stop has ended the workers, too.
 
     Raises:
+        UnreachableError: the cache's file system is away.
         UserError: it can't be made otherwise; a worker was killed, or a file of the cache is damaged.
     """
     try:
@@ -94,6 +95,8 @@ def next_batch(batches: Iterator[Any], patches: Numbered, step: int, stop: Calla
     except (RuntimeError, OSError, ValueError, EOFError, UnpicklingError, UserError) as error:
         if stop():
             return None
+        if isinstance(error, UnreachableError):  # with the worker's traceback before it
+            raise UnreachableError(str(error).strip().splitlines()[-1].partition(": ")[2] or str(error)) from error
         raise _unprepared(error, patches, step) from error
 
 

@@ -15,7 +15,7 @@ from typing import Literal
 
 from dinounet.data.cache import CachedCase
 from dinounet.data.sampling import Patches
-from dinounet.errors import Interrupted, UserError
+from dinounet.errors import Interrupted, UnreachableError, UserError
 from dinounet.files import write_json
 from dinounet.network.build import Network
 from dinounet.plans import CHECKPOINT_MINUTES
@@ -80,6 +80,7 @@ def fit(
 
     Raises:
         Interrupted: after Ctrl-C, when the checkpoint is written.
+        UnreachableError: the cache's file system is away; the checkpoint is written.
         UserError: the loss stays non-finite, memory is too small for one patch, or patches can't be prepared.
     """
     plan, recipe = record.plan, record.plan.recipe
@@ -138,7 +139,11 @@ def fit(
     ):
         while not finished:
             began = time.monotonic()
-            batch = next_batch(batches, patches, step, stop)
+            try:
+                batch = next_batch(batches, patches, step, stop)
+            except UnreachableError:
+                save("interrupted")
+                raise
             if batch is None:
                 raise stopped()
             step += 1

@@ -17,8 +17,8 @@ from dinounet.data.groups import GroupRule
 from dinounet.data.labels import parse_labels
 from dinounet.data.splits import Fold, read_test_list
 from dinounet.device import Device, Precision, choose_precision, choose_training_device
-from dinounet.errors import ConfigError, DataError, Interrupted
-from dinounet.files import remove_leftovers, require_folder, require_new, require_outside, write_json
+from dinounet.errors import ConfigError, DataError, Interrupted, UnreachableError
+from dinounet.files import is_passing, remove_leftovers, require_folder, require_new, require_outside, write_json
 from dinounet.network.backbone import FrozenBackbone, build_backbone
 from dinounet.network.config import NetworkConfig
 from dinounet.network.weights import fill_backbone
@@ -348,6 +348,8 @@ def _go_on(
                 network, record, output, training, validation,
                 team=team, features=features, resume=resume, checkpoint_minutes=checkpoint_minutes,
             )  # fmt: skip
+    except UnreachableError as error:
+        raise UnreachableError(f"{error}; {how_to_go_on(data, output, cache)}") from None
     except (KeyboardInterrupt, Interrupted) as stop:
         where = str(stop) or f"stopped; the last checkpoint is of step {read_run(output).steps_done}"
         raise Interrupted(f"{where}; {how_to_go_on(data, output, cache)}") from None
@@ -363,11 +365,15 @@ def _go_on(
 
 @contextmanager
 def _removing_what_has_not_begun(record: RunRecord, output: Path, team: Team) -> Iterator[None]:
-    """Within the block an error, such as a full disk, removes a run without a step: it can't be gone on with."""
+    """Within the block an error, such as a full disk, removes a run without a step: it can't be gone on with.
+
+    But not where a file system is away for a while: what is cached so far is whole, and the run goes on from there.
+    """
     try:
         yield
-    except Exception:
-        if team.leads and not record.steps_done:
+    except Exception as error:
+        gone = isinstance(error, UnreachableError) or is_passing(error)
+        if team.leads and not record.steps_done and not gone:
             shutil.rmtree(output, ignore_errors=True)
         raise
 

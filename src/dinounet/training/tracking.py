@@ -12,8 +12,9 @@ import importlib.util
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ import numpy as np
 
 from dinounet.errors import ConfigError
 from dinounet.plans import TrackerName
+from dinounet.progress import say
 from dinounet.run import RunRecord
 
 Track = Callable[..., None]
@@ -42,7 +44,7 @@ def require_trackers(names: Sequence[str]) -> None:
 
 @contextmanager
 def tracking(names: Sequence[TrackerName], run: Path, record: RunRecord, first_step: int) -> Iterator[Track]:
-    """Within the block, what is told goes to the named trackers.
+    """Within the block, what is told goes to the named trackers; one that fails meanwhile is left out, which is told.
 
     Args:
         names: of the trackers; may be none.
@@ -54,22 +56,46 @@ def tracking(names: Sequence[TrackerName], run: Path, record: RunRecord, first_s
         ConfigError: one can't be started.
     """
     with ExitStack() as open_trackers:
-        trackers = []
+        trackers: dict[TrackerName, Track] = {}
         for name in names:
             try:
-                trackers.append(open_trackers.enter_context(TRACKERS[name](run, record, first_step)))
+                opened = TRACKERS[name](run, record, first_step)
+                trackers[name] = opened.__enter__()
+                open_trackers.push(partial(_close, name, opened))
             except Exception as error:  # each has its own kinds: no account, no server, no space
-                reason = (str(error).strip() or type(error).__name__).splitlines()[0]
                 raise ConfigError(
-                    f"--track {name} can't be started ({reason}); correct that and go on with --resume, or "
+                    f"--track {name} can't be started ({_reason(error)}); correct that and go on with --resume, or "
                     "with another --track"
                 ) from error
 
         def track(step: int, numbers: Mapping[str, float], picture: Path | None = None) -> None:
-            for tell in trackers:
-                tell(step, numbers, picture)
+            for name, tell in list(trackers.items()):
+                try:
+                    tell(step, numbers, picture)
+                except Exception as error:  # a server that has gone, a disk that is full
+                    del trackers[name]
+                    say(
+                        "track",
+                        f"--track {name} has failed at step {step} ({_reason(error)}) and is left out from here on; "
+                        "the training goes on, and log.jsonl has all its numbers",
+                        tracker=name,
+                        step=step,
+                    )
 
         yield track
+
+
+def _close(name: str, opened: AbstractContextManager[Track], *error: Any) -> None:
+    """Leave a tracker's context; what it can't tell any more at its end is no fault of the training's."""
+    try:
+        opened.__exit__(*error)
+    except Exception as trouble:
+        if trouble is not error[1]:
+            say("track", f"--track {name} couldn't be closed ({_reason(trouble)})", tracker=name)
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 @contextmanager
