@@ -252,5 +252,6 @@ def _read(cases: Sequence[Case], predicted: Mapping[str, Path], known: Labels, w
             prediction = read_mask(predicted[case.name], known)
             truth, prediction = on_one_grid(read_truth(case, known), prediction)
             require_same_grid(prediction, truth)
-            yield Pair(truth.array, prediction.array, prediction.spacing)
+            is_series = case.images and case.images[0].is_dir()  # whose masks in NIfTI can't say that nothing is known
+            yield Pair(truth.array, prediction.array, truth.spacing if is_series else prediction.spacing)
             advance()

@@ -136,6 +136,7 @@ def _predict_and_evaluate(cases: Sequence[Case], run: Path, folder: Path, postpr
         evaluate_cases(
             cases, _masks_in(folder), predictor.plan.data.meaning, folder / METRICS, lambda _: advance(),
             probabilities=find_probabilities(folder, [case.name for case in cases]),
+            in_pixels=predictor.plan.data.fingerprint.mixes_units,
         )  # fmt: skip
     shutil.rmtree(folder / PROBABILITIES, ignore_errors=True)
 

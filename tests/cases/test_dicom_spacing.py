@@ -87,41 +87,49 @@ def test_a_film_of_frames_has_no_depth(tmp_path: Path) -> None:
     assert image.geometry is None
 
 
-@pytest.fixture(scope="module")
-def x_rays(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """X-rays that nobody calibrated, a square each, with masks in PNG."""
-    root = tmp_path_factory.mktemp("x_rays")
-    (root / "masks").mkdir()
-    for seed in range(2):
+def write_x_rays(root: Path, tags: list[dict[str, Any]]) -> Path:
+    """A rectangle each, with masks in PNG."""
+    (root / "masks").mkdir(parents=True)
+    for seed, attributes in enumerate(tags):
         random = np.random.default_rng(seed)
         mask = np.zeros((64, 64), np.uint8)
         y, x = random.integers(8, 30, 2)
         mask[y : y + 24, x : x + 20] = 1
         pixels = (random.normal(900, 100, mask.shape) + 1500.0 * mask).astype(np.uint16)
-        write_image(root / "images" / f"c{seed}" / "1.dcm", pixels, "DX", **IMAGER)
+        write_image(root / "images" / f"c{seed}" / "1.dcm", pixels, "DX", **attributes)
         Image.fromarray(mask).save(root / "masks" / f"c{seed}.png")
     return root
 
 
-def test_lengths_at_the_detector_are_called_so(x_rays: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+@pytest.mark.parametrize(
+    ("tags", "told", "unit", "area"),
+    [
+        ([IMAGER, IMAGER], "0.2 x 0.21 mm at the detector", "mm at the detector", "mm2 at the detector"),
+        ([SPACED, IMAGER, {}], "0.175 x 0.185 mm, at the detector in 1 of 3 cases; unknown in 1", "px", "px"),
+    ],
+)
+def test_lengths_have_their_unit_in_plan_metrics_and_report(
+    tags: list[dict[str, Any]], told: str, unit: str, area: str, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    x_rays = write_x_rays(tmp_path / "data", tags)
     data = dinounet.plan(x_rays, network="unet", patch=(32, 32), device="cpu").data
-    told = " ".join(capsys.readouterr().out.replace("│", " ").split())
-    assert "median spacing 0.2 x 0.21 mm at the detector" in told
-    assert data.fingerprint.cases_at_the_detector == 2
+    assert f"median spacing {told}" in in_one_line(capsys)
+    assert data.fingerprint.cases_at_the_detector == tags.count(IMAGER)
+    assert (data.spacing is None) == ({} in tags)
 
-    write_json(tmp_path / "plan.json", Plan(data, planned(num_classes=2), Recipe(steps=2, augmentation="none")))
-    run = dinounet.train(x_rays, tmp_path / "run", plan=tmp_path / "plan.json", weights="random", device="cpu")
-    part = next(part for part in ("validation", "training") if (run / part).is_dir())
-    (case, *_) = read_json(run / part / "metrics.json", what="metrics")["cases"]
-    assert (case["unit"], case["volume_unit"]) == ("mm at the detector", "mm2 at the detector")
-    page = (run / "report.html").read_text()
-    assert "HD95 (mm at the detector)" in page and "mm2 at the detector" in page
-
-    (mask,) = dinounet.predict(run, [x_rays / "images" / "c1"], tmp_path / "masks")
-    metrics = dinounet.evaluate(
-        tmp_path / "masks", tmp_path / "masks", tmp_path / "m.json", labels="background=0,foreground=1"
+    write_json(tmp_path / "plan.json", Plan(data, planned(num_classes=2), Recipe(steps=1, augmentation="none")))
+    run = dinounet.train(
+        x_rays, tmp_path / "run", plan=tmp_path / "plan.json", weights="random", fold="all", device="cpu"
     )
-    assert (mask.name, metrics.unit) == ("c1.dcm", "px")  # segmentations have no word for it
+    cases = read_json(run / "training" / "metrics.json", what="metrics")["cases"]
+    assert [(case["unit"], case["volume_unit"]) for case in cases] == [(unit, area)] * len(tags)
+    page = (run / "report.html").read_text()
+    assert f"HD95 ({unit})" in page and f"volume ({area})" in page
+
+
+def in_one_line(capsys: pytest.CaptureFixture) -> str:
+    """What was printed, without the table's lines."""
+    return " ".join(capsys.readouterr().out.replace("│", " ").split())
 
 
 @pytest.mark.parametrize(
@@ -141,4 +149,4 @@ def test_plan_prints_what_is_known(
     for name in "ab":
         Image.fromarray((PIXELS > 900).astype(np.uint8)).save(tmp_path / "masks" / f"{name}.png")
     main(["plan", str(tmp_path), "--network", "unet", "--patch", "32", "32", "--device", "cpu"])
-    assert told in " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert told in in_one_line(capsys)

@@ -171,11 +171,12 @@ def _print(dataset: Dataset, plan: Plan) -> None:
 
 def _spacing(seen: Fingerprint) -> str:
     if not seen.median_spacing:
-        return "unknown, so that pixels are taken as they are"
+        return "unknown"
     flat = (
         seen.largest_shape[0] == 1 and seen.median_spacing[0] == 1
     )  # which a picture's one slice is taken to be thick
-    return f"{_times(seen.median_spacing[1:] if flat else seen.median_spacing)} {seen.unit}"
+    known = f"{_times(seen.median_spacing[1:] if flat else seen.median_spacing)} {seen.unit}"
+    return known + (f"; unknown in {seen.cases_without_spacing}" if seen.cases_without_spacing else "")
 
 
 def _times(numbers: tuple[float, ...]) -> str:

@@ -50,13 +50,20 @@ class Fingerprint:
     """Pixels of each class, and of "ignore" if there is an ignore label, in all training cases."""
     cases_at_the_detector: int = 0
     """Cases, X-rays that nobody calibrated, whose mm are those at the detector."""
+    cases_without_spacing: int = 0
+    """Cases that tell no spacing."""
+
+    @property
+    def mixes_units(self) -> bool:
+        """Whether some cases have lengths in other units than others."""
+        return any(0 < some < self.cases for some in (self.cases_at_the_detector, self.cases_without_spacing))
 
     @property
     def unit(self) -> str:
         """Of the spacing."""
         if not self.cases_at_the_detector:
             return "mm"
-        some = self.cases_at_the_detector < self.cases
+        some = self.mixes_units
         return f"mm, at the detector in {self.cases_at_the_detector} of {self.cases} cases" if some else AT_THE_DETECTOR
 
 

@@ -32,7 +32,7 @@ def plan_as_published(data: DataPlan) -> DataPlan:
         distance * length / side
         for distance, length, side in zip(spacing[1:], seen.median_shape[1:], PATCH, strict=True)
     )
-    unknown = None if seen.median_spacing else 1.0
+    unknown = None if seen.median_spacing and not seen.cases_without_spacing else 1.0
     return replace(data, slice_axis=SLICE_AXIS, spacing=(rows, columns), unknown_spacing=unknown)
 
 

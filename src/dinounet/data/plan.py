@@ -94,8 +94,8 @@ class DataPlan:
     """Axis (of z, y, x) along which a volume is cut into slices: the coarsest."""
 
     spacing: tuple[float, float] | None
-    """Distance of neighbouring pixels within a slice in mm (`fingerprint.unit`), rows then columns; None: pixels are
-    taken as they are."""
+    """Distance of neighbouring pixels within a slice in mm (`fingerprint.unit`), rows then columns; None, where any
+    image tells none: pixels are taken as they are."""
 
     patch: tuple[int, int]
     """Rows and columns of a training patch and of a tile in prediction."""
@@ -225,7 +225,9 @@ def plan_data(
         labels=labels,
         file_ending=dataset.file_ending,
         slice_axis=slice_axis,
-        spacing=(median_spacing[in_plane[0]], median_spacing[in_plane[1]]) if median_spacing else None,
+        spacing=(median_spacing[in_plane[0]], median_spacing[in_plane[1]])
+        if median_spacing and len(spacings) == len(seen)
+        else None,
         patch=patch,
         fingerprint=Fingerprint(
             len(seen),
@@ -235,6 +237,7 @@ def plan_data(
             median_spacing,
             {name: pixels[label] for name, label in known.given.items()},
             sum(one.at_the_detector for one in seen),
+            sum(one.spacing is None for one in seen),
         ),
         channel_projection=None
         if len(channels) in (1, 3)

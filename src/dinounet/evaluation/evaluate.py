@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from dinounet.data.geometry import Volume, require_same_grid, require_straight
+from dinounet.data.images import VOLUME_ENDINGS, ending_of
 from dinounet.data.labels import Labels, Region
 from dinounet.data.masks import on_one_grid, read_mask, read_truth, where
 from dinounet.data.pairs import Case, ClassFiles, class_files, mask_files, name_of
@@ -130,6 +132,7 @@ def evaluate_cases(
     probabilities: Mapping[str, Path] | None = None,
     by: By = "case",
     left_out: Mapping[str, str] | None = None,
+    in_pixels: bool = False,
 ) -> Metrics:
     """Compare the masks of cases, wherever they are, with their truth; see `evaluate_folders`.
 
@@ -144,6 +147,7 @@ def evaluate_cases(
         probabilities: the file of each case's, to find out how well they are calibrated; none to leave that out.
         by: what is scored; by group, a case without one is its own.
         left_out: classes that are not to be in the means over classes, and why.
+        in_pixels: whether lengths count in pixels also where a spacing is known, since other cases have another unit.
     """
     if not known.foreground:
         raise DataError(f"the labels {known.labels} name no class but background; name at least one, such as lesion=1")
@@ -163,6 +167,7 @@ def evaluate_cases(
             pair = on_one_grid(read_truth(case, known), prediction)
             require_same_grid(pair[1], pair[0])
             require_straight(pair[0])
+            pair = _in_one_unit(case, *pair, in_pixels)
         except DataError as error:
             wrong.append(str(error))
             continue
@@ -222,6 +227,15 @@ def _unknown(mask: Volume, labels: Mapping[str, int]) -> str:
     values = join_some([str(value) for value in unknown]).replace(";", ",")
     named = ", ".join(f"{name}={label}" for name, label in labels.items())
     return f"{mask.source} holds the values {values} but the labels are {named}; name them or correct the mask"
+
+
+def _in_one_unit(case: Case, truth: Volume, prediction: Volume, in_pixels: bool) -> tuple[Volume, Volume]:
+    """Both masks of a case, in pixels if that is asked for, and by the image's spacing if the truth tells none."""
+    if in_pixels:
+        return replace(truth, geometry=None), replace(prediction, geometry=None)
+    if truth.geometry is None and case.images and ending_of(case.images[0]) in VOLUME_ENDINGS:
+        return replace(truth, geometry=prediction.geometry), prediction  # which lies on its image's grid
+    return truth, prediction
 
 
 def _units(truth: Volume) -> tuple[Unit, VolumeUnit]:
