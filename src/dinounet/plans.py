@@ -324,7 +324,7 @@ def plan_dataset(
     base = recipe.base if isinstance(recipe, Recipe) else recipe
     if not isinstance(recipe, Recipe):
         choose_recipe(recipe, changes or {})
-    with progress("looking at the data", len(dataset.cases)) as advance:
+    with progress("looking at the data", len(dataset.cases) + len(dataset.held_out)) as advance:
         data = plan_data(dataset, patch or (PATCH if base == "paper" else None), on_case=advance)
     if base == "paper":
         data = plan_as_published(data)

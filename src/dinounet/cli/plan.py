@@ -56,8 +56,8 @@ def plan(
         backbone_precision: How its weights are held: fp32, bf16 in half the memory, int8 in a quarter; auto is bf16 for
             7B and fp32 for all others.
         patch: Rows and columns of a patch; by default what covers the median slice, at most 512.
-        test: Text file that names, a line each, cases or groups (such as patients) to hold out for a test: they are
-            not looked at, and training by this plan leaves them out too.
+        test: Text file that names, a line each, cases or groups (such as patients) to hold out for a test: they
+            decide on nothing (their pixels are compared with the others'), and training by this plan leaves them out.
         group: What keeps cases, such as a patient's, on one side of a fold: folder (their images lie in one), name
             (equal before _slice, _z or _frame and a number), patient (DICOM's PatientID, or BIDS's sub-), none; auto is
             the patient if the files tell, else five or more folders or names of several cases each. A table's column
@@ -73,7 +73,7 @@ def plan(
         The plan.
     """
     data = Path(data)  # Python users may give strings
-    from dinounet.data.dataset import parse_channels, read_dataset
+    from dinounet.data.dataset import parse_channels, read_dataset, with_twins
     from dinounet.data.labels import parse_labels
     from dinounet.data.splits import read_test_list
     from dinounet.device import choose_precision, choose_training_device
@@ -107,7 +107,7 @@ def plan(
         found, frozen, chosen, choose_precision(precision, chosen),
         patch_is_given=bool(patch), batch_is_given=decides_batch(recipe, changes),
     )  # fmt: skip
-    _print(dataset, found)
+    _print(with_twins(dataset, found.data.groups.twins), found)
     for remark in (*found.data.groups.remarks_on_files, *found.data.groups.remarks_on_pixels):
         say("note", remark)
     if output is not None:
@@ -134,7 +134,8 @@ def _print(dataset: Dataset, plan: Plan) -> None:
     table = Table("", "", title=Text(dataset.name), show_header=False)
     for name, value in {
         "cases": f"{seen.cases}",
-        "groups": "none" if dataset.group == "none" else f"{len(groups)}, by {dataset.group}",
+        "groups": ("none" if dataset.group == "none" else f"{len(groups)}, by {dataset.group}")
+        + (f" but {len(data.groups.twins)} of identical pixels" if data.groups.twins else ""),
         "paired by": dataset.paired_by,
         "masks": "numbers"
         if data.colours is None

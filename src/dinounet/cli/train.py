@@ -70,7 +70,7 @@ def train(
         fold: Which of the dataset's splits, from 0; all trains on every case and watches none. By default 0, or all
             where there is but one case or group.
         test: Text file that names, a line each, cases or groups (such as patients) to hold out for a test: they are
-            neither learned from, nor watched, nor looked at for the plan.
+            neither learned from nor watched, and decide on nothing (their pixels are compared with the others').
         group: What keeps cases, such as a patient's, on one side of a fold: folder (their images lie in one), name
             (equal before _slice, _z or _frame and a number), patient (DICOM's PatientID, or BIDS's sub-), none; auto is
             the patient if the files tell, else five or more folders or names of several cases each. A table's column

@@ -155,6 +155,24 @@ def read_dataset(
     return replace(dataset, labels=named.labels, regions=named.regions, ignore=named.ignore, colours=named.colours)
 
 
+def with_twins(dataset: Dataset, twins: Sequence[Sequence[str]]) -> Dataset:
+    """A dataset whose cases of identical pixels are in one group, with those of the groups that they were in.
+
+    Folds that are the dataset's own stay as they are.
+    """
+    units = {case.name: case.name if case.group is None else case.group for case in dataset.cases}
+    joined = {unit: unit for unit in units.values()}
+    for names in twins:
+        together = {joined[units[name]] for name in names if name in units}
+        joined = {unit: min(together) if into in together else into for unit, into in joined.items()}
+    sizes = Counter(joined[unit] for unit in units.values())
+    cases = tuple(
+        replace(case, group=joined[units[case.name]]) if sizes[joined[units[case.name]]] > 1 else case
+        for case in dataset.cases
+    )
+    return replace(dataset, cases=cases, splits=dataset.splits if dataset.has_own_splits else split_cases(cases))
+
+
 def _of_class_files(cases: Sequence[Case], named: Labels | None) -> Labels | None:
     """What is known of the labels once the names of masks of one class each are."""
     classes = class_names(cases)

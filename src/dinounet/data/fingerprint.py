@@ -13,6 +13,7 @@ import numpy as np
 
 from dinounet.data.choice import choose_evenly
 from dinounet.data.geometry import LengthUnit, Volume
+from dinounet.data.twins import ImageHash
 
 SAMPLES_A_CASE = 10_000
 """Foreground pixels that a case gives to the intensity statistics, and pixels from anywhere to the components."""
@@ -83,6 +84,8 @@ class Seen:
     """(C, n) intensities at some of its foreground."""
     anywhere: np.ndarray
     """(C, n) intensities at some of its pixels, each channel in its own deviations from its own mean."""
+    hash: ImageHash
+    """Of its image."""
 
 
 def look_at(image: Volume, mask: Volume, pixels: dict[int, int], ignore: int | None) -> Seen:
@@ -98,8 +101,10 @@ def look_at(image: Volume, mask: Volume, pixels: dict[int, int], ignore: int | N
     a_plane = math.ceil(SAMPLES_A_CASE / image.shape[0])
     low, high = np.full(len(image.array), np.inf), np.full(len(image.array), -np.inf)
     anywhere, foreground = [], None
+    hashed = ImageHash(image.array.shape)
     for z in range(image.shape[0]):
         plane, labels = image.array[..., z, :, :], mask.array[..., z, :, :].ravel()
+        hashed.add(z, plane)
         values = plane.reshape(len(plane), -1).T
         low, high = np.minimum(low, values.min(0)), np.maximum(high, values.max(0))
         anywhere.append(values[random.integers(len(values), size=a_plane)])
@@ -114,7 +119,7 @@ def look_at(image: Volume, mask: Volume, pixels: dict[int, int], ignore: int | N
     spread /= np.maximum(spread.std(1, keepdims=True), 1e-8)
     constant = tuple((low == high).tolist())
     at_the_detector = image.geometry is not None and image.geometry.unit == AT_THE_DETECTOR
-    return Seen(image.shape, image.spacing, at_the_detector, image.is_flat, constant, pixels, chosen.T, spread)
+    return Seen(image.shape, image.spacing, at_the_detector, image.is_flat, constant, pixels, chosen.T, spread, hashed)
 
 
 def principal_components(samples: np.ndarray) -> tuple[tuple[float, ...], ...]:

@@ -41,6 +41,26 @@ NO_PATIENT = re.compile(r"(anon(ym(i[sz]ed?|ous)?)?|de-?identified|removed|unkno
 
 
 @dataclass(frozen=True)
+class PlannedGroups:
+    """Which cases belong together, and what a reader of the results must know of them."""
+
+    by: GroupBy = "column"
+    """What puts cases into groups: folder, name, patient, none, column (a table's, else none), or auto."""
+
+    twins: tuple[tuple[str, ...], ...] = ()
+    """Names of cases that hold identical pixels; each row is kept on one side of a fold."""
+
+    near_twins: tuple[tuple[str, str], ...] = ()
+    """Pairs of cases, of different groups, that look nearly the same, nearest first; of many the first hundred."""
+
+    remarks_on_files: tuple[str, ...] = ()
+    """Sentences that names, folders and tables lead to; written anew when a run is trained."""
+
+    remarks_on_pixels: tuple[str, ...] = ()
+    """Sentences that looking at the cases leads to."""
+
+
+@dataclass(frozen=True)
 class Grouping:
     """Cases with their groups, and what decided on them."""
 

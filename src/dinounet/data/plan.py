@@ -9,7 +9,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -19,14 +19,16 @@ from dinounet.data.dataset import Dataset
 from dinounet.data.fingerprint import Fingerprint, Intensities, Seen, look_at, measure_intensities, principal_components
 from dinounet.data.formats import READERS
 from dinounet.data.geometry import Volume, coarsest_axis
-from dinounet.data.groups import GroupBy
+from dinounet.data.groups import PlannedGroups
 from dinounet.data.images import require_colour
 from dinounet.data.labels import Labels, Region, write_labels
 from dinounet.data.legends import palettes_differ, refuse_differing_palettes
 from dinounet.data.masks import check_case, on_one_grid
 from dinounet.data.naming import common_folder, infer_labels
 from dinounet.data.pairs import mask_paths
+from dinounet.data.remarks import look_for_twins
 from dinounet.data.stored import open_image, open_truth
+from dinounet.data.twins import ImageHash, hash_image
 from dinounet.errors import ConfigError, DataError, noted
 from dinounet.files import join_some
 from dinounet.memory import free_memory
@@ -58,20 +60,6 @@ class ChannelPlan:
 
     imagenet: tuple[float, float] | None = None
     """ImageNet's mean and deviation of this colour, of values from 0 to 1; rgb reads them."""
-
-
-@dataclass(frozen=True)
-class PlannedGroups:
-    """Which cases belong together, and what a reader of the results must know of them."""
-
-    by: GroupBy = "column"
-    """What puts cases into groups: folder, name, patient, none, column (a table's, else none), or auto."""
-
-    remarks_on_files: tuple[str, ...] = ()
-    """Sentences that names, folders and tables lead to; written anew when a run is trained."""
-
-    remarks_on_pixels: tuple[str, ...] = ()
-    """Sentences that looking at the cases leads to."""
 
 
 @dataclass(frozen=True)
@@ -119,9 +107,9 @@ class DataPlan:
     colours: dict[str, str] | None = None
     """Of colour-coded masks, what stands for each class, as "#ff0000"; None: masks hold the numbers themselves."""
     test_cases: tuple[str, ...] = ()
-    """Names of cases that are held out: in no fold, and not looked at for this plan."""
+    """Names of cases that are held out: in no fold, and in no decision; they are looked at for twins alone."""
 
-    groups: PlannedGroups = PlannedGroups()
+    groups: PlannedGroups = field(default_factory=PlannedGroups)
     """Which cases are never on both sides of a fold; earlier versions knew a table's groups alone."""
 
     readers: int = 1
@@ -157,12 +145,13 @@ def plan_data(
     Args:
         dataset: whose cases to read.
         patch: rows and columns; by default what covers the median slice, at most 512.
-        on_case: called after each case.
+        on_case: called after each case, those that are held out as well.
 
     Raises:
         DataError: what is wrong with the images and masks, all together.
     """
     seen: list[Seen] = []
+    hashes: dict[str, ImageHash] = {}
     problems: list[str] = []
     channels = dataset.channels
     known = dataset.meaning
@@ -185,6 +174,7 @@ def plan_data(
                 if mask.palette is not None:
                     palettes.append((mask.source, mask.palette, pixels))
                 seen.append(look_at(image, mask, pixels, dataset.ignore))
+                hashes[case.name] = seen[-1].hash
         on_case()
     if problems:
         raise DataError(join_some(problems))
@@ -219,6 +209,7 @@ def plan_data(
         sides = (min(LARGEST_PATCH, math.ceil(median_shape[axis] / PATCH_STEP) * PATCH_STEP) for axis in in_plane)
         patch = (next(sides), next(sides))
     foreground = np.concatenate([one.foreground for one in seen], axis=1)
+    groups = look_for_twins(dataset, hashes, _hash_held_out(dataset, most, on_case))
     return DataPlan(
         dataset=dataset.name,
         channels=_plan_channels(channels, foreground),
@@ -246,7 +237,7 @@ def plan_data(
         ignore=known.ignore,
         colours=known.colours,
         test_cases=dataset.test_cases,
-        groups=PlannedGroups(dataset.group, dataset.remarks, _remarks_on_palettes(palettes, known)),
+        groups=replace(groups, remarks_on_pixels=groups.remarks_on_pixels + _remarks_on_palettes(palettes, known)),
         readers=READERS,
     )
 
@@ -256,6 +247,19 @@ def _remarks_on_palettes(
 ) -> tuple[str, ...]:
     told = palettes_differ(palettes) if known.colours is None else ""
     return (f"{told}: palettes differ, and the numbers count ({write_labels(known.given)})",) if told else ()
+
+
+def _hash_held_out(dataset: Dataset, most: int, on_case: Callable[[], None]) -> dict[str, ImageHash]:
+    """The images of the cases that are held out, for nothing but to find out whether they are trained on elsewhere.
+
+    What can't be read is left out: predicting it in the end tells what is wrong with it.
+    """
+    hashes = {}
+    for case in dataset.held_out:
+        with noted([]):
+            hashes[case.name] = hash_image(open_image(case.images, most))
+        on_case()
+    return hashes
 
 
 def _channel_names(count: int, modalities: AbstractSet[str | None] = frozenset()) -> tuple[str, ...]:

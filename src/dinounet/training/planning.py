@@ -21,31 +21,38 @@ from dinounet.progress import say
 from dinounet.training.memory import fit_to_memory, measure_step
 
 
+def require_fold(dataset: Dataset, fold: Fold | None) -> None:
+    """Raise a ConfigError if there is no such fold."""
+    if fold in (None, "all"):
+        return
+    if not dataset.splits:
+        raise ConfigError(
+            f"{dataset.name} has one case, or one group of cases, which can't be split; train on it, without "
+            "validation, by --fold all"
+        )
+    if not 0 <= int(fold) < len(dataset.splits):
+        raise ConfigError(
+            f"{dataset.name} has {len(dataset.splits)} folds, numbered from 0, and no fold {fold}; "
+            "choose another, or --fold all to train on all cases"
+        )
+
+
 def choose_fold(dataset: Dataset, fold: Fold | None) -> Fold:
     """The fold to train: what was asked for, or else the first; where nothing can be split, all cases.
 
     Raises:
         ConfigError: there is no such fold.
     """
+    require_fold(dataset, fold)
     units = len(by_group(dataset.cases))
     kind = "groups of cases" if units < len(dataset.cases) else "cases"
     if fold == "all":
         return fold
     if not dataset.splits:
-        if fold is not None:
-            raise ConfigError(
-                f"{dataset.name} has one case, or one group of cases, which can't be split; train on it, without "
-                "validation, by --fold all"
-            )
         say("folds", f"{dataset.name} has one case, or one group of cases: it is all trained on, and none is watched")
         return "all"
     if len(dataset.splits) == units < FOLDS:
         say("folds", f"{dataset.name} has {units} {kind}, so there are {units} folds and not {FOLDS}", folds=units)
-    if fold is not None and not 0 <= fold < len(dataset.splits):
-        raise ConfigError(
-            f"{dataset.name} has {len(dataset.splits)} folds, numbered from 0, and no fold {fold}; "
-            "choose another, or --fold all to train on all cases"
-        )
     return fold or 0
 
 

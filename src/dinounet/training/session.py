@@ -11,7 +11,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from dinounet.data.dataset import Dataset, hash_dataset, parse_channels, read_dataset
+from dinounet.data.dataset import Dataset, hash_dataset, parse_channels, read_dataset, with_twins
 from dinounet.data.formats import READERS, other_reading
 from dinounet.data.groups import GroupRule
 from dinounet.data.labels import parse_labels
@@ -39,7 +39,15 @@ from dinounet.run import CACHE, RECORD, DataRecord, RunRecord, command, machine,
 from dinounet.team import Team, require_shares
 from dinounet.training.features import choose_features
 from dinounet.training.loop import fit
-from dinounet.training.planning import build_planned, check_plan, choose_fold, fit_plan, split, with_groups
+from dinounet.training.planning import (
+    build_planned,
+    check_plan,
+    choose_fold,
+    fit_plan,
+    require_fold,
+    split,
+    with_groups,
+)
 from dinounet.training.preparing import cache_slices, fill_again, see_features
 from dinounet.training.reproducible import reproducible
 from dinounet.training.tracking import require_trackers
@@ -147,8 +155,10 @@ def _make_run(
     )
     for remark in dataset.remarks:
         say("note", remark)
-    fold = choose_fold(dataset, fold)
-    training, validation = split(dataset, fold)
+    as_read = dataset
+    if edited:
+        dataset = with_twins(dataset, edited.data.groups.twins)
+    require_fold(dataset, fold)
     seed = (edited.recipe if edited else planned).seed
     architecture = edited.network.architecture if edited else architecture or "dinounet"
     # weights before pixels: what can fail fast, fails first
@@ -170,6 +180,11 @@ def _make_run(
         architecture=architecture,
         backbone_options=backbone_options,
     )
+    for remark in plan.data.groups.remarks_on_pixels:
+        say("note", remark)
+    dataset = with_twins(dataset, plan.data.groups.twins)
+    fold = choose_fold(dataset, fold)
+    training, validation = split(dataset, fold)
     check_plan(plan, dataset)
     plan = with_groups(plan, dataset)
     if edited and (told := other_reading(edited.data.readers, f"{plan_file} was decided")):
@@ -196,7 +211,7 @@ def _make_run(
         plan=replace(plan, features=features),
         data=DataRecord(
             dataset.name,
-            _hash(dataset),
+            _hash(as_read),
             tuple(case.name for case in training),
             tuple(case.name for case in validation),
             dataset.test_cases,
