@@ -27,7 +27,7 @@ from dinounet.data.dataset import read_dataset
 from dinounet.data.geometry import Geometry, Volume
 from dinounet.data.groups import PlannedGroups
 from dinounet.data.labels import Labels, Region
-from dinounet.data.plan import ChannelPlan, DataPlan, Intensities, PlannedGroups, plan_data
+from dinounet.data.plan import ChannelPlan, DataPlan, Intensities, plan_data
 from dinounet.data.prepare import PLACES_A_CLASS
 from dinounet.data.preprocessing import measure_channels
 from dinounet.data.sampling import cut_patch
