@@ -130,6 +130,16 @@ def test_a_mask_that_another_program_saved_is_on_the_grid(forms: str, who: str, 
     assert len(read_image([source, mask]).array) == 2
 
 
+def test_a_code_that_nibabel_does_not_know_is_kept(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    image = image_of("sform elsewhere")
+    image.header["sform_code"] = 99
+    nibabel.save(image, tmp_path / "image.nii")
+    found = read_image([tmp_path / "image.nii"])
+    assert found.geometry.origin == pytest.approx(lps(SHIFTED)[:3, 3])
+    write_mask(tmp_path / "mask.nii", np.ones(found.shape, int), like=found)
+    assert (header_of(tmp_path / "mask.nii")["sform_code"], capfd.readouterr().err) == (99, "")
+
+
 def test_what_no_form_puts_there_is_elsewhere(tmp_path: Path) -> None:
     nibabel.save(image_of("sform elsewhere"), tmp_path / "image.nii")
     away = STEPS.copy()

@@ -30,6 +30,9 @@ PAIRS = (b"ni1", b"ni2")
 MM = {1: 1000.0, 3: 0.001}
 """By the lower three bits of xyzt_units: metres and micrometres; all else is millimetres."""
 
+FARTHEST = 1e30
+"""No number in a header that says where something lies is as large."""
+
 SCANNER = 1
 """Code of a form that is in the scanner's coordinates, as those of DICOM, NRRD and MHA are."""
 
@@ -142,9 +145,8 @@ def write_nifti(path: Path, array: np.ndarray, geometry: Geometry | None) -> Non
     voxels = array.T.reshape(*array.shape[: -dims - 1 : -1], *[1] * (dims - 3))
     large = max(voxels.shape) > MOST_OF_INT16 or (forms is not None and forms.version == 2)
     kind: Any = nibabel.Nifti2Image if large else nibabel.Nifti1Image
-    header = kind.header_class()
-    header.set_data_dtype(array.dtype)
-    header.set_data_shape(voxels.shape)
+    image = kind(voxels, None, dtype=array.dtype)
+    header = image.header  # filled in place: what is given is checked, and codes that nibabel doesn't know become 0
     if forms is not None:
         header["pixdim"], header["xyzt_units"] = forms.pixdim, forms.xyzt_units
         header["qform_code"], header["sform_code"] = forms.qform_code, forms.sform_code
@@ -159,7 +161,7 @@ def write_nifti(path: Path, array: np.ndarray, geometry: Geometry | None) -> Non
         header.set_sform(affine, SCANNER)
         if not geometry.is_sheared:
             header.set_qform(affine, SCANNER)
-    nibabel.save(kind(voxels, None, header), path)
+    nibabel.save(image, path)
 
 
 def _read_header(path: Path) -> tuple[Any, Literal[1, 2]]:
@@ -234,7 +236,7 @@ def _place(path: Path, header: Any, version: Literal[1, 2], is_flat: bool, dims:
     """Where the voxels lie by each form that is set, the one that holds first; else by pixdim, as ITK places them."""
     steps = [abs(float(step)) for step in header["pixdim"][1:4]]
     told = header["pixdim"][1 : 1 + min(3, len(header.get_data_shape()))].tolist()
-    if not all(map(math.isfinite, told)) or 0 in told:
+    if not all(0 < abs(step) < FARTHEST for step in told):
         raise DataError(f"{path} has the spacing {rounded(told)}; correct its header")
     forms = NiftiForms(
         version,
@@ -267,6 +269,8 @@ def _of_quaternion(forms: NiftiForms, steps: list[float]) -> np.ndarray:
     from nibabel.quaternions import quat2mat
 
     b, c, d = forms.quatern
+    if not max(map(abs, forms.quatern)) < FARTHEST:
+        return np.full((4, 4), np.nan)
     quaternion = np.array([math.sqrt(max(0.0, 1 - (b * b + c * c + d * d))), b, c, d])
     affine = np.eye(4)
     affine[:3, :3] = quat2mat(quaternion) * steps
@@ -279,7 +283,7 @@ def _of_quaternion(forms: NiftiForms, steps: list[float]) -> np.ndarray:
 def _is_place(affine: np.ndarray, is_flat: bool) -> bool:
     """Whether the axes of an image span a plane, or space."""
     axes = affine[:3, : 2 if is_flat else 3]
-    return bool(np.isfinite(affine[:3]).all()) and int(np.linalg.matrix_rank(axes)) == axes.shape[1]
+    return bool((np.abs(affine[:3]) < FARTHEST).all()) and int(np.linalg.matrix_rank(axes)) == axes.shape[1]
 
 
 def _as_geometry(affine: np.ndarray, unit: float, is_flat: bool) -> Geometry:
