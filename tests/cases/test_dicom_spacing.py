@@ -5,14 +5,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tifffile
 from dicom_objects import item, write_image
 from PIL import Image
 from pydicom.sequence import Sequence
 
 import dinounet
 from dinounet.cli.main import main
-from dinounet.data.images import read_image
+from dinounet.data.images import read_image, write_mask
+from dinounet.data.pairs import Case
+from dinounet.errors import ConfigError
 from dinounet.files import read_json, write_json
+from dinounet.inference.outputs import choose_endings
 from dinounet.plans import Plan, Recipe
 from networks import planned
 
@@ -87,6 +91,19 @@ def test_a_film_of_frames_has_no_depth(tmp_path: Path) -> None:
     assert image.geometry is None
 
 
+def test_a_film_gets_a_mask_in_a_format_that_can_hold_it(tmp_path: Path) -> None:
+    frames = np.stack([(PIXELS // 8).astype(np.uint8)] * 3)
+    film = write_image(tmp_path / "film" / "1.dcm", frames, "US CINE")
+    still = write_image(tmp_path / "still" / "1.dcm", frames[0], "US")
+    cases = [Case(path.name, (path,)) for path in (film, still)]
+    assert choose_endings(cases, None, 1) == {"film": ".tif", "still": ".dcm"}
+    with pytest.raises(ConfigError, match=r"--format is \.dcm, but film are frames that tell no place"):
+        choose_endings(cases, ".dcm", 1)
+    labels = (frames > 100).astype(np.uint8)
+    write_mask(tmp_path / "film.tif", labels, read_image([film]))
+    np.testing.assert_array_equal(tifffile.imread(tmp_path / "film.tif"), labels)
+
+
 def write_x_rays(root: Path, tags: list[dict[str, Any]]) -> Path:
     """A rectangle each, with masks in PNG."""
     (root / "masks").mkdir(parents=True)
@@ -135,7 +152,8 @@ def in_one_line(capsys: pytest.CaptureFixture) -> str:
 @pytest.mark.parametrize(
     ("attributes", "told"),
     [
-        ({}, "median spacing unknown"),
+        ({}, "median spacing unknown channel"),
+        (regions(region(0.02), region(0.01)), "median spacing unknown (ultrasound regions of several spacings: a; b)"),
         (SPACED, "median spacing 0.15 x 0.16 mm"),
         (regions(region(0.02)), "median spacing 0.3 x 0.2 mm"),
     ],

@@ -142,7 +142,7 @@ def _print(dataset: Dataset, plan: Plan) -> None:
         else "colours " + ", ".join(f"{c} {n}" for n, c in data.colours.items()),
         "first case": f"{first.name}: {' + '.join(path.name for path in first.images)} with {first.mask.name}",
         "slices x rows x columns": sizes[1] + (f" (from {sizes[0]} to {sizes[2]})" if sizes[0] != sizes[2] else ""),
-        "median spacing": _spacing(seen),
+        "median spacing": _spacing(seen, dataset),
         **{
             f"channel {channel.name}": f"{channel.normalisation}; foreground {channel.intensities.mean:.4g}, deviation "
             f"{channel.intensities.std:.4g}"
@@ -170,14 +170,19 @@ def _print(dataset: Dataset, plan: Plan) -> None:
     Console().print(table)
 
 
-def _spacing(seen: Fingerprint) -> str:
+def _spacing(seen: Fingerprint, dataset: Dataset) -> str:
+    from dinounet.data.formats.dicom import differing_regions
+
+    series = [case for case in dataset.cases if seen.cases_without_spacing and case.images[0].is_dir()]
+    differing = [case.name for case in series if differing_regions(case.images[0])]
+    why = f" (ultrasound regions of several spacings: {join_some(differing, 3)})" if differing else ""
     if not seen.median_spacing:
-        return "unknown"
+        return f"unknown{why}"
     flat = (
         seen.largest_shape[0] == 1 and seen.median_spacing[0] == 1
     )  # which a picture's one slice is taken to be thick
     known = f"{_times(seen.median_spacing[1:] if flat else seen.median_spacing)} {seen.unit}"
-    return known + (f"; unknown in {seen.cases_without_spacing}" if seen.cases_without_spacing else "")
+    return known + (f"; unknown in {seen.cases_without_spacing}{why}" if seen.cases_without_spacing else "")
 
 
 def _times(numbers: tuple[float, ...]) -> str:

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from dinounet.data.formats.dicom import is_film
 from dinounet.data.formats.dicom_seg import require_highdicom, write_segmentation
 from dinounet.data.formats.nifti import NIFTI_ENDINGS
 from dinounet.data.geometry import Geometry, Volume
@@ -236,13 +237,23 @@ def choose_endings(cases: Sequence[Case], format: str | None, largest: int) -> d
     others = [str(case.images[0]) for case in cases if not case.images[0].is_dir()]
     if format == SEGMENTATION_ENDING and others:
         raise ConfigError(f"--format is {format}, which is for DICOM series only, but there is {join_some(others, 3)}")
-    endings = {
-        case.name: format or (SEGMENTATION_ENDING if case.images[0].is_dir() else own_ending(case, largest))
-        for case in cases
-    }
+    films = [case.name for case in cases if format in (None, SEGMENTATION_ENDING) and _is_film(case)]
+    if format == SEGMENTATION_ENDING and films:
+        raise ConfigError(
+            f"--format is {format}, but {join_some(films, 3)} are frames that tell no place, of which DICOM has no "
+            "segmentation; leave it out for TIFF, or choose .nii.gz"
+        )
+    endings = {case.name: format or own_ending(case, largest) for case in cases}
+    if format is None:
+        endings |= {case.name: SEGMENTATION_ENDING for case in cases if case.images[0].is_dir()}
+        endings |= dict.fromkeys(films, ".tif")
     if SEGMENTATION_ENDING in endings.values():
         require_highdicom()
     return endings
+
+
+def _is_film(case: Case) -> bool:
+    return case.images[0].is_dir() and is_film(case.images[0])
 
 
 def own_ending(case: Case, largest: int) -> str:

@@ -18,6 +18,7 @@ import numpy as np
 
 from dinounet.data.formats.dicom_frames import DESCRIBING, Slice, geometry_of_slices, slices_of, sort_slices
 from dinounet.data.formats.dicom_objects import dicom_files
+from dinounet.data.formats.dicom_spacing import regions_differ
 from dinounet.data.geometry import Geometry
 from dinounet.errors import DataError, noted
 from dinounet.files import join_some
@@ -121,6 +122,24 @@ def geometry_of_series(folder: Path) -> Geometry | None:
         DataError: as `find_slices`.
     """
     return geometry_of_slices(folder, find_slices(folder)[0])
+
+
+def is_film(folder: Path) -> bool:
+    """Whether the series in a folder is one object of frames that tell no place, such as an ultrasound cine."""
+    files = dicom_files(folder)
+    if len(files) != 1:
+        return False
+    try:
+        slices = slices_of(files[0], _read_header(files[0]))
+    except DataError:  # which reading the image tells
+        return False
+    return len(slices) > 1 and slices[0].place is None
+
+
+def differing_regions(folder: Path) -> bool:
+    """Whether an ultrasound image has no spacing since its regions of tissue differ in theirs."""
+    files = dicom_files(folder)
+    return len(files) == 1 and regions_differ(_read_header(files[0]))
 
 
 def _frame(one: Slice) -> int:

@@ -53,6 +53,12 @@ def spacing_of_image(header: Dataset) -> PixelSpacing | None:
     return PixelSpacing(*detector, "mm at the detector") if detector else None
 
 
+def regions_differ(header: Dataset) -> bool:
+    """Whether an ultrasound image has regions of tissue that have no common spacing."""
+    planes = _planes_of_tissue(header)
+    return bool(planes) and _common(planes) is None
+
+
 def spacing_of_frame(groups: Sequence[Dataset]) -> PixelSpacing | None:
     """Of one frame of an object of many, from its functional groups: its own, then those that all frames share."""
     places: tuple[tuple[str, str, LengthUnit], ...] = (
