@@ -50,12 +50,11 @@ def compare(
     from dinounet.evaluation.comparison import (
         common_labels,
         compare_models,
-        describe_winners,
         evaluate_models,
         pair_models,
     )
     from dinounet.evaluation.digits import write_number
-    from dinounet.evaluation.tables import print_comparison
+    from dinounet.evaluation.tables import describe_winners, print_comparison
     from dinounet.files import require_file, write_json
     from dinounet.progress import progress, say
 

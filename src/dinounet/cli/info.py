@@ -211,8 +211,18 @@ def _run(title: str, record: RunRecord) -> Table:
         "trained": f"{record.started}, {record.seconds / 60:.1f} minutes on {record.device} in {record.precision}",
         "command": " ".join(record.command),
         "versions": ", ".join(f"{name} {version}" for name, version in record.versions.items()),
+        **{
+            f"Dice of {found.cases} {part} cases": _dice(found.dice, found.dice_where_present, found.floor)
+            for part, found in record.results.items()
+        },
         "notes": "; ".join(record.notes) or "none",
     })  # fmt: skip
+
+
+def _dice(mean: float, where_present: float | None, floor: float) -> str:
+    """A mean Dice with what it rests on."""
+    there = "" if where_present is None else f", over those that have the class {where_present:.3f}"
+    return f"{mean:.3f}{there}, of an all-background prediction {floor:.3f}"
 
 
 def _bundle(title: str, record: BundleRecord, more_facts: dict[str, str] | None = None) -> Table:
@@ -237,8 +247,10 @@ def _bundle(title: str, record: BundleRecord, more_facts: dict[str, str] | None 
                 "notes": "; ".join(run.notes) or "none",
             }
         for found in one.metrics:
-            more[f"Dice of {found.cases} {found.part} cases"] = (
-                f"{found.mean['dice'].mean:.3f}" if "dice" in found.mean else "unknown"
-            )
+            dice, basis = found.mean.get("dice"), found.basis_over_classes
+            told = "unknown" if dice is None else f"{dice.mean:.3f}"
+            if dice and basis:
+                told = _dice(dice.mean, basis.dice.mean if basis.dice else None, basis.floor)
+            more[f"Dice of {found.cases} {found.part} cases"] = told
         facts |= {f"{name}{place}": value for name, value in more.items()}
     return _facts(title, facts)

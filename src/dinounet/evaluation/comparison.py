@@ -16,7 +16,6 @@ from dinounet.data.labels import Labels, Region, write_labels
 from dinounet.data.pairs import Case, ClassFiles
 from dinounet.errors import ConfigError, DataError, noted
 from dinounet.evaluation.bootstrap import intervals_of_means, intervals_where
-from dinounet.evaluation.digits import write_number
 from dinounet.evaluation.evaluate import evaluate_cases, pair_folders
 from dinounet.evaluation.groups import with_groups
 from dinounet.evaluation.labels import find_labels
@@ -349,34 +348,6 @@ def _differences_where_present(
 
 def _highest(dices: Mapping[str, float]) -> tuple[str, ...]:
     return tuple(name for name, dice in dices.items() if dice >= max(dices.values()) - TIE)
-
-
-def describe_winners(comparison: Comparison) -> str:
-    """Which model has which highest mean, and which isn't clearly above an all-background prediction, in words."""
-    dices, present = {}, {}
-    for model in comparison.models:
-        dices[model.name] = write_number("dice", model.mean_over_cases_and_classes.dice)
-        if model.basis_over_classes.mean_where_present:
-            present[model.name] = write_number("dice", model.basis_over_classes.mean_where_present.dice)
-    floor = write_number("dice", comparison.models[0].basis_over_classes.floor)
-    by = comparison.by
-    return " ".join(
-        [
-            f"Highest mean Dice over all {by}s: {_name_highest(comparison.highest, dices)}; an all-background "
-            f"prediction would score {floor}.",
-            f"Highest over the {by}s that have the class: {_name_highest(comparison.highest_where_present, present)}."
-            if present
-            else f"No {by} has a class.",
-            *(model.warning for model in comparison.models if model.warning),
-        ]
-    )
-
-
-def _name_highest(names: Sequence[str], dices: Mapping[str, str]) -> str:
-    """The models with the highest mean, and those of the others."""
-    others = [f"{name} {dice}" for name, dice in dices.items() if name not in names]
-    same = f"all the same ({dices[names[0]]})" if not others and len(names) > 1 else ""
-    return same or f"{' and '.join(names)} {dices[names[0]]}" + (f" ({', '.join(others)})" if others else "")
 
 
 def _differences(

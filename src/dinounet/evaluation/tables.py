@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from dinounet.evaluation.comparison import COMPARED, Comparison, describe_winners
+from dinounet.evaluation.comparison import COMPARED, Comparison
 from dinounet.evaluation.digits import title_of, write_interval, write_number
 from dinounet.evaluation.means import describe_basis
 from dinounet.evaluation.metrics import NAMES
@@ -151,6 +152,34 @@ def _differences(comparison: Comparison, scope: str | None) -> Table:
 def describe_tolerance(metrics: Metrics | Comparison) -> str:
     """Which tolerance NSD has, in a sentence."""
     return f"NSD is the share of the surfaces that is within {metrics.tolerance:g} {metrics.unit} of the other."
+
+
+def describe_winners(comparison: Comparison) -> str:
+    """Which model has which highest mean, and which isn't clearly above an all-background prediction, in words."""
+    dices, present = {}, {}
+    for model in comparison.models:
+        dices[model.name] = write_number("dice", model.mean_over_cases_and_classes.dice)
+        if model.basis_over_classes.mean_where_present:
+            present[model.name] = write_number("dice", model.basis_over_classes.mean_where_present.dice)
+    floor = write_number("dice", comparison.models[0].basis_over_classes.floor)
+    by = comparison.by
+    return " ".join(
+        [
+            f"Highest mean Dice over all {by}s: {_name_highest(comparison.highest, dices)}; an all-background "
+            f"prediction would score {floor}.",
+            f"Highest over the {by}s that have the class: {_name_highest(comparison.highest_where_present, present)}."
+            if present
+            else f"No {by} has a class.",
+            *(model.warning for model in comparison.models if model.warning),
+        ]
+    )
+
+
+def _name_highest(names: Sequence[str], dices: Mapping[str, str]) -> str:
+    """The models with the highest mean, and those of the others."""
+    others = [f"{name} {dice}" for name, dice in dices.items() if name not in names]
+    same = f"all the same ({dices[names[0]]})" if not others and len(names) > 1 else ""
+    return same or f"{' and '.join(names)} {dices[names[0]]}" + (f" ({', '.join(others)})" if others else "")
 
 
 def describe_by(metrics: Metrics | Comparison) -> str:
