@@ -259,6 +259,17 @@ def test_units_are_read_and_kept(unit: str | None, factor: float, tmp_path: Path
     assert mask.GetOrigin() == pytest.approx(lps(turned(20) @ STEPS)[:3, 3] * factor, rel=1e-5)
 
 
+def test_a_clean_mask_lies_as_the_one_that_it_was_made_of(tmp_path: Path) -> None:
+    array = np.zeros(SHAPE, np.uint8)
+    array[4:9] = 250
+    (tmp_path / "masks").mkdir()
+    nibabel.save(image_of("sform mirrored", array), tmp_path / "masks" / "a.nii.gz")
+    dinounet.relabel(tmp_path / "masks", tmp_path / "clean", labels="background=0,lesion=255")
+    ours, theirs = (header_of(tmp_path / folder / "a.nii.gz") for folder in ("clean", "masks"))
+    for field in PLACE:
+        np.testing.assert_array_equal(ours[field], theirs[field], field)
+
+
 def test_a_sheared_grid_has_no_lengths(tmp_path: Path) -> None:
     for folder in ("images", "masks"):
         (tmp_path / folder).mkdir()
