@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import nibabel
 import numpy as np
 import pytest
 import tifffile
@@ -142,6 +143,12 @@ def test_lengths_have_their_unit_in_plan_metrics_and_report(
     assert [(case["unit"], case["volume_unit"]) for case in cases] == [(unit, area)] * len(tags)
     page = (run / "report.html").read_text()
     assert f"HD95 ({unit})" in page and f"volume ({area})" in page
+
+    last = f"c{len(tags) - 1}"
+    (mask,) = dinounet.predict(run, [x_rays / "images" / last], tmp_path / "masks", uncertainty=True)
+    assert mask.name == f"{last}.dcm"
+    entropy = nibabel.load(tmp_path / "masks" / "uncertainty" / f"{last}_entropy.nii.gz")
+    assert entropy.shape[:2] == (64, 64)
 
 
 def in_one_line(capsys: pytest.CaptureFixture) -> str:

@@ -184,7 +184,7 @@ def _write_volume(path: Path, array: np.ndarray, geometry: Geometry | None) -> N
         write_itk(path, array, geometry)
 
 
-def write_image(path: Path, array: np.ndarray, geometry: Geometry) -> None:
-    """Write intensities (Z, Y, X) as a volume of the given geometry."""
+def write_image(path: Path, array: np.ndarray, geometry: Geometry | None) -> None:
+    """Write intensities (Z, Y, X) as a volume of the given geometry, or of none."""
     with whole_file(path) as temporary:
         _write_volume(temporary, array, geometry)

@@ -158,7 +158,7 @@ def allocated(folder: Path) -> Iterator[Any]:
 
 
 def _write_map(path: Path, values: np.ndarray, geometry: Geometry | None) -> None:
-    if geometry is not None:
+    if ending_of(path) in VOLUME_ENDINGS:
         write_image(path, values.astype(np.float32), geometry)
         return
     import tifffile
