@@ -24,7 +24,8 @@ from PIL import Image
 
 import dinounet
 from dinounet.data.dataset import read_dataset
-from dinounet.data.plan import ChannelPlan, Intensities
+from dinounet.data.fingerprint import Intensities
+from dinounet.data.plan import ChannelPlan
 from dinounet.files import write_json
 from dinounet.plans import Plan, Recipe, RecipeName, choose_recipe, plan_dataset
 from dinounet.run import RECORD, read_run

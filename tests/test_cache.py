@@ -24,10 +24,11 @@ from dinounet.data import cache, prepare
 from dinounet.data.cache import NOT_OF_THE_PIXELS, build_cache
 from dinounet.data.choice import choose_evenly
 from dinounet.data.dataset import read_dataset
+from dinounet.data.fingerprint import Intensities
 from dinounet.data.geometry import Geometry, Volume
 from dinounet.data.groups import PlannedGroups
 from dinounet.data.labels import Labels, Region
-from dinounet.data.plan import ChannelPlan, DataPlan, Intensities, plan_data
+from dinounet.data.plan import ChannelPlan, DataPlan, plan_data
 from dinounet.data.prepare import PLACES_A_CLASS
 from dinounet.data.preprocessing import measure_channels
 from dinounet.data.sampling import cut_patch

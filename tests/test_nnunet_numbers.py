@@ -35,9 +35,10 @@ from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from datasets import describe, normalised, write_png_dataset
 from dinounet.data.cache import CachedCase, build_cache
 from dinounet.data.dataset import read_dataset
+from dinounet.data.fingerprint import Intensities
 from dinounet.data.geometry import Geometry, Volume
 from dinounet.data.labels import IGNORED, Region
-from dinounet.data.plan import ChannelPlan, DataPlan, Intensities, plan_data
+from dinounet.data.plan import ChannelPlan, DataPlan, plan_data
 from dinounet.data.preprocessing import image_to_slices, mask_to_slices, resampled_size
 from dinounet.data.sampling import Patches
 from dinounet.data.splits import make_splits

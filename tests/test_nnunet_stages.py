@@ -18,11 +18,12 @@ from nnunetv2.inference.sliding_window_prediction import compute_gaussian
 
 from dinounet.data.augmentation import enlarged, make_transform
 from dinounet.data.dataset import read_dataset
+from dinounet.data.fingerprint import Intensities
 from dinounet.data.geometry import coarsest_axis
 from dinounet.data.images import read_image
 from dinounet.data.masks import read_truth
 from dinounet.data.paper import IN_MEMORY, largest_batch
-from dinounet.data.plan import DataPlan, Intensities, plan_data
+from dinounet.data.plan import DataPlan, plan_data
 from dinounet.data.preprocessing import image_to_slices, mask_to_slices
 from dinounet.inference import tiling
 from dinounet.inference.by_pytorch import ByPyTorch

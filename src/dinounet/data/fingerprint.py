@@ -11,12 +11,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dinounet.data.choice import choose_evenly
+from dinounet.data.choice import Reservoir, choose_evenly
 from dinounet.data.geometry import LengthUnit, Volume
 from dinounet.data.twins import ImageHash
 
 SAMPLES_A_CASE = 10_000
 """Foreground pixels that a case gives to the intensity statistics, and pixels from anywhere to the components."""
+
+SAMPLES = 1_000_000
+"""Pixels that all cases together give, at most; from a hundred cases on, an even choice among what each case gives."""
 
 AT_THE_DETECTOR: LengthUnit = "mm at the detector"
 
@@ -68,6 +71,48 @@ class Fingerprint:
         return f"mm, at the detector in {self.cases_at_the_detector} of {self.cases} cases" if some else AT_THE_DETECTOR
 
 
+class RunningMoments:
+    """Mean, deviation and range of each channel of a case, of which more and more is seen, in double precision.
+
+    Means and deviations of parts are joined as by Chan, Golub and LeVeque (1979).
+
+    Args:
+        channels: so many there are.
+    """
+
+    def __init__(self, channels: int) -> None:
+        self.pixels = 0
+        self.mean, self._squares = np.zeros((2, channels))
+        self.low, self.high = np.full(channels, np.inf), np.full(channels, -np.inf)
+
+    def add(self, pixels: np.ndarray) -> None:
+        """(C, n) more of them."""
+        pixels = pixels.astype(np.float64)
+        self.low, self.high = np.minimum(self.low, pixels.min(1)), np.maximum(self.high, pixels.max(1))
+        own, more = pixels.mean(1), pixels.shape[1]
+        shift = own - self.mean
+        self._squares += pixels.var(1) * more + shift**2 * more * self.pixels / (self.pixels + more)
+        self.pixels += more
+        self.mean = self.mean + shift * more / self.pixels
+
+    @property
+    def deviation(self) -> np.ndarray:
+        """(C,)."""
+        return np.sqrt(self._squares / max(self.pixels, 1))
+
+
+class Samples:
+    """Intensities at some pixels of all cases, of each case as many, in bounded memory."""
+
+    def __init__(self) -> None:
+        self.foreground = Reservoir(SAMPLES)
+        """(n, C) at foreground; a case that has none gives none."""
+        self.anywhere = Reservoir(SAMPLES)
+        """(n, C) anywhere, and (n,) the number of the case; of images that are neither of one channel nor of three."""
+        self.moments: list[RunningMoments] = []
+        """Of each case that gave pixels from anywhere."""
+
+
 @dataclass(frozen=True)
 class Seen:
     """What a look at one case leaves."""
@@ -80,15 +125,11 @@ class Seen:
     constant: tuple[bool, ...]
     """Of each channel whether it holds one value alone."""
     pixels: dict[int, int]
-    foreground: np.ndarray
-    """(C, n) intensities at some of its foreground."""
-    anywhere: np.ndarray
-    """(C, n) intensities at some of its pixels, each channel in its own deviations from its own mean."""
     hash: ImageHash
     """Of its image."""
 
 
-def look_at(image: Volume, mask: Volume, pixels: dict[int, int], ignore: int | None) -> Seen:
+def look_at(image: Volume, mask: Volume, pixels: dict[int, int], ignore: int | None, samples: Samples) -> Seen:
     """Take from one case what the fingerprint needs, plane by plane, since it may still lie in its files.
 
     Args:
@@ -96,30 +137,37 @@ def look_at(image: Volume, mask: Volume, pixels: dict[int, int], ignore: int | N
         mask: on the same grid.
         pixels: how many hold each label.
         ignore: the label of pixels that count nowhere.
+        samples: of the cases before; this one's are added.
     """
     random = np.random.default_rng(1234)
     a_plane = math.ceil(SAMPLES_A_CASE / image.shape[0])
     low, high = np.full(len(image.array), np.inf), np.full(len(image.array), -np.inf)
-    anywhere, foreground = [], None
+    anywhere, foreground, moments = [], None, RunningMoments(len(image.array))
+    mixed = len(image.array) not in (1, 3)
     hashed = ImageHash(image.array.shape)
     for z in range(image.shape[0]):
         plane, labels = image.array[..., z, :, :], mask.array[..., z, :, :].ravel()
         hashed.add(z, plane)
         values = plane.reshape(len(plane), -1).T
         low, high = np.minimum(low, values.min(0)), np.maximum(high, values.max(0))
-        anywhere.append(values[random.integers(len(values), size=a_plane)])
+        somewhere = random.integers(len(values), size=a_plane)
+        if mixed:
+            anywhere.append(values[somewhere])
+            moments.add(values.T)
         inside = values[(labels > 0) & (labels != (0 if ignore is None else ignore))]
         foreground = choose_evenly(foreground, inside, SAMPLES_A_CASE, random)
     assert foreground is not None
     chosen = foreground[0]
     if 0 < len(chosen) < SAMPLES_A_CASE:  # each case weighs the same, as in nnU-Net
         chosen = random.choice(chosen, SAMPLES_A_CASE)
-    spread = np.concatenate(anywhere).T.astype(np.float64)
-    spread -= spread.mean(1, keepdims=True)
-    spread /= np.maximum(spread.std(1, keepdims=True), 1e-8)
+    samples.foreground.add(chosen)
+    if mixed:
+        somewhere = np.concatenate(anywhere)
+        samples.anywhere.add(somewhere, np.full(len(somewhere), len(samples.moments), np.int32))
+        samples.moments.append(moments)
     constant = tuple((low == high).tolist())
     at_the_detector = image.geometry is not None and image.geometry.unit == AT_THE_DETECTOR
-    return Seen(image.shape, image.spacing, at_the_detector, image.is_flat, constant, pixels, chosen.T, spread, hashed)
+    return Seen(image.shape, image.spacing, at_the_detector, image.is_flat, constant, pixels, hashed)
 
 
 def principal_components(samples: np.ndarray) -> tuple[tuple[float, ...], ...]:
@@ -129,8 +177,11 @@ def principal_components(samples: np.ndarray) -> tuple[tuple[float, ...], ...]:
     channel has, but noise isn't raised to it; of two channels the third mixture repeats the first, as published. Signs
     are such that what is bright in most channels is bright in the mixture.
 
+    Channels that their normalisation doesn't centre, such as those of noNorm, are not centred here either: a mixture
+    then has a mean other than 0, as a single channel of that normalisation has.
+
     Args:
-        samples: (C, n), of mean 0 in every channel.
+        samples: (C, n), normalised as the network gets them.
     """
     variances, components = np.linalg.eigh(np.cov(samples))
     order = np.argsort(variances)[::-1][:3]

@@ -11,12 +11,11 @@ from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
 from dinounet.data.dataset import Dataset
-from dinounet.data.fingerprint import Fingerprint, Intensities, Seen, look_at, measure_intensities, principal_components
+from dinounet.data.fingerprint import Fingerprint, Samples, Seen, look_at, principal_components
 from dinounet.data.formats import READERS
 from dinounet.data.geometry import Volume, coarsest_axis
 from dinounet.data.groups import PlannedGroups
@@ -25,6 +24,7 @@ from dinounet.data.labels import Labels, Region, write_labels
 from dinounet.data.legends import palettes_differ, refuse_differing_palettes
 from dinounet.data.masks import check_case, on_one_grid
 from dinounet.data.naming import common_folder, infer_labels
+from dinounet.data.normalisation import ChannelPlan, normalisation_of, normalise_samples, plan_channels
 from dinounet.data.pairs import mask_paths
 from dinounet.data.remarks import look_for_twins
 from dinounet.data.stored import open_image, open_truth
@@ -33,33 +33,9 @@ from dinounet.errors import ConfigError, DataError, noted
 from dinounet.files import join_some
 from dinounet.memory import free_memory
 
-Normalisation = Literal["zscore", "ct", "rgb", "rescale_to_0_1", "rgb_to_0_1", "none"]
-
-IMAGENET = ((0.485, 0.229), (0.456, 0.224), (0.406, 0.225))
-"""Mean and deviation of red, green and blue in the images that backbones were trained on, of values from 0 to 1."""
-
 LARGEST_PATCH = 512
 PATCH_STEP = 32
 """Sides of a patch are multiples of it, which the network needs not pad."""
-
-
-@dataclass(frozen=True)
-class ChannelPlan:
-    """What happens to one channel."""
-
-    name: str
-    """As the dataset names it."""
-
-    normalisation: Normalisation
-    """zscore: each case by its own mean and deviation; ct: clip to percentiles, then the dataset's mean and deviation;
-    rgb: divide by 255, then by ImageNet's statistics; rescale_to_0_1: each case's darkest pixel to 0 and brightest to
-    1; rgb_to_0_1: divide by 255; none."""
-
-    intensities: Intensities
-    """Of the training cases' foreground; ct reads them."""
-
-    imagenet: tuple[float, float] | None = None
-    """ImageNet's mean and deviation of this colour, of values from 0 to 1; rgb reads them."""
 
 
 @dataclass(frozen=True)
@@ -157,6 +133,8 @@ def plan_data(
     known = dataset.meaning
     modalities: set[str | None] = set()
     palettes: list[tuple[Path, Mapping[int, str], Mapping[int, int]]] = []
+    equal_palettes: dict[tuple[tuple[int, str], ...], Mapping[int, str]] = {}
+    samples = Samples()
     most = free_memory() // 4
     for case in dataset.cases:
         image = mask = None
@@ -172,8 +150,9 @@ def plan_data(
                 pixels = check_case(image, mask, channels, None if known is None else known.given)
                 _require_colours(image, channels)
                 if mask.palette is not None:
-                    palettes.append((mask.source, mask.palette, pixels))
-                seen.append(look_at(image, mask, pixels, dataset.ignore))
+                    same = equal_palettes.setdefault(tuple(mask.palette.items()), mask.palette)  # mostly one for all
+                    palettes.append((mask.source, same, pixels))
+                seen.append(look_at(image, mask, pixels, dataset.ignore, samples))
                 hashes[case.name] = seen[-1].hash
         on_case()
     if problems:
@@ -208,11 +187,11 @@ def plan_data(
     if patch is None:
         sides = (min(LARGEST_PATCH, math.ceil(median_shape[axis] / PATCH_STEP) * PATCH_STEP) for axis in in_plane)
         patch = (next(sides), next(sides))
-    foreground = np.concatenate([one.foreground for one in seen], axis=1)
+    planned = plan_channels(channels, *samples.foreground.chosen())
     groups = look_for_twins(dataset, hashes, _hash_held_out(dataset, most, on_case))
     return DataPlan(
         dataset=dataset.name,
-        channels=_plan_channels(channels, foreground),
+        channels=planned,
         labels=labels,
         file_ending=dataset.file_ending,
         slice_axis=slice_axis,
@@ -232,7 +211,7 @@ def plan_data(
         ),
         channel_projection=None
         if len(channels) in (1, 3)
-        else principal_components(np.concatenate([one.anywhere for one in seen], axis=1)),
+        else principal_components(normalise_samples(samples, planned)),
         regions=known.regions,
         ignore=known.ignore,
         colours=known.colours,
@@ -269,31 +248,9 @@ def _channel_names(count: int, modalities: AbstractSet[str | None] = frozenset()
     return ("R", "G", "B") if count == 3 else tuple(f"channel {index}" for index in range(count))
 
 
-def _normalisation_of(channel: str) -> Normalisation:
-    """nnU-Net's rule, which `rgb` is added to: the channel's name decides."""
-    known: dict[str, Normalisation] = {
-        "ct": "ct",
-        "nonorm": "none",
-        "rescale_to_0_1": "rescale_to_0_1",
-        "rgb": "rgb",
-        "rgb_to_0_1": "rgb_to_0_1",
-    }
-    return known.get(channel.casefold(), "zscore")
-
-
-def _plan_channels(names: Sequence[str], foreground: np.ndarray) -> tuple[ChannelPlan, ...]:
-    """What happens to each channel; of three colours each gets ImageNet's statistics of its own, others their mean."""
-    rules = [_normalisation_of(name) for name in names]
-    colours = IMAGENET if rules == ["rgb"] * 3 else [tuple(np.mean(IMAGENET, axis=0).tolist())] * len(names)
-    return tuple(
-        ChannelPlan(name, rule, measure_intensities(values), colour if rule == "rgb" else None)
-        for name, rule, values, colour in zip(names, rules, foreground, colours, strict=True)
-    )
-
-
 def _require_colours(image: Volume, channels: Sequence[str]) -> None:
     """Raise a DataError if what is normalised as a colour holds more than a byte."""
-    coloured = [_normalisation_of(name).startswith("rgb") for name in channels]
+    coloured = [normalisation_of(name).startswith("rgb") for name in channels]
     for z in range(image.shape[0] if any(coloured) else 0):
         for name, channel, colour in zip(channels, image.array[..., z, :, :], coloured, strict=True):
             if colour:

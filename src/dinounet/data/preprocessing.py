@@ -12,10 +12,12 @@ from typing import Any
 
 import numpy as np
 
+from dinounet.data.fingerprint import RunningMoments
 from dinounet.data.geometry import Volume
 from dinounet.data.images import require_colour
 from dinounet.data.labels import IGNORED
-from dinounet.data.plan import ChannelPlan, DataPlan
+from dinounet.data.normalisation import OF_THE_CASE, ChannelPlan, Moments, choose_moments, normalise
+from dinounet.data.plan import DataPlan
 from dinounet.data.rows import Rows
 from dinounet.errors import DataError
 
@@ -24,9 +26,6 @@ BLOCK = 1 << 22
 
 LARGEST_ENLARGED = 1 << 30
 """Pixels of a slice that may come of enlarging it to the plan's spacing: 32768 x 32768."""
-
-Moments = tuple[float, float]
-"""What is subtracted from a channel, and what it is divided by then, where the whole case decides that."""
 
 
 def image_to_slices(
@@ -116,27 +115,13 @@ def mask_to_slices(mask: Volume, plan: DataPlan, part: slice = slice(None)) -> n
 def measure_channels(image: Volume, channels: Sequence[ChannelPlan]) -> list[Moments]:
     """What each channel is normalised by where the whole case decides, in double precision.
 
-    One pass over the image, some rows at a time; means and deviations are joined as by Chan, Golub and LeVeque (1979).
+    One pass over the image, some rows at a time.
     """
-    rules = [channel.normalisation for channel in channels]
-    mean, squares = np.zeros((2, len(rules)))
-    low, high = np.full(len(rules), np.inf), np.full(len(rules), -np.inf)
-    if {*rules} & {"zscore", "rescale_to_0_1"}:
-        seen = 0
+    measured = RunningMoments(len(channels))
+    if any(channel.normalisation in OF_THE_CASE for channel in channels):
         for block in _blocks(image):
-            pixels = block.reshape(len(rules), -1).astype(np.float64)
-            low, high = np.minimum(low, pixels.min(1)), np.maximum(high, pixels.max(1))
-            own, more = pixels.mean(1), pixels.shape[1]
-            shift = own - mean
-            squares += pixels.var(1) * more + shift**2 * more * seen / (seen + more)
-            seen += more
-            mean += shift * more / seen
-    deviation = np.sqrt(squares / np.prod(image.shape, dtype=np.int64))
-    ranges = zip(rules, mean, deviation, low, high, strict=True)
-    return [
-        (float(least), float(most - least)) if rule == "rescale_to_0_1" else (float(middle), float(spread))
-        for rule, middle, spread, least, most in ranges
-    ]
+            measured.add(block.reshape(len(channels), -1))
+    return choose_moments(measured, channels)
 
 
 def slice_axis(volume: Volume, plan: DataPlan) -> int:
@@ -169,28 +154,6 @@ def resampled_size(volume: Volume, plan: DataPlan) -> tuple[int, int]:
             f"{factors[0]:g} x {factors[1]:g}; correct the spacing that is wrong, the image's or the plan's"
         )
     return max(1, round(rows * factors[0])), max(1, round(columns * factors[1]))
-
-
-def normalise(channel: np.ndarray, how: ChannelPlan, moments: Moments) -> np.ndarray:
-    """One channel of a case, or a part of it, by the plan's rule, as float32.
-
-    `moments` are those of the whole channel, from `measure_channels`.
-    """
-    channel = channel.astype(np.float32, copy=False)
-    if how.normalisation in ("zscore", "rescale_to_0_1"):
-        subtract, divide = moments
-        return (channel - subtract) / max(divide, 1e-8)
-    if how.normalisation == "ct":
-        known = how.intensities
-        clipped = np.clip(channel, known.percentile_00_5, known.percentile_99_5)
-        return (clipped - known.mean) / max(known.std, 1e-8)
-    if how.normalisation == "rgb":
-        assert how.imagenet is not None  # the plan checks
-        mean, deviation = how.imagenet
-        return (channel / 255 - mean) / deviation
-    if how.normalisation == "rgb_to_0_1":
-        return channel / 255
-    return channel
 
 
 def _cut(volume: Volume, axis: int, index: int, rows: slice = slice(None)) -> np.ndarray:

@@ -26,7 +26,8 @@ from torch.serialization import safe_globals
 from dinounet.data.dataset import read_description
 from dinounet.data.fingerprint import Fingerprint, Intensities
 from dinounet.data.formats import READERS
-from dinounet.data.plan import ChannelPlan, DataPlan, Normalisation
+from dinounet.data.normalisation import ChannelPlan, Normalisation
+from dinounet.data.plan import DataPlan
 from dinounet.errors import DataError, WeightsError
 from dinounet.files import join_some, read_json, require_new
 from dinounet.inference.bundle import BundledNetwork, BundleRecord, hash_file
