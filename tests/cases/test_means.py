@@ -101,7 +101,7 @@ def test_means_where_present_are_monai_s_and_false_alarms_by_hand(folders: dict[
         assert basis.mean_where_present.dice == pytest.approx(np.nanmean(oracle[:, index]))
     overall = metrics.basis_over_classes
     assert overall.mean_where_present is not None
-    # over classes, each of the three weighs the same, as in nnU-Net's foreground_mean
+    # over classes, each of the three weighs the same
     assert overall.mean_where_present.dice == pytest.approx(np.nanmean(oracle, axis=0).mean())
     a = metrics.basis["a"]
     assert (a.false_alarms, a.absent, a.false_alarm_volume) == (5, 5, 10)  # of 2 x 5 pixels

@@ -3,7 +3,7 @@
 A class that is empty in truth and prediction counts as found, so a mean over cases that mostly lack the class says
 little about how well it is found where it is. Beside it therefore stand the mean over the cases that have the class,
 the false alarms in those that don't, and the floor: what an all-background prediction would score. Over classes,
-the mean where present is that of the classes' means, as in nnU-Net's summary: each class weighs the same.
+the mean where present is that of the classes' means: each class weighs the same.
 """
 
 from __future__ import annotations
