@@ -79,7 +79,9 @@ def _attention(query: Tensor, key: Tensor, value: Tensor, *more: Any, **named: A
     """Attention, (B, heads, N, d) each, head by head: a head's table of scores stays in the processor's cache."""
     if processor_has("amx_bf16"):
         return F.scaled_dot_product_attention(query, key, value, *more, **named)
-    plain = not more and all(option in (None, False, 0.0) for option in named.values())
+    masked = named.get("attn_mask") is not None  # a tensor, which must not be compared with anything
+    changed = named.get("scale") is not None or bool(named.get("dropout_p")) or bool(named.get("is_causal"))
+    plain = not more and not masked and not changed
     trains = torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad)
     if not plain or trains or query.ndim != 4 or not query.shape == key.shape == value.shape:
         return F.scaled_dot_product_attention(query, key, value, *more, **named)
