@@ -15,7 +15,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from dinounet.choosing import choose
-from dinounet.data.dataset import read_dataset
+from dinounet.data.dataset import read_dataset, with_twins
 from dinounet.data.images import stem_of
 from dinounet.data.pairs import Case, known_files
 from dinounet.errors import DataError
@@ -63,7 +63,7 @@ def review_run(data: Path, run: Path) -> Path:
     """
     remove_leftovers(run)
     record = read_run(run)
-    dataset = read_dataset(data, group=record.plan.data.groups.by)
+    dataset = with_twins(read_dataset(data, group=record.plan.data.groups.by), record.plan.data.groups.twins)
     parts = {"validation": record.data.validation_cases, "test": record.data.test_cases}
     parts = {part: names for part, names in parts.items() if names}
     parts = parts or {"training": record.data.training_cases[:MOST_LEARNED]}
@@ -137,6 +137,7 @@ def _predict_and_evaluate(cases: Sequence[Case], run: Path, folder: Path, postpr
             cases, _masks_in(folder), predictor.plan.data.meaning, folder / METRICS, lambda _: advance(),
             probabilities=find_probabilities(folder, [case.name for case in cases]),
             in_pixels=predictor.plan.data.fingerprint.mixes_units,
+            left_out=dict.fromkeys(record.data.absent_classes, "no training case has a pixel of it"),
         )  # fmt: skip
     shutil.rmtree(folder / PROBABILITIES, ignore_errors=True)
 

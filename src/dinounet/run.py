@@ -48,7 +48,11 @@ class DataRecord:
     """Watched, not learned from."""
 
     test_cases: tuple[str, ...] = ()
-    """Held out: neither learned from nor watched, and not looked at for the plan."""
+    """Held out: neither learned from nor watched, and in no decision of the plan."""
+
+    absent_classes: tuple[str, ...] = ()
+    """Classes, or regions, without a pixel in the training cases: they can't be learned, and are in no mean over
+    classes."""
 
 
 @dataclass(frozen=True)

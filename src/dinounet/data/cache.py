@@ -82,6 +82,11 @@ class CachedCase:
         return {label: places for label, places in _open_places(self.folder).items() if label != KNOWN}
 
     @property
+    def classes(self) -> set[int]:
+        """Foreground classes that the case holds, by their places in the plan."""
+        return {int(path.stem.removeprefix("places_")) for path in self.folder.glob("places_*.npy")} - {KNOWN}
+
+    @property
     def known(self) -> np.ndarray | None:
         """(n, 3) slice, row and column of pixels that somebody has judged; None if all of them are."""
         return _open_places(self.folder).get(KNOWN)

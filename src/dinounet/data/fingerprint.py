@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from dinounet.data.choice import Reservoir, choose_evenly
-from dinounet.data.geometry import LengthUnit, Volume
+from dinounet.data.geometry import BodyAxis, LengthUnit, Volume, body_axes
 from dinounet.data.twins import ImageHash
 
 SAMPLES_A_CASE = 10_000
@@ -56,6 +56,8 @@ class Fingerprint:
     """Cases, X-rays that nobody calibrated, whose mm are those at the detector."""
     cases_without_spacing: int = 0
     """Cases that tell no spacing."""
+    axes: tuple[BodyAxis, BodyAxis, BodyAxis] | None = None
+    """What z, y and x of most volumes run along in the patient; None where no file tells, and of flat images."""
 
     @property
     def mixes_units(self) -> bool:
@@ -127,6 +129,8 @@ class Seen:
     pixels: dict[int, int]
     hash: ImageHash
     """Of its image."""
+    axes: tuple[BodyAxis, BodyAxis, BodyAxis] | None
+    """What z, y and x run along in the patient; None where the file doesn't tell."""
 
 
 def look_at(image: Volume, mask: Volume, pixels: dict[int, int], ignore: int | None, samples: Samples) -> Seen:
@@ -167,7 +171,8 @@ def look_at(image: Volume, mask: Volume, pixels: dict[int, int], ignore: int | N
         samples.moments.append(moments)
     constant = tuple((low == high).tolist())
     at_the_detector = image.geometry is not None and image.geometry.unit == AT_THE_DETECTOR
-    return Seen(image.shape, image.spacing, at_the_detector, image.is_flat, constant, pixels, hashed)
+    axes = body_axes(image)
+    return Seen(image.shape, image.spacing, at_the_detector, image.is_flat, constant, pixels, hashed, axes)
 
 
 def principal_components(samples: np.ndarray) -> tuple[tuple[float, ...], ...]:

@@ -21,6 +21,9 @@ from dinounet.errors import DataError
 if TYPE_CHECKING:
     from dinounet.data.formats.slicer import Segment
 
+BodyAxis = Literal["left-right", "anterior-posterior", "inferior-superior"]
+"""What an axis of a volume runs along in the patient, either way, where that isn't oblique; else the nearest one."""
+
 LengthUnit = Literal["mm", "mm at the detector"]
 
 SAME_PLACE = 0.1
@@ -153,6 +156,22 @@ class Volume:
             return self.spacing
         z, y, x = self.spacing
         return z * abs(float(np.linalg.det(np.reshape(self.geometry.direction, (3, 3))))), y, x
+
+
+def body_axes(volume: Volume) -> tuple[BodyAxis, BodyAxis, BodyAxis] | None:
+    """What z, y and x run along in the patient, as nibabel's `aff2axcodes` has it; None where the file doesn't tell."""
+    import nibabel
+
+    if volume.is_flat or volume.geometry is None or not volume.geometry.is_placed:
+        return None
+    names: dict[str | None, BodyAxis] = {
+        **dict.fromkeys("LR", "left-right"),
+        **dict.fromkeys("AP", "anterior-posterior"),
+        **dict.fromkeys("IS", "inferior-superior"),
+    }
+    codes = nibabel.aff2axcodes(np.diag([-1, -1, 1, 1]) @ volume.geometry.affine)  # its x and y run the other way
+    x, y, z = (names.get(code) for code in codes)
+    return None if x is None or y is None or z is None else (z, y, x)
 
 
 def coarsest_axis(shape: Sequence[int], spacing: Sequence[float] | None) -> int:

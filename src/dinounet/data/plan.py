@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dinounet.data.dataset import Dataset
+from dinounet.data.dataset import Dataset, with_twins
 from dinounet.data.fingerprint import Fingerprint, Samples, Seen, look_at, principal_components
 from dinounet.data.formats import READERS
 from dinounet.data.geometry import Volume, coarsest_axis
@@ -26,7 +26,7 @@ from dinounet.data.masks import check_case, on_one_grid
 from dinounet.data.naming import common_folder, infer_labels
 from dinounet.data.normalisation import ChannelPlan, normalisation_of, normalise_samples, plan_channels
 from dinounet.data.pairs import mask_paths
-from dinounet.data.remarks import look_for_twins
+from dinounet.data.remarks import look_for_twins, on_axes, on_classes
 from dinounet.data.stored import open_image, open_truth
 from dinounet.data.twins import ImageHash, hash_image
 from dinounet.errors import ConfigError, DataError, noted
@@ -127,7 +127,7 @@ def plan_data(
         DataError: what is wrong with the images and masks, all together.
     """
     seen: list[Seen] = []
-    hashes: dict[str, ImageHash] = {}
+    by_case: dict[str, Seen] = {}
     problems: list[str] = []
     channels = dataset.channels
     known = dataset.meaning
@@ -153,7 +153,7 @@ def plan_data(
                     same = equal_palettes.setdefault(tuple(mask.palette.items()), mask.palette)  # mostly one for all
                     palettes.append((mask.source, same, pixels))
                 seen.append(look_at(image, mask, pixels, dataset.ignore, samples))
-                hashes[case.name] = seen[-1].hash
+                by_case[case.name] = seen[-1]
         on_case()
     if problems:
         raise DataError(join_some(problems))
@@ -188,7 +188,15 @@ def plan_data(
         sides = (min(LARGEST_PATCH, math.ceil(median_shape[axis] / PATCH_STEP) * PATCH_STEP) for axis in in_plane)
         patch = (next(sides), next(sides))
     planned = plan_channels(channels, *samples.foreground.chosen())
+    hashes = {name: one.hash for name, one in by_case.items()}
     groups = look_for_twins(dataset, hashes, _hash_held_out(dataset, most, on_case))
+    axes = Counter(one.axes for one in seen if one.axes is not None)
+    remarks = (
+        *groups.remarks_on_pixels,
+        *_remarks_on_palettes(palettes, known),
+        *on_classes(with_twins(dataset, groups.twins), {name: one.pixels for name, one in by_case.items()}, known),
+        *on_axes({name: one.axes for name, one in by_case.items()}, slice_axis),
+    )
     return DataPlan(
         dataset=dataset.name,
         channels=planned,
@@ -208,6 +216,7 @@ def plan_data(
             {name: pixels[label] for name, label in known.given.items()},
             sum(one.at_the_detector for one in seen),
             sum(one.spacing is None for one in seen),
+            axes.most_common(1)[0][0] if axes else None,
         ),
         channel_projection=None
         if len(channels) in (1, 3)
@@ -216,7 +225,7 @@ def plan_data(
         ignore=known.ignore,
         colours=known.colours,
         test_cases=dataset.test_cases,
-        groups=replace(groups, remarks_on_pixels=groups.remarks_on_pixels + _remarks_on_palettes(palettes, known)),
+        groups=replace(groups, remarks_on_pixels=remarks),
         readers=READERS,
     )
 

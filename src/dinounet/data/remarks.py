@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from dinounet.data.dataset import Dataset, with_twins
+from dinounet.data.geometry import BodyAxis
 from dinounet.data.groups import PlannedGroups
+from dinounet.data.labels import Labels
+from dinounet.data.naming import COLOUR, to_mark
 from dinounet.data.splits import by_group
 from dinounet.data.twins import ImageHash, find_near_twins, find_twins
 from dinounet.files import join_some
@@ -32,6 +36,52 @@ def look_for_twins(
         *([_on_near_twins(near, count, dataset)] if near else []),
     ]
     return PlannedGroups(dataset.group, twins, near, dataset.remarks, tuple(remarks))
+
+
+def on_classes(dataset: Dataset, pixels: Mapping[str, Mapping[int, int]], known: Labels) -> tuple[str, ...]:
+    """Sentences about classes, or regions, that some fold can't learn.
+
+    Args:
+        dataset: with its final folds.
+        pixels: of each case, by its name, how many hold what its mask is stored with, or its label.
+        known: what masks hold.
+    """
+    marks = {to_mark(colour): known.given[name] for name, colour in (known.colours or {}).items()}
+    held = {
+        case: {marks.get(value, value % 256 if value >= COLOUR else value) for value in counts}
+        for case, counts in pixels.items()
+    }
+    remarks = []
+    for name, labels in known.foreground.items():
+        having = {case for case, values in held.items() if values & set(labels)}
+        without = [str(fold) for fold, (training, _) in enumerate(dataset.splits) if not having & set(training)]
+        if not having:
+            remarks.append(f"No case has a pixel of {name}: it can't be learned, and is in no mean over classes.")
+        elif without:
+            cases, folds = "case has" if len(having) == 1 else "cases have", "fold" if len(without) == 1 else "folds"
+            remarks.append(
+                f"{len(having)} {cases} pixels of {name}, none of them a training case of the {folds} "
+                f"{', '.join(without)}: there it can't be learned, and is in no mean over classes."
+            )
+    return tuple(remarks)
+
+
+def on_axes(axes: Mapping[str, Sequence[BodyAxis] | None], slice_axis: int) -> tuple[str, ...]:
+    """A sentence about volumes that are cut along another axis of the body than most.
+
+    Args:
+        axes: of each case by its name, what z, y and x run along; None where its file doesn't tell.
+        slice_axis: of z, y and x, along which volumes are cut.
+    """
+    along = {name: found[slice_axis] for name, found in axes.items() if found is not None}
+    if len(set(along.values())) < 2:
+        return ()
+    ((usual, _),) = Counter(along.values()).most_common(1)
+    others = [f"{name} ({axis})" for name, axis in along.items() if axis != usual]
+    return (
+        f"{len(others)} of {len(along)} volumes are cut along another axis of the body than the others, whose slices "
+        f"lie along {usual}: {join_some(others)}; store all volumes in one orientation.",
+    )
 
 
 def _on_twins(dataset: Dataset, twins: Sequence[Sequence[str]]) -> list[str]:

@@ -16,16 +16,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dinounet.data.geometry import Volume
+from dinounet.data.geometry import BodyAxis, Volume
 from dinounet.data.images import stem_of
 from dinounet.data.labels import Labels
 from dinounet.data.pairs import Case, known_files
 from dinounet.errors import ConfigError, DataError, UserError
 from dinounet.files import PREDICTION, join_some, read_record, remove_leftovers, require_new, write_json
+from dinounet.inference.inputs import cut_otherwise, tell_cut_otherwise
 from dinounet.inference.outputs import Outputs, allocated, choose_endings
 from dinounet.inference.predictor import Predictor
 from dinounet.inference.record import PredictionRecord, differences
 from dinounet.inference.segmentation import Segmentation, Wanted
+from dinounet.progress import say
 
 if TYPE_CHECKING:
     from dinounet.team import Team
@@ -56,7 +58,9 @@ def predict_files(
         UserError: after the others are done, names those that failed.
     """
     outputs = Outputs(folder, choose_endings(cases, None, predictor.plan.data.meaning.largest), probabilities)
-    problems = _predict(predictor, cases, outputs, on_case)
+    problems, cut = _predict(predictor, cases, outputs, on_case)
+    if cut:
+        say("note", tell_cut_otherwise(cut, predictor.plan.data))
     _tell(problems, len(cases))
     return [outputs.mask_of(case) for case in cases]
 
@@ -100,30 +104,42 @@ def predict_folder(
     on_case(len(cases) - len(todo) if rank == 0 else 0)
     share = todo[rank::size]
     problems: Problems = {}
+    cut: dict[str, BodyAxis] = {}
     try:
-        problems = _predict(predictor, share, outputs, lambda: on_case(1))
+        problems, cut = _predict(predictor, share, outputs, lambda: on_case(1))
     finally:
         if is_new and size == 1 and not _masks_in(outputs.folder):  # not one mask: leave nothing
             shutil.rmtree(outputs.folder, ignore_errors=True)
     if team:
-        told = [json.loads(text) for text in team.collect("problems", json.dumps(problems))]
-        problems = {case: sentence for one in told for case, sentence in one.items()}
+        told = [json.loads(text) for text in team.collect("problems", json.dumps([problems, cut]))]
+        problems = {case: sentence for one, _ in told for case, sentence in one.items()}
+        cut = {case: axis for _, one in told for case, axis in one.items()}
     done = len(todo) - len(problems)
     if rank == 0:
+        if cut:
+            say("note", tell_cut_otherwise(cut, predictor.plan.data))
+            record = replace(record, cut_otherwise={**record.cut_otherwise, **cut})
         if outputs.folder.exists():
             _end(outputs.folder, record, problems, done, time.monotonic() - started)
         _tell(problems, len(cases))
     return done
 
 
-def _predict(predictor: Predictor, cases: Sequence[Case], outputs: Outputs, on_case: Callable[[], None]) -> Problems:
-    """Predict and write cases; a thread reads ahead, another one writes."""
+def _predict(
+    predictor: Predictor, cases: Sequence[Case], outputs: Outputs, on_case: Callable[[], None]
+) -> tuple[Problems, dict[str, BodyAxis]]:
+    """Predict and write cases; a thread reads ahead, another one writes.
+
+    Returns:
+        what is wrong with which, and the axis of those that are cut along another one than those learned from.
+    """
     problems: Problems = {}
+    cut: dict[str, BodyAxis] = {}
     meaning = predictor.plan.data.meaning
     with allocated(outputs.folder) as allocate, ThreadPoolExecutor(1) as writer:
         wanted = Wanted(outputs.probabilities, outputs.uncertainty, allocate)
         writing: list[Future[None]] = []
-        for case, found in predictor.segment(_read(predictor, cases, outputs), wanted):
+        for case, found in predictor.segment(_read(predictor, cases, outputs, cut), wanted):
             if isinstance(found, UserError):
                 problems[case.name] = str(found)
             else:
@@ -134,7 +150,7 @@ def _predict(predictor: Predictor, cases: Sequence[Case], outputs: Outputs, on_c
             on_case()
         for one in writing:
             one.result()
-    return problems
+    return problems, cut
 
 
 def _write(outputs: Outputs, case: Case, found: Segmentation, meaning: Labels, problems: Problems) -> None:
@@ -145,12 +161,17 @@ def _write(outputs: Outputs, case: Case, found: Segmentation, meaning: Labels, p
         problems[case.name] = str(error)
 
 
-def _read(predictor: Predictor, cases: Sequence[Case], outputs: Outputs) -> Iterator[tuple[Case, Volume | UserError]]:
+def _read(
+    predictor: Predictor, cases: Sequence[Case], outputs: Outputs, cut: dict[str, BodyAxis]
+) -> Iterator[tuple[Case, Volume | UserError]]:
+    """Read cases one after another; `cut` gets the axis of those that are cut along another one than usual."""
     for case in cases:
         volume: Volume | UserError
         try:
             volume = predictor.read(case.images)
             outputs.require_place(case, volume)
+            if axis := cut_otherwise(volume, predictor.plan.data):
+                cut[case.name] = axis
         except UserError as error:
             volume = error
         yield case, volume

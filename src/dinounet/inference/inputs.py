@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, Union
 
@@ -12,12 +12,13 @@ import numpy as np
 
 from dinounet.data.dataset import find_cases, refuse_same_names
 from dinounet.data.formats.dicom_objects import is_series
-from dinounet.data.geometry import Volume
+from dinounet.data.geometry import BodyAxis, Volume, body_axes
 from dinounet.data.images import KNOWN, ending_of, unknown_format
 from dinounet.data.pairs import Case, image_files
 from dinounet.data.plan import DataPlan
 from dinounet.data.stored import open_image
 from dinounet.errors import ConfigError, DataError
+from dinounet.files import join_some
 from dinounet.inference.array_input import array_as_volume, picture_as_volume
 from dinounet.memory import free_memory
 
@@ -81,6 +82,26 @@ def open_input(paths: Sequence[str | Path], plan: DataPlan) -> Volume:
             f"{plan.spacing[1]:.3g} mm; save it in a format that does, such as .nii.gz"
         )
     return volume
+
+
+def cut_otherwise(volume: Volume, plan: DataPlan) -> BodyAxis | None:
+    """The axis of the body that a volume is cut along, if that is another one than most training volumes were."""
+    learned, found = plan.fingerprint.axes, body_axes(volume)
+    if learned is None or found is None or found[plan.slice_axis] == learned[plan.slice_axis]:
+        return None
+    return found[plan.slice_axis]
+
+
+def tell_cut_otherwise(volumes: Mapping[str, BodyAxis], plan: DataPlan) -> str:
+    """A sentence about volumes, by their names, that are cut along another axis of the body than those learned from."""
+    learned = plan.fingerprint.axes
+    assert learned is not None
+    named = join_some([f"{name} ({axis})" for name, axis in volumes.items()])
+    return (
+        f"{len(volumes)} volume{'s are' if len(volumes) > 1 else ' is'} cut along another axis of the body than those "
+        f"that the network has learned from, whose slices lie along {learned[plan.slice_axis]}: {named}; expect worse "
+        "masks, or store them in the orientation of the training volumes"
+    )
 
 
 def check_kind(volume: Volume, plan: DataPlan) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from dinounet.data.views import View
 from dinounet.errors import UserError
 from dinounet.inference.ahead import ahead
 from dinounet.inference.ensemble import output_order
-from dinounet.inference.inputs import Image, as_volume, check_kind, open_input
+from dinounet.inference.inputs import Image, as_volume, check_kind, cut_otherwise, open_input, tell_cut_otherwise
 from dinounet.inference.models import TrainedModel
 from dinounet.inference.postprocessing import Postprocessing
 from dinounet.inference.segmentation import JUST_LABELS, Draft, Segmentation, Wanted
@@ -186,6 +187,8 @@ class Predictor:
 
     def segment_volume(self, volume: Volume, wanted: Wanted = JUST_LABELS) -> Segmentation:
         """Labels of a volume, and what else is wanted."""
+        if axis := cut_otherwise(volume, self.plan.data):
+            warnings.warn(tell_cut_otherwise({volume.source.name: axis}, self.plan.data), stacklevel=3)
         for _, found in self.segment([(None, volume)], wanted):
             if isinstance(found, UserError):
                 raise found

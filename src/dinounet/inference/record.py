@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 from dinounet.data.formats import READERS
 from dinounet.data.labels import Region
@@ -95,6 +95,9 @@ class PredictionRecord:
     batch: Batch = "auto"
     """Tiles at a time. Numbers differ by it in their last digits, as they do by what shares a batch, so that masks
     may in single pixels where two classes are equally likely; it is told, and not compared."""
+
+    cut_otherwise: dict[str, str] = field(default_factory=dict)
+    """Of images whose slices lie along another axis of the body than those learned from, by name, that axis."""
 
     format: int = FORMAT
     """Version of this file's keys."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -10,7 +11,7 @@ import torch
 from dinounet.allocator import give_back_freed
 from dinounet.data.cache import CachedCase, build_cache
 from dinounet.data.dataset import read_dataset
-from dinounet.errors import WeightsError
+from dinounet.errors import DataError, WeightsError
 from dinounet.files import write_json
 from dinounet.network.backbone import FrozenBackbone, build_backbone
 from dinounet.network.config import NetworkConfig
@@ -46,6 +47,36 @@ def cache_slices(
     with progress("caching", len(cases)) as advance:
         found = build_cache(cases, record.plan.data, cache, advance, lambda text: say("cache", text))
     return found[: len(training)], found[len(training) :]
+
+
+def note_absent_classes(record: RunRecord, training: Sequence[CachedCase]) -> RunRecord:
+    """The record with the classes that no training case holds, which is told.
+
+    Raises:
+        DataError: none holds any, so that there is nothing to learn.
+    """
+    meaning = record.plan.data.meaning
+    places = {label: place for place, label in enumerate(meaning.labels.values())}
+    held = {place for case in training for place in case.classes}
+    absent = tuple(
+        name for name, labels in meaning.foreground.items() if not held & {places[label] for label in labels}
+    )
+    if len(absent) == len(meaning.foreground):
+        raise DataError(
+            f"no training case of the fold {record.fold} holds anything but background, so that there is nothing to "
+            "learn; train another --fold, or on all cases by --fold all"
+        )
+    notes = tuple(
+        f"No training case has a pixel of {name}: it can't be learned, and is in no mean over classes."
+        for name in absent
+    )
+    for note in notes:
+        say("note", note)
+    return replace(
+        record,
+        data=replace(record.data, absent_classes=absent),
+        notes=tuple(dict.fromkeys((*record.notes, *notes))),
+    )
 
 
 def see_features(

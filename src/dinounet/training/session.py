@@ -48,7 +48,7 @@ from dinounet.training.planning import (
     split,
     with_groups,
 )
-from dinounet.training.preparing import cache_slices, fill_again, see_features
+from dinounet.training.preparing import cache_slices, fill_again, note_absent_classes, see_features
 from dinounet.training.reproducible import reproducible
 from dinounet.training.tracking import require_trackers
 
@@ -354,6 +354,7 @@ def _go_on(
         with reproducible(record.deterministic):
             with team.leader_first("cached"), _removing_what_has_not_begun(record, output, team):
                 training, validation = cache_slices(record, data, output, cached_in, team)
+                record = note_absent_classes(record, training)
                 if keeps_features:
                     features, frozen = see_features(
                         record, output, cache or output / CACHE, training, validation, frozen
