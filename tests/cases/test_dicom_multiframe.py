@@ -219,3 +219,35 @@ def test_objects_without_an_image_are_passed_over(name: str, tmp_path: Path) -> 
     np.testing.assert_array_equal(read_image([tmp_path / "a"]).array[0], PLANES)
     with pytest.raises(DataError, match=rf"b holds no image, but DICOM objects of the kind {name}; give the folder"):
         read_image([tmp_path / "b"])
+
+
+@pytest.mark.parametrize("kind", ["CT", "ENHANCED MR", "NM"])
+def test_a_damaged_file_is_read_or_answered_by_a_sentence(kind: str, tmp_path: Path) -> None:
+    planes = PLANES.astype(np.uint16)
+    path = tmp_path / "a" / "1.dcm"
+    if kind == "CT":
+        write_ct(tmp_path / "whole", PLANES[:1])
+        whole = (tmp_path / "whole" / "0.dcm").read_bytes()
+    elif kind == "NM":
+        first = {"ImagePositionPatient": [0, 0, 50], "ImageOrientationPatient": [1, 0, 0, 0, 1, 0]}
+        write_image(
+            path, planes, "NM", PixelSpacing=[4, 4], SpacingBetweenSlices=2, SliceVector=[1, 2, 3, 4, 5, 6],
+            DetectorInformationSequence=item(**first),
+        )  # fmt: skip
+        whole = path.read_bytes()
+    else:
+        write_frames(path, planes, PLACES, kind, [(z + 1, 0) for z in range(6)])
+        whole = path.read_bytes()
+    path.parent.mkdir(exist_ok=True)
+    random = np.random.default_rng(0)
+    refused = 0
+    for _ in range(60):
+        damaged = bytearray(whole)
+        for place in random.integers(132, len(whole), 3):
+            damaged[place] = random.integers(256)
+        path.write_bytes(damaged)
+        try:
+            read_image([path.parent])
+        except DataError:
+            refused += 1
+    assert 0 < refused < 60

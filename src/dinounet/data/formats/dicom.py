@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from dinounet.data.formats.dicom_frames import DESCRIBING, Slice, geometry_of_slices, slices_of, sort_slices
-from dinounet.data.formats.dicom_objects import dicom_files
+from dinounet.data.formats.dicom_objects import damage_told, dicom_files
 from dinounet.data.formats.dicom_spacing import regions_differ
 from dinounet.data.geometry import Geometry
 from dinounet.errors import DataError, noted
@@ -100,7 +100,7 @@ def find_slices(folder: Path) -> tuple[list[Slice], str]:
     modality = ""
     problems: list[str] = []
     for path in dicom_files(folder):
-        with noted(problems):
+        with noted(problems), damage_told(path):
             header = _read_header(path)
             slices += slices_of(path, header)
             series[str(header.get("SeriesInstanceUID", ""))] += 1
@@ -130,7 +130,8 @@ def is_film(folder: Path) -> bool:
     if len(files) != 1:
         return False
     try:
-        slices = slices_of(files[0], _read_header(files[0]))
+        with damage_told(files[0]):
+            slices = slices_of(files[0], _read_header(files[0]))
     except DataError:  # which reading the image tells
         return False
     return len(slices) > 1 and slices[0].place is None
@@ -151,11 +152,8 @@ def _read_header(path: Path) -> Dataset:
 
     if not os.access(path, os.R_OK):
         raise DataError(f"{path} may not be read by you; change its permissions")
-    try:
-        header = pydicom.dcmread(path, defer_size=1 << 16, specific_tags=[*DESCRIBING, *OF_PIXELS])
-        lacking = _bytes_lacking(path, header)
-    except Exception as error:  # whatever pydicom meets in a damaged file
-        raise DataError(f"{path} can't be read as a DICOM image ({_first_line(error)}); is it whole?") from None
+    header = pydicom.dcmread(path, defer_size=1 << 16, specific_tags=[*DESCRIBING, *OF_PIXELS])
+    lacking = _bytes_lacking(path, header)
     if not header.get("Rows") or not header.get("Columns") or "PixelData" not in header:
         raise _unreadable(path)
     if lacking > 0:
@@ -181,7 +179,7 @@ def _bytes_lacking(path: Path, header: Dataset) -> int:
 def _read_pixels(path: Path, slices: Sequence[Slice]) -> np.ndarray:
     """Of all frames of a file, in its order: (C, frames, Y, X), rescaled."""
     rescales = [one.rescale for one in slices]
-    array = _rescaled(*_decode_stored(path, rescales)) if any(rescales) else _decode(path)
+    array = _rescaled(path, *_decode_stored(path, rescales)) if any(rescales) else _decode(path)
     if array.shape[1] != len(slices):
         raise DataError(f"{path} holds {array.shape[1]} frames and describes {len(slices)}; export it again")
     return array
@@ -196,7 +194,7 @@ def _decode(path: Path) -> np.ndarray:
     try:
         return _read_by_gdcm(path)
     except RuntimeError:  # it knows no class of the last years either, whose pixels are as good
-        return _rescaled(*_decode_stored(path, None))
+        return _rescaled(path, *_decode_stored(path, None))
 
 
 def _read_by_gdcm(path: Path) -> np.ndarray:
@@ -240,11 +238,13 @@ def _own_rescale(content: Dataset) -> tuple[float, float] | None:
     return None if slope is None or intercept is None else (float(slope), float(intercept))
 
 
-def _rescaled(stored: np.ndarray, rescales: Rescales) -> np.ndarray:
+def _rescaled(path: Path, stored: np.ndarray, rescales: Rescales) -> np.ndarray:
     """Stored values (C, frames, Y, X) in the units of their frames, as whole numbers where these are."""
     if not any(rescales):
         return stored
     factors = [(1.0, 0.0) if one is None else one for one in rescales]
+    if not np.isfinite(factors).all():
+        raise DataError(f"{path} is rescaled by NaN or infinity; export it again")
     whole = all(number == int(number) and abs(number) < 2**15 for one in factors for number in one)
     values = np.empty(stored.shape, np.int32 if whole and stored.dtype.itemsize <= 2 else np.float32)
     for index, (slope, intercept) in enumerate(factors[: stored.shape[1]]):
@@ -259,16 +259,12 @@ def _unreadable(path: Path) -> DataError:
     try:
         content = pydicom.dcmread(path, defer_size=1 << 16)
         syntax = content.file_meta.get("TransferSyntaxUID", pydicom.uid.ImplicitVRLittleEndian)
-    except Exception as error:  # whatever pydicom meets in a damaged file
-        return DataError(f"{path} can't be read as a DICOM image ({_first_line(error)}); is it whole?")
-    if {"FloatPixelData", "DoubleFloatPixelData"} & {element.keyword for element in content}:
-        return DataError(f"{path} holds its pixels as fractions (a parametric map); convert it, such as to .nii.gz")
-    if "PixelData" not in content and content.get("Rows"):
-        return DataError(f"{path} is a DICOM image without pixels; export it with them, or remove it")
-    if syntax not in DECODED:
-        return DataError(f"{path} is compressed by {syntax.name}, which isn't read here; export it uncompressed")
+        if "FloatPixelData" in content or "DoubleFloatPixelData" in content:
+            return DataError(f"{path} holds its pixels as fractions (a parametric map); convert it, such as to .nii.gz")
+        if "PixelData" not in content and content.get("Rows"):
+            return DataError(f"{path} is a DICOM image without pixels; export it with them, or remove it")
+        if syntax not in DECODED:
+            return DataError(f"{path} is compressed by {syntax.name}, which isn't read here; export it uncompressed")
+    except Exception:  # whatever pydicom meets in a damaged file
+        pass
     return DataError(f"{path} can't be read as a DICOM image; is it whole?")
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -6,7 +6,11 @@ By the class that PS3.10 has at the beginning of every file, explained by pydico
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from dinounet.errors import DataError, UserError
 
 MAGIC = b"DICM"
 """At byte 128 of every DICOM file."""
@@ -76,6 +80,18 @@ def other_object(path: Path) -> str | None:
         return None
     uid = _class_of(begin)
     return None if _is_image_class(uid) else class_name(uid)
+
+
+@contextmanager
+def damage_told(path: Path, what: str = "a DICOM image") -> Iterator[None]:
+    """Within the block, whatever pydicom and who works with its numbers meet in a damaged file is a DataError."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise DataError(f"{path} can't be read as {what} ({reason}); is it whole?") from None
 
 
 def class_name(uid: str) -> str:

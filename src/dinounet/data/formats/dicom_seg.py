@@ -8,7 +8,8 @@ and FRACTIONAL where all fractions are 0 or 1.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -16,7 +17,7 @@ import numpy as np
 
 from dinounet.data.formats.dicom import find_slices
 from dinounet.data.formats.dicom_frames import in_groups
-from dinounet.data.formats.dicom_objects import SEGMENTATIONS, class_name, other_object
+from dinounet.data.formats.dicom_objects import SEGMENTATIONS, class_name, damage_told, other_object
 from dinounet.data.formats.dicom_spacing import spacing_of_frame
 from dinounet.data.geometry import Geometry
 from dinounet.errors import ConfigError, DataError
@@ -137,8 +138,10 @@ def segment_names(path: Path) -> list[str]:
         ConfigError: highdicom isn't installed.
     """
     require_highdicom()
-    content = _read(path, lambda pydicom: pydicom.dcmread(path, stop_before_pixels=True))
-    return list(_names(path, content).values())
+    import pydicom
+
+    with _reading(path):
+        return list(_names(path, pydicom.dcmread(path, stop_before_pixels=True)).values())
 
 
 def holds_fractions(path: Path) -> list[str]:
@@ -147,12 +150,15 @@ def holds_fractions(path: Path) -> list[str]:
     Raises:
         DataError: it is no DICOM segmentation, or damaged.
     """
-    header = _read(path, lambda pydicom: pydicom.dcmread(path, stop_before_pixels=True))
-    if header.get("SegmentationType") != "FRACTIONAL":
-        return []
-    values = _read(path, lambda pydicom: np.unique(pydicom.dcmread(path).pixel_array))
-    whole = {0, int(header.MaximumFractionalValue)}
-    return [] if {*values.tolist()} <= whole else [*dict.fromkeys(_names(path, header).values())]
+    import pydicom
+
+    with _reading(path):
+        header = pydicom.dcmread(path, stop_before_pixels=True)
+        if header.get("SegmentationType") != "FRACTIONAL":
+            return []
+        values = np.unique(pydicom.dcmread(path).pixel_array)
+        whole = {0, int(header.MaximumFractionalValue)}
+        return [] if {*values.tolist()} <= whole else [*dict.fromkeys(_names(path, header).values())]
 
 
 def read_segmentation(path: Path) -> Segmentation:
@@ -163,15 +169,18 @@ def read_segmentation(path: Path) -> Segmentation:
         ConfigError: highdicom isn't installed.
     """
     highdicom = require_highdicom()
-    content = _read(path, lambda pydicom: pydicom.dcmread(path))
-    names = _names(path, content)
-    geometry: Geometry | None
-    if _tells_places(content):
-        content = _read(path, lambda _: highdicom.seg.Segmentation.from_dataset(content, copy=False))
-        volume = _read(path, lambda _: content.get_volume(combine_segments=True, allow_missing_positions=True))
-        values, geometry = _upright(np.asarray(volume.array), np.asarray(volume.affine))
-    else:
-        values, geometry = _read(path, lambda _: _without_place(content)), _flat_geometry(content)
+    import pydicom
+
+    with _reading(path):
+        content: Any = pydicom.dcmread(path)
+        names = _names(path, content)
+        geometry: Geometry | None
+        if _tells_places(content):
+            content = highdicom.seg.Segmentation.from_dataset(content, copy=False)
+            volume = content.get_volume(combine_segments=True, allow_missing_positions=True)
+            values, geometry = _upright(np.asarray(volume.array), np.asarray(volume.affine))
+        else:
+            values, geometry = _without_place(content), _flat_geometry(content)
     unknown = {*np.unique(values).tolist()} - {0, *names}
     padding = content.get("PixelPaddingValue")
     if unknown - {padding}:
@@ -192,19 +201,21 @@ def write_whole(path: Path, copy: Path) -> np.ndarray:
     Raises:
         DataError: it is no DICOM segmentation, or damaged.
     """
-    content = _read(path, lambda pydicom: pydicom.dcmread(path))
-    frames = _read(path, lambda _: content.pixel_array.reshape(-1, content.Rows, content.Columns))
-    if content.SegmentationType != "FRACTIONAL":
-        content.save_as(copy)
-        return np.zeros(frames.shape, np.float32)
+    import pydicom
     from pydicom.pixels import pack_bits
     from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
-    fractions = frames.astype(np.float32) / float(content.MaximumFractionalValue)
+    with _reading(path):
+        content = pydicom.dcmread(path)
+        frames = content.pixel_array.reshape(-1, content.Rows, content.Columns)
+        if content.SegmentationType != "FRACTIONAL":
+            content.save_as(copy)
+            return np.zeros(frames.shape, np.float32)
+        fractions = frames.astype(np.float32) / float(content.MaximumFractionalValue)
+        together: dict[tuple[float, ...], list[int]] = {}
+        for index, place in enumerate(_frame_places(content)):
+            together.setdefault(place, []).append(index)
     whole = fractions >= 0.5
-    together: dict[tuple[float, ...], list[int]] = {}
-    for index, place in enumerate(_frame_places(content)):
-        together.setdefault(place, []).append(index)
     for indices in together.values():
         most = fractions[indices].argmax(0)
         for order, index in enumerate(indices):
@@ -222,10 +233,9 @@ def write_whole(path: Path, copy: Path) -> np.ndarray:
     return np.minimum(fractions, 1 - fractions)
 
 
-def _read(path: Path, how: Callable[[Any], Any]) -> Any:
-    """What is read of a segmentation; whatever goes wrong is told by its cause."""
-    import pydicom
-
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Within the block a segmentation is read; whatever goes wrong is told by its cause."""
     if not os.access(path, os.R_OK):
         raise DataError(f"{path} may not be read by you; change its permissions")
     kind = other_object(path)
@@ -234,20 +244,16 @@ def _read(path: Path, how: Callable[[Any], Any]) -> Any:
             f"{path} is a DICOM object of the kind {kind} and no DICOM segmentation; convert it to one, or give the "
             "mask in another format"
         )
-    try:
-        return how(pydicom)
-    except Exception as error:  # whatever pydicom meets in a damaged file
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        if "overlap" in reason:
-            raise _overlap(path) from None
-        raise DataError(f"{path} can't be read as a DICOM segmentation ({reason}); is it whole?") from None
-
-
-def _overlap(path: Path) -> DataError:
-    return DataError(
-        f"{path} has segments that overlap; give each pixel to one, or write overlapping classes as nnU-Net's regions "
-        "(dataset.json)"
-    )
+    with damage_told(path, "a DICOM segmentation"):
+        try:
+            yield
+        except (RuntimeError, ValueError) as error:  # highdicom's
+            if "overlap" not in str(error):
+                raise
+            raise DataError(
+                f"{path} has segments that overlap; give each pixel to one, or write overlapping classes as nnU-Net's "
+                "regions (dataset.json)"
+            ) from None
 
 
 def _names(path: Path, content: Dataset) -> dict[int, str]:
