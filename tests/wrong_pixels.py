@@ -46,7 +46,7 @@ replaced("nan_in_nifti", volumes, "imagesTr/b_0000.nii.gz", with_bad(NAN, NAN), 
 replaced("infinity_in_nifti", volumes, "imagesTr/b_0000.nii.gz", with_bad(INF), "holds 1", REPAIR)
 replaced("nan_in_nrrd", pairs, "images/b.nrrd", with_bad(NAN, INF, size=(1, 16, 18)), "holds 2", REPAIR)
 replaced("nan_in_tiff", pairs, "images/b.tif", with_bad(NAN, -INF, size=(16, 18)), "holds 2", REPAIR)
-replaced("nan_in_a_mask", pairs, "masks/b.tif", with_bad(NAN, size=(16, 18)) * 0, REPAIR)
+replaced("nan_in_a_mask", pairs, "masks/b.tif", with_bad(NAN, size=(16, 18)) * 0, "infinite; store a number in")
 replaced("complex_numbers", pairs, "images/b.tif", picture(1).astype(np.complex64), "complex64; save real ones")
 replaced(
     "a_partly_transparent_image", pairs, "images/b.png", np.stack([picture(1)] * 4, -1), "remove its alpha channel"
@@ -289,7 +289,7 @@ def colours_that_are_mixtures(root: Path) -> None:
 
 
 @wrong(
-    pairs, "masks/a.png holds #00ff00 in", "masks/b.png holds", "name them, or give each pixel the nearest",
+    pairs, "masks/a.png, ", "masks/b.png, ", "masks/c.png hold #00ff00 in", "name them, or give each pixel the nearest",
     flags=("--labels", "background=#000000,disc=#ff0000"),
 )  # fmt: skip
 def colours_that_nobody_named(root: Path) -> None:

@@ -25,7 +25,7 @@ def relabel(
         masks: Folder of masks, or of folders of them.
         output: Folder for the copies, by the same names; it must not exist yet.
         labels: What is meant, as background=0,border=127,lesion=255, which the copies keep, or as background=#000000,
-            lesion=#ff0000, which become 0, 1, 2 ... with these colours as their palette.
+            lesion=#ff0000, which become 0, 1, 2 ... with these colours as their palette, as do fractions such as 0.5.
 
     Returns:
         The copies' paths.
@@ -35,7 +35,7 @@ def relabel(
 
     from dinounet.data.labels import name_labels, parse_labels, write_labels
     from dinounet.data.pairs import mask_files
-    from dinounet.data.relabelling import relabel_folder
+    from dinounet.data.relabelling import relabel_folder, whole_labels
     from dinounet.errors import DataError
     from dinounet.files import require_new
     from dinounet.progress import progress, say
@@ -53,7 +53,8 @@ def relabel(
             f"{change.path}: {change.pixels:,} pixels changed ({change.share:.2%}), by {change.most:g} at most",
             mask=str(change.path), pixels=change.pixels, share=change.share, most=change.most,
         )  # fmt: skip
-    means = write_labels(given if isinstance(next(iter(given.values())), int) else name_labels(given).given)
+    coloured = isinstance(next(iter(given.values())), str)
+    means = write_labels(name_labels(given).given if coloured else whole_labels(given))
     told = f"{output}: {len(changes)} masks, to be used with --labels {shlex.quote(means)}"
     say("written", told, output=str(output), labels=means)
     return [change.path for change in changes]

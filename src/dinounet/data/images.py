@@ -135,6 +135,13 @@ def unknown_format(path: Path) -> DataError:
     return DataError(f"{path} is not an image in a known format ({KNOWN})")
 
 
+def unreadable(path: Path, reason: str) -> DataError:
+    """The error for a file that its reader gave up, in that reader's words."""
+    lacks = re.search(r"support|not available|not implemented|unknown encoding", reason, re.IGNORECASE)
+    remedy = "save it in another way, such as uncompressed" if lacks else "is it whole?"
+    return DataError(f"{path} can't be read as an image ({reason}); {remedy}")
+
+
 def read_stored(path: Path, of: Purpose) -> Volume:
     """All channels of an image or mask, as they are stored: (C, Z, Y, X).
 
@@ -174,7 +181,7 @@ def _read_stored(path: Path, of: Purpose) -> Volume:
         told = [line for line in str(error).splitlines() if line.strip() and not line.startswith("Reason: ")]
         reason = told[-1].strip() if told else type(error).__name__  # ITK's "Reason" is what failed before
         reason = re.sub(r"^ITK ERROR: \w+\(0x[0-9a-f]+\): ", "", reason)
-        raise DataError(f"{path} can't be read as an image ({reason}); is it whole?") from None
+        raise unreadable(path, reason) from None
 
 
 def _write_volume(path: Path, array: np.ndarray, geometry: Geometry | None) -> None:

@@ -27,13 +27,14 @@ MOST = 256
 LARGEST = (1 << 24) - 1
 """Number that may stand for a class, which every format but pictures can hold, and float32 too."""
 
-Given = Mapping[str, int | str]
-"""Names of classes, each with what stands for it in masks: a number, or a colour such as "#ff0000"."""
+Given = Mapping[str, int | float | str]
+"""Names of classes, each with what stands for it in masks: a number, or a colour such as "#ff0000". Fractions are for
+`dinounet relabel` alone, which makes whole numbers of them."""
 
 
 BLACK = "#000000"
 
-_MARK = re.compile(r"\d+|#[0-9a-fA-F]{6}", re.ASCII)
+_MARK = re.compile(r"\d+(\.\d+)?|#[0-9a-fA-F]{6}", re.ASCII)
 """What may stand for a class: a number, or a colour."""
 
 
@@ -135,7 +136,7 @@ class Labels:
         return {name: numbers for name, numbers in self.outputs.items() if numbers != (0,)}
 
 
-def parse_labels(text: str) -> dict[str, int | str]:
+def parse_labels(text: str) -> dict[str, int | float | str]:
     """ "background=0,lesion=1" or "background=#000000,lesion=#ff0000" as a mapping.
 
     Raises:
@@ -145,17 +146,27 @@ def parse_labels(text: str) -> dict[str, int | str]:
     if any(len(pair) != 2 or not pair[0].strip() or not _MARK.fullmatch(pair[1].strip()) for pair in pairs):
         raise ConfigError(f"--labels is {text!r}; write it as background=0,lesion=1, or background=#000000,...")
     marks = [mark.strip().lower() for _, mark in pairs]
-    labels = {name.strip(): mark if mark[0] == "#" else int(mark) for (name, _), mark in zip(pairs, marks, strict=True)}
+    labels = {name.strip(): _to_given(mark) for (name, _), mark in zip(pairs, marks, strict=True)}
     if len(labels) < len(pairs) or len(set(labels.values())) < len(pairs):
         raise ConfigError(f"--labels is {text!r}, which has a name or a number twice; give each class its own")
-    if len({type(mark) for mark in labels.values()}) > 1:
+    if len({isinstance(mark, str) for mark in labels.values()}) > 1:
         raise ConfigError(f"--labels is {text!r}; name either numbers or colours, not both")
     return labels
 
 
 def write_labels(labels: Given) -> str:
-    """What `parse_labels` reads."""
-    return ",".join(f"{name}={mark}" for name, mark in labels.items())
+    """What `parse_labels` reads; fractions with at most six digits after the point."""
+    return ",".join(f"{name}={_in_text(mark)}" for name, mark in labels.items())
+
+
+def _to_given(mark: str) -> int | float | str:
+    if mark[0] == "#":
+        return mark
+    return float(mark) if "." in mark else int(mark)
+
+
+def _in_text(mark: int | float | str) -> str:
+    return f"{mark:.6f}".rstrip("0").rstrip(".") if isinstance(mark, float) else str(mark)
 
 
 def relabel_command(masks: Path, labels: Given) -> str:
@@ -173,6 +184,8 @@ def name_labels(given: Given) -> Labels:
     Raises:
         ConfigError: the background isn't named, or nothing else is.
     """
+    if any(isinstance(mark, float) for mark in given.values()):
+        raise ConfigError(f"the labels are {write_labels(given)}; masks hold whole numbers, name these")
     numbers = {name: mark for name, mark in given.items() if isinstance(mark, int)}
     colours = {name: mark for name, mark in given.items() if isinstance(mark, str)}
     if colours:

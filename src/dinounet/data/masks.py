@@ -13,18 +13,22 @@ import numpy as np
 from dinounet.data.formats.dicom import geometry_of_series
 from dinounet.data.formats.dicom_objects import dicom_files
 from dinounet.data.formats.dicom_seg import holds_fractions, read_segmentation
+from dinounet.data.formats.nifti import NIFTI_ENDINGS, step_of
 from dinounet.data.formats.picture import JPEG_ENDINGS
 from dinounet.data.formats.slicer import Segment, is_segmentation
 from dinounet.data.geometry import SAME_PLACE, Geometry, Volume, require_same_grid, require_straight
-from dinounet.data.images import SEGMENTATION_ENDING, ending_of, read_image, read_stored, require_finite
+from dinounet.data.images import SEGMENTATION_ENDING, ending_of, read_image, read_stored
 from dinounet.data.labels import Labels, relabel_command, write_labels
 from dinounet.data.legends import by_name, counts_by_number, other_names, rules
-from dinounet.data.naming import COLOUR, MOST_LABELS, advice, common_folder, listed, to_mark, too_many
+from dinounet.data.naming import COLOUR, MOST_LABELS, NEAR_WHOLE, OddValues, advice, common_folder, listed, to_mark
 from dinounet.data.pairs import Case, ClassFiles
 from dinounet.errors import DataError
 
 MOST_EMPTY = 4096
 """Slices that a segmentation may have left out; what lies farther away is of another series."""
+
+ROUNDING = 1e-3
+"""How far a float may be from a whole number to be taken for it."""
 
 MOST_VALUES = 4096
 """A single mask with more different values is refused at once."""
@@ -130,15 +134,13 @@ def to_marks(volume: Volume, coloured: bool = False) -> np.ndarray:
 
 
 def whole_numbers(labels: np.ndarray, path: Path) -> np.ndarray:
+    """A mask's numbers, of which floats that are whole up to their rounding become integers.
+
+    Raises:
+        DataError: some aren't whole, or are negative, too large, NaN or infinite.
+    """
     if labels.dtype.kind == "f":
-        require_finite(labels, path)
-        fractions = labels[labels != np.rint(labels)]
-        if len(fractions):
-            example = fractions[0]
-            raise DataError(
-                f"{path} holds the value {example:.6g}; a mask must hold whole numbers, one a class; this gives each "
-                f"pixel the nearest: {relabel_command(path.parent, {'background': 0, 'lesion': 1})}"
-            )
+        labels = _rounded(labels, path)
     if labels.max(initial=0) >= COLOUR:
         raise DataError(
             f"{path} holds the label {labels.max():.0f}; numbers in masks must be below {COLOUR}, store smaller ones"
@@ -151,6 +153,33 @@ def whole_numbers(labels: np.ndarray, path: Path) -> np.ndarray:
     return labels.astype(np.int32) if labels.dtype.kind == "f" else labels
 
 
+def _rounded(labels: np.ndarray, path: Path) -> np.ndarray:
+    """Floats as whole numbers, if they are whole up to single precision, or to half a step of a scaled NIfTI file.
+
+    Programs that save whole floats as scaled integers round them: 1 may come back as 0.99998, or 0.996.
+    """
+    if count := np.count_nonzero(~np.isfinite(labels)):
+        raise DataError(
+            f"{path} holds {count} pixels that are NaN or infinite; store a number in them, 0 for background, or one "
+            "of their own, such as 255, which --labels may name ignore"
+        )
+    whole = np.rint(labels)
+    apart = np.abs(labels - whole)
+    if apart.max(initial=0) <= ROUNDING:
+        return whole
+    step = step_of(path) if ending_of(path) in NIFTI_ENDINGS else 0.0
+    values, counts = np.unique(labels, return_counts=True)
+    if apart.max() > min(step / 2 + ROUNDING, NEAR_WHOLE) or len(np.unique(np.rint(values))) < len(values):
+        if len(values) > MOST_VALUES:
+            width = float(np.ptp(values)) / MOST_VALUES
+            values = np.rint(values / width) * width
+        pixels: Counter[float] = Counter()
+        for value, count in zip(values.tolist(), counts.tolist(), strict=True):
+            pixels[value] += count
+        raise OddValues("fractions", path, pixels)
+    return whole
+
+
 def _number(marks: np.ndarray, known: Labels, path: Path) -> np.ndarray:
     """Numbers in the place of colours."""
     assert known.colours is not None
@@ -161,11 +190,7 @@ def _number(marks: np.ndarray, known: Labels, path: Path) -> np.ndarray:
         numbers[here] = known.given[name]
         named |= here
     if not named.all():
-        raise DataError(
-            f"{path} holds {listed(np.unique(marks[~named]))} in {np.count_nonzero(~named)} pixels, but the labels "
-            f"are {write_labels(known.colours)}; name them, or give each pixel the nearest colour: "
-            f"{relabel_command(path.parent, known.colours)}"
-        )
+        raise OddValues("colours", path, count_values(marks[~named]), known.colours)
     return numbers
 
 
@@ -178,7 +203,7 @@ def _join(files: ClassFiles, known: Labels) -> Volume:
         one = replace(one, array=to_marks(one))
         values = [value for value in np.unique(one.array).tolist() if value]
         if len(values) > MOST_LABELS:
-            raise too_many(f"{path} holds", count_values(one.array), path.parent)
+            raise OddValues("values", path, count_values(one.array))
         if len(values) > 1:
             raise DataError(f"{path} holds {listed(values)} beside 0; the mask of one class must hold one number")
         if joined is None:
@@ -322,7 +347,7 @@ def check_case(
         pixels.update(count_values(mask.array[..., z, :, :]))
     found = dict(sorted(pixels.items()))
     if labels is None and len(found) > MOST_VALUES:
-        raise too_many(f"{mask.source} holds", found, mask.source.parent)
+        raise OddValues("values", mask.source, found)
     unknown = [value for value in found if value not in (range(len(found)) if labels is None else labels.values())]
     if len(found) > MOST_LABELS and unknown and _looks_like_a_mask(image):
         raise DataError(
@@ -330,11 +355,7 @@ def check_case(
             "swap them back"
         )
     if labels is not None and unknown:
-        nearest = f", such as by: {relabel_command(mask.source.parent, labels)}" if len(unknown) > MOST_LABELS else ""
-        raise DataError(
-            f"{mask.source} holds {listed(unknown)}, but the labels are {write_labels(labels)}; name them or correct "
-            f"the mask{nearest}"
-        )
+        raise OddValues("numbers", mask.source, {value: found[value] for value in unknown}, labels)
     return found
 
 

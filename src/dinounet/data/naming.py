@@ -9,9 +9,11 @@ from __future__ import annotations
 import os
 import shlex
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import combinations
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 
@@ -26,8 +28,85 @@ MOST_CLASSES, MOST_LABELS = 64, 12
 """Masks that nobody named are taken for smoothed ones if they hold more different values than these: without gaps
 between them, and with gaps or in colours."""
 
+NEAR_WHOLE = 1 / 4
+"""How far fractions may be from whole numbers that are proposed for them."""
+
 CLEAR_SHARE, CLEAR_DISTANCE = 0.05, 1 / 8
 """Of what isn't background, and of the range of values: what a value of a smoothed mask needs, to be meant."""
+
+
+Counts = Mapping[int, int] | Mapping[float, int]
+"""How many pixels hold each value, which may be a fraction."""
+
+
+class OddValues(DataError):
+    """What a mask holds is no label; what repairs one such mask repairs all of them.
+
+    Args:
+        kind: fractions; colours or numbers that no label has; or too many different values.
+        path: the mask.
+        pixels: how many hold each value, of unknown colours and numbers alone.
+        labels: what it may hold, if that is known.
+    """
+
+    def __init__(
+        self,
+        kind: Literal["fractions", "colours", "numbers", "values"],
+        path: Path,
+        pixels: Counts,
+        labels: Given | None = None,
+    ) -> None:
+        self.kind, self.path, self.pixels, self.labels = kind, path, pixels, labels
+        super().__init__(_told(kind, [path], pixels, labels))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.kind, self.path, self.pixels, self.labels)
+
+
+@contextmanager
+def noted_values(odd: list[OddValues]) -> Iterator[None]:
+    """Puts an OddValues in the block among others, to be told together by `told_together`."""
+    try:
+        yield
+    except OddValues as error:
+        odd.append(error)
+
+
+def told_together(odd: Sequence[OddValues]) -> list[str]:
+    """A sentence for all masks that have the same against them, with one command for all."""
+    alike: dict[tuple[str, str], list[OddValues]] = {}
+    for error in odd:
+        alike.setdefault((error.kind, write_labels(error.labels or {})), []).append(error)
+    sentences = []
+    for errors in alike.values():
+        pixels: Counter[float] = Counter()
+        for error in errors:
+            pixels.update(error.pixels)
+        sentences.append(_told(errors[0].kind, [error.path for error in errors], pixels, errors[0].labels))
+    return sentences
+
+
+def _told(kind: str, paths: Sequence[Path], pixels: Counts, labels: Given | None) -> str:
+    names = ", ".join(map(str, paths[:3])) + (f" and {len(paths) - 3} more" if len(paths) > 3 else "")
+    holds = f"{names} {'holds' if len(paths) == 1 else 'hold'}"
+    folder, found = common_folder(paths), sorted(pixels)
+    if kind == "fractions":
+        fractions = [value for value in found if value != round(value)]
+        values = f"{'value' if len(fractions) == 1 else 'values'} {listed(fractions)}"
+        return f"{holds} the {values}; a mask must hold whole numbers, one a class; {advice(pixels, folder)}"
+    if kind == "values":
+        return str(too_many(holds, pixels, folder))
+    assert labels is not None
+    if kind == "colours":
+        return (
+            f"{holds} {listed(found)} in {sum(pixels.values())} pixels, but the labels are {write_labels(labels)}; "
+            f"name them, or give each pixel the nearest colour: {relabel_command(folder, labels)}"
+        )
+    nearest = f", such as by: {relabel_command(folder, labels)}" if len(found) > MOST_LABELS else ""
+    return (
+        f"{holds} {listed(found)}, but the labels are {write_labels(labels)}; name them or correct the "
+        f"{'mask' if len(paths) == 1 else 'masks'}{nearest}"
+    )
 
 
 def infer_labels(pixels: Mapping[int, int], dataset: str, masks: Path) -> tuple[Labels, Counter[int]]:
@@ -77,7 +156,7 @@ def _infer_colours(found: Counter[int], dataset: str, masks: Path) -> tuple[Labe
     for value in sorted(found.keys() - {0}):
         colours["foreground" if len(found) == 2 else f"class {to_colour(value)}"] = to_colour(value)
     known = name_labels(colours)
-    return known, Counter({known.labels[name]: found[to_mark(colour)] for name, colour in colours.items()})
+    return known, Counter({known.labels[name]: found[int(to_mark(colour))] for name, colour in colours.items()})
 
 
 def common_folder(paths: Sequence[Path]) -> Path:
@@ -85,26 +164,26 @@ def common_folder(paths: Sequence[Path]) -> Path:
     return Path(os.path.commonpath([path.parent for path in paths]))
 
 
-def to_mark(given: int | str) -> int:
+def to_mark(given: int | float | str) -> int | float:
     """The value that stands for a number or a colour ("#ff0000") in `to_marks`."""
-    if isinstance(given, int) or given == BLACK:
-        return given if isinstance(given, int) else 0
-    return COLOUR + int(given[1:], 16)
+    if isinstance(given, str):
+        return 0 if given == BLACK else COLOUR + int(given[1:], 16)
+    return given
 
 
-def to_colour(mark: int) -> str:
+def to_colour(mark: float) -> str:
     """The colour that `to_mark` made the mark of."""
-    return f"#{mark % COLOUR:06x}"
+    return f"#{int(mark) % COLOUR:06x}"
 
 
-def listed(marks: Sequence[int] | np.ndarray) -> str:
+def listed(marks: Sequence[float] | np.ndarray) -> str:
     """The first marks, for people."""
     coloured = max(marks, default=0) >= COLOUR
-    shown = [to_colour(mark) if coloured else str(mark) for mark in marks[:10]]
+    shown = [to_colour(mark) if coloured else f"{mark:.10g}" for mark in marks[:10]]
     return ", ".join(shown) + (", ..." if len(marks) > 10 else "")
 
 
-def to_vectors(marks: np.ndarray | Sequence[int], coloured: bool) -> np.ndarray:
+def to_vectors(marks: np.ndarray | Sequence[float], coloured: bool) -> np.ndarray:
     """(n, 3): red, green and blue of marks in colours; or (n, 1), the numbers."""
     if not coloured:
         return np.asarray(marks, float)[:, None]
@@ -118,22 +197,26 @@ def _is_between(colour: np.ndarray, a: np.ndarray, b: np.ndarray) -> bool:
     return 0 < along < 1 and bool(np.abs(a + along * (b - a) - colour).max() < 1.5)
 
 
-def _suggest(marks: Sequence[int]) -> Given:
-    """Names for what was found, of which the first is background."""
-    coloured = max(marks) >= COLOUR
+def _suggest(marks: Sequence[float]) -> Given:
+    """Names for what was found, of which the first is background; whole numbers where those are near and apart."""
     names = ("background", *(f"class{index}" for index in range(1, len(marks))))
-    return {name: to_colour(mark) if coloured else mark for name, mark in zip(names, marks, strict=True)}
+    if max(marks) >= COLOUR:
+        return {name: to_colour(mark) for name, mark in zip(names, marks, strict=True)}
+    whole = [round(mark) for mark in marks]
+    if len(set(whole)) == len(marks) and max(abs(a - b) for a, b in zip(marks, whole, strict=True)) <= NEAR_WHOLE:
+        return dict(zip(names, whole, strict=True))
+    return dict(zip(names, map(float, marks), strict=True))
 
 
-def _ask(holds: str, marks: Sequence[int], why: str = "") -> DataError:
+def _ask(holds: str, marks: Sequence[float], why: str = "") -> DataError:
     named = shlex.quote(write_labels(_suggest(marks)))
     return DataError(f"{holds} {listed(marks)}{why}; say what they stand for, such as --labels {named}")
 
 
-def too_many(holds: str, pixels: Mapping[int, int], masks: Path) -> DataError:
+def too_many(holds: str, pixels: Counts, masks: Path) -> DataError:
     """The error for masks with more values than classes are likely to be."""
     found = sorted(pixels)
-    if found[-1] < COLOUR and found == list(range(found[0], found[0] + len(found))) and found[-1] != 255:
+    if found[-1] < COLOUR and found == [found[0] + index for index in range(len(found))] and found[-1] != 255:
         return DataError(
             f"{holds} {len(found)} different values ({listed(found)}), as masks do in which each object has a number "
             "of its own; store a number a class, or name every value with --labels"
@@ -144,20 +227,30 @@ def too_many(holds: str, pixels: Mapping[int, int], masks: Path) -> DataError:
     )
 
 
-def advice(pixels: Mapping[int, int], masks: Path) -> str:
-    """How to repair smoothed masks, with the values that are clearly meant."""
-    labels, unclear = _suggest(sorted(_meant(pixels))), ""
+def advice(pixels: Counts, masks: Path) -> str:
+    """How to repair masks, with the values that are meant: all of a few fractions, else what stands out."""
+    meant, unclear = sorted(_meant(pixels)), ""
+    if any(value != round(value) for value in pixels):
+        whole: Counter[int] = Counter()
+        for value, count in pixels.items():
+            whole[round(value)] += count
+        if len(pixels) <= MOST_LABELS:
+            meant = sorted(pixels)
+        elif 1 < len(whole) <= MOST_LABELS:  # resampled labels, or probabilities
+            meant = sorted(_meant(whole))
+    labels = _suggest(meant)
     if len(labels) < 2:
         unclear, colour = " (put in what is meant)", max(pixels) >= COLOUR
         labels = {"background": BLACK if colour else 0, "lesion": "#ff0000" if colour else 255}
     return f"give each pixel the nearest of what is meant{unclear}: {relabel_command(masks, labels)}"
 
 
-def _meant(pixels: Mapping[int, int]) -> list[int]:
+def _meant(pixels: Counts) -> list[float]:
     """The values of smoothed masks that stand out: many pixels each, and far from each other."""
     marks, counts = (np.array(numbers) for numbers in zip(*Counter(pixels).most_common(), strict=True))
     vectors = to_vectors(marks, coloured=int(marks.max()) >= COLOUR)
-    distance = max(CLEAR_DISTANCE * np.ptp(vectors, axis=0).max(), 1)
+    least = 1 if (vectors == np.rint(vectors)).all() else 0
+    distance = max(CLEAR_DISTANCE * np.ptp(vectors, axis=0).max(), least)
     foreground = counts[np.abs(vectors - vectors[0]).max(-1) >= distance].sum()
     found = [0]
     for index in range(1, len(marks)):

@@ -23,7 +23,7 @@ from dinounet.data.images import require_colour
 from dinounet.data.labels import Labels, Region, write_labels
 from dinounet.data.legends import palettes_differ, refuse_differing_palettes
 from dinounet.data.masks import check_case, on_one_grid
-from dinounet.data.naming import common_folder, infer_labels
+from dinounet.data.naming import OddValues, common_folder, infer_labels, noted_values, told_together
 from dinounet.data.normalisation import ChannelPlan, normalisation_of, normalise_samples, plan_channels
 from dinounet.data.pairs import mask_paths
 from dinounet.data.remarks import look_for_twins, on_axes, on_classes
@@ -129,6 +129,7 @@ def plan_data(
     seen: list[Seen] = []
     by_case: dict[str, Seen] = {}
     problems: list[str] = []
+    odd: list[OddValues] = []
     channels = dataset.channels
     known = dataset.meaning
     modalities: set[str | None] = set()
@@ -140,10 +141,10 @@ def plan_data(
         image = mask = None
         with noted(problems):
             image = open_image(case.images, most)
-        with noted(problems):
+        with noted(problems), noted_values(odd):
             mask = open_truth(case, known, most)
         if image is not None and mask is not None:
-            with noted(problems):
+            with noted(problems), noted_values(odd):
                 modalities.add(image.modality)
                 mask = on_one_grid(mask, image)[0]
                 channels = channels or _channel_names(len(image.array))
@@ -155,6 +156,7 @@ def plan_data(
                 seen.append(look_at(image, mask, pixels, dataset.ignore, samples))
                 by_case[case.name] = seen[-1]
         on_case()
+    problems += told_together(odd)
     if problems:
         raise DataError(join_some(problems))
     assert channels is not None

@@ -23,6 +23,7 @@ from dinounet.data.choice import Choice, choose_evenly
 from dinounet.data.geometry import Volume
 from dinounet.data.labels import IGNORED
 from dinounet.data.masks import check_case, on_one_grid
+from dinounet.data.naming import OddValues, noted_values, told_together
 from dinounet.data.pairs import Case
 from dinounet.data.plan import DataPlan
 from dinounet.data.preprocessing import (
@@ -125,7 +126,7 @@ def prepare_cases(
         for case, folder in zip(cases, folders, strict=True):
             found.append(_prepare(case, plan, folder, memory))
             on_case()
-        return [problem for problem in found if problem]
+        return _told(found)
     context = multiprocessing.get_context("spawn")  # forked ones would hold the cache's lock after our death
     stop = context.Event()
     with ProcessPoolExecutor(workers, context, _begin_worker, (stop,)) as pool:
@@ -147,7 +148,7 @@ def prepare_cases(
             stop.set()
             pool.shutdown(cancel_futures=True)
             raise
-    return [problem for task in tasks if (problem := task.result())]
+    return _told([task.result() for task in tasks])
 
 
 _stop: Any = None
@@ -203,17 +204,24 @@ def _started_clean() -> Iterator[None]:
                 signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _prepare(case: Case, plan: DataPlan, folder: Path, memory: int) -> str | None:
+def _told(found: Sequence[str | OddValues | None]) -> list[str]:
+    """What is wrong with cases, in sentences; none of those with which nothing is."""
+    odd = [problem for problem in found if isinstance(problem, OddValues)]
+    return [problem for problem in found if isinstance(problem, str)] + told_together(odd)
+
+
+def _prepare(case: Case, plan: DataPlan, folder: Path, memory: int) -> str | OddValues | None:
     """Preprocess one case; returns what is wrong with it."""
     problems: list[str] = []
+    odd: list[OddValues] = []
     image = mask = None
     try:
         with noted(problems):
             image = open_image(case.images, memory // 2, plan.slice_axis)
-        with noted(problems):
+        with noted(problems), noted_values(odd):
             mask = open_truth(case, plan.meaning, memory // 2, plan.slice_axis)
         if image is None or mask is None:
-            return join_some(problems)
+            return join_some([*problems, *told_together(odd)]) if problems else odd[0]
         mask = on_one_grid(mask, image)[0]
         check_case(image, mask, [channel.name for channel in plan.channels], plan.meaning.given)
         moments = measure_channels(image, plan.channels)
@@ -239,6 +247,8 @@ def _prepare(case: Case, plan: DataPlan, folder: Path, memory: int) -> str | Non
             for label, (places, _) in chosen.items():
                 with array_file(temporary / f"places_{label}.npy", places.shape, places.dtype) as write:
                     write(places)
+    except OddValues as error:
+        return error
     except DataError as error:
         return str(error)
     except MemoryError:

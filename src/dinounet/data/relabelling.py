@@ -45,7 +45,7 @@ def relabel_folder(
         folder: that the masks were found in.
         files: the masks.
         output: folder that doesn't exist yet.
-        given: what is meant; numbers are kept, colours become numbers.
+        given: what is meant; whole numbers are kept, fractions and colours become 0, 1, 2 ...
         on_file: called after each.
 
     Raises:
@@ -55,7 +55,8 @@ def relabel_folder(
         raise DataError(f"{folder} holds no masks; give the folder with the masks")
     coloured = isinstance(next(iter(given.values())), str)
     known = name_labels(given) if coloured else None
-    numbers = np.array([known.given[name] if known else mark for name, mark in given.items()])
+    means = whole_labels(given)
+    numbers = np.array([known.given[name] if known else means[name] for name in given])
     palette = None if known is None else known.palette
     meant = np.array([to_mark(mark) for mark in given.values()])
     changes: list[Change] = []
@@ -65,7 +66,7 @@ def relabel_folder(
             name = path.relative_to(folder).with_name(stem_of(path) + _ending(path, int(numbers.max())))
             try:
                 if ending_of(path) == SEGMENTATION_ENDING:
-                    changes.append(_write_whole(path, temporary / name, output / name, known or name_labels(given)))
+                    changes.append(_write_whole(path, temporary / name, output / name, known or name_labels(means)))
                     continue
                 volume = read_stored(path, of="mask")
                 marks = _marks(volume, coloured)
@@ -89,6 +90,14 @@ def relabel_folder(
         if problems:
             raise DataError(join_some(problems))
     return changes
+
+
+def whole_labels(given: Given) -> Given:
+    """What copies hold of named values: those themselves, or 0, 1, 2 ... in their order if some aren't whole."""
+    if not any(isinstance(mark, float) for mark in given.values()):
+        return given
+    order = sorted(given, key=lambda name: float(given[name]))
+    return {name: order.index(name) for name in given}
 
 
 def _write_whole(path: Path, copy: Path, target: Path, known: Labels) -> Change:

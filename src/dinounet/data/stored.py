@@ -18,7 +18,7 @@ import numpy as np
 from dinounet.data.formats.itk import look_into_itk
 from dinounet.data.formats.nifti import NIFTI_ENDINGS, open_nifti
 from dinounet.data.geometry import Geometry, Volume, require_same_grid
-from dinounet.data.images import FLAT_ENDINGS, VOLUME_ENDINGS, ending_of, read_image
+from dinounet.data.images import FLAT_ENDINGS, VOLUME_ENDINGS, ending_of, read_image, unreadable
 from dinounet.data.labels import Labels
 from dinounet.data.masks import read_truth, whole_numbers
 from dinounet.data.pairs import Case
@@ -156,7 +156,7 @@ def _look_into_once(path: Path) -> Volume | None:
             plane = read(z)
         except Exception as error:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
-            raise DataError(f"{path} can't be read as an image ({reason}); is it whole?") from None
+            raise unreadable(path, reason) from None
         if not np.isfinite(plane).all():
             raise DataError(f"{path} holds NaN or infinity in plane {z}; repair or exclude it")
         return plane.astype(dtype, copy=False)

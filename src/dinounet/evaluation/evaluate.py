@@ -14,6 +14,7 @@ from dinounet.data.geometry import Volume, require_same_grid, require_straight
 from dinounet.data.images import VOLUME_ENDINGS, ending_of
 from dinounet.data.labels import Labels, Region
 from dinounet.data.masks import on_one_grid, read_mask, read_truth, where
+from dinounet.data.naming import OddValues, told_together
 from dinounet.data.pairs import Case, ClassFiles, class_files, mask_files, name_of
 from dinounet.data.splits import by_group
 from dinounet.errors import ConfigError, DataError, noted
@@ -154,6 +155,7 @@ def evaluate_cases(
     if not 0 < tolerance < math.inf:
         raise ConfigError(f"the tolerance is {tolerance}; it must be above 0, in mm, or in px without a spacing")
     wrong: list[str] = []
+    odd: list[OddValues] = []
     units: dict[tuple[Unit, VolumeUnit], list[str]] = {}
     evaluated = []
     smaller: list[str] = []
@@ -168,13 +170,18 @@ def evaluate_cases(
             require_same_grid(pair[1], pair[0])
             require_straight(pair[0])
             pair = _in_one_unit(case, *pair, in_pixels)
+        except OddValues as error:
+            odd.append(error)
+            continue
         except DataError as error:
             wrong.append(str(error))
             continue
         may_hold = known.given, known.labels
         wrong += [text for mask, may in zip(pair, may_hold, strict=True) if (text := _unknown(mask, may))]
         units.setdefault(_units(pair[0]), []).append(case.name)
-        if not problems and not wrong:  # measuring takes long; once something is wrong, only look for more of it
+        if (
+            not problems and not wrong and not odd
+        ):  # measuring takes long; once something is wrong, only look for more of it
             smaller += [case.name] if _diagonal(pair[0]) <= tolerance else []
             one = _count_case(case, *pair, known)
             evaluated.append(measure_case(one, tolerance))
@@ -188,6 +195,7 @@ def evaluate_cases(
                     decisions += count_decisions(probabilities[case.name], pair[0].array, known)
         if on_case is not None:
             on_case(case.name)
+    wrong += told_together(odd)
     found = [*problems, *([join_some(wrong)] if wrong else [])]
     if len(units) > 1:
         found.append(_mixture(units))

@@ -131,6 +131,12 @@ def open_nifti(path: Path) -> NiftiFile:
     )
 
 
+def step_of(path: Path) -> float:
+    """By how much neighbouring stored integers differ in value; 0 where the header asks for no scaling."""
+    scaling = open_nifti(path)._scaling
+    return abs(scaling[0]) if scaling else 0.0
+
+
 def write_nifti(path: Path, array: np.ndarray, geometry: Geometry | None) -> None:
     """Write an array (Z, Y, X) of the given place.
 

@@ -89,7 +89,7 @@ def picture_pixels(
         raise DataError(f"{path} has its colours in {picture.mode}; convert it to RGB")
     pixels = otherwise(path) if otherwise else np.asarray(picture)
     if "A" in picture.getbands():
-        pixels = without_alpha(path, pixels)
+        pixels = without_alpha(path, pixels, of)
     pixels = pixels.astype(np.uint8) if pixels.dtype == bool else pixels
     return np.moveaxis(pixels if pixels.ndim == 3 else pixels[..., None], -1, 0)[:, None]
 
@@ -147,12 +147,25 @@ def _read_two_greys(path: Path) -> np.ndarray:
     return sitk.GetArrayFromImage(sitk.ReadImage(str(path)))[..., 0] > 0
 
 
-def without_alpha(path: Path, pixels: np.ndarray) -> np.ndarray:
-    """The other channels of (..., C), if the last hides nothing; a DataError if it does."""
+def without_alpha(path: Path, pixels: np.ndarray, of: Purpose) -> np.ndarray:
+    """The other channels of (..., C), if the last hides nothing; of a mask also where it hides background, which is 0.
+
+    Raises:
+        DataError: it hides something, or lets it shine through.
+    """
     opaque = np.iinfo(pixels.dtype).max if pixels.dtype.kind in "iu" else 1
-    if (pixels[..., -1] != opaque).any():
-        raise DataError(f"{path} is partly transparent; remove its alpha channel")
-    return pixels[..., :-1]
+    shown, alpha = pixels[..., :-1], pixels[..., -1]
+    if (alpha == opaque).all() or (of == "mask" and (alpha[shown.any(-1)] == opaque).all()):
+        return shown
+    if of == "image":
+        raise DataError(
+            f"{path} is partly transparent; remove its alpha channel, such as by ImageMagick's: mogrify -alpha off"
+        )
+    raise DataError(
+        f"{path} is a mask that is transparent where it holds more than 0; if what is hidden there is background, draw "
+        "it in black by ImageMagick's: mogrify -background black -alpha remove -alpha off; if it counts: mogrify "
+        "-alpha off"
+    )
 
 
 def refuse_turned(path: Path, orientation: int) -> None:

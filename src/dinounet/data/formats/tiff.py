@@ -9,6 +9,7 @@ OME's do).
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +37,8 @@ def read_tiff(path: Path, of: Purpose) -> np.ndarray:
     import tifffile
 
     with tifffile.TiffFile(path) as file:
+        if not file.series:
+            raise DataError(f"{path} holds no image; write it again")
         if len(file.series) != 1:
             raise DataError(f"{path} holds {len(file.series)} images of other sizes or types; split it into one a file")
         series = file.series[0]
@@ -55,7 +58,7 @@ def read_tiff(path: Path, of: Purpose) -> np.ndarray:
         raise DataError(f"{path} holds numbers of the type {pixels.dtype}; save real ones")
     if has_alpha and "S" in series.axes:
         samples = series.axes.index("S")
-        pixels = np.moveaxis(without_alpha(path, np.moveaxis(pixels, samples, -1)), -1, samples)
+        pixels = np.moveaxis(without_alpha(path, np.moveaxis(pixels, samples, -1), of), -1, samples)
     axes = [*order, *(axis for axis in range(pixels.ndim) if axis not in order)]  # the others are of length 1
     turned = pixels.transpose([axis for axis in axes if axis is not None])
     lengths = [1 if axis is None else pixels.shape[axis] for axis in order]
@@ -106,19 +109,22 @@ def _tiff_pixels(path: Path, series: TiffPageSeries) -> np.ndarray:
     try:
         stored: np.ndarray = series.asarray()
         return stored
+    except (ImportError, KeyError):  # a module of Python's, or a compression, that isn't there
+        pass
     except (ValueError, NotImplementedError) as error:
         if "imagecodecs" not in str(error):
             raise
     from PIL.TiffImagePlugin import TiffImageFile
 
-    with TiffImageFile(str(path)) as file:  # not `Image.open`, for its limit: see `open_picture`
-        pages = []
+    pages: list[np.ndarray] = []
+    # not `Image.open`, for its limit: see `open_picture`; a SyntaxError is a compression that Pillow doesn't know
+    with suppress(SyntaxError), TiffImageFile(str(path)) as file:
         for part in series.pages:
             assert part is not None
             file.seek(part.index)
             pages.append(_as_stored(np.asarray(file), page))
-    as_stored = series.dtype == pages[0].dtype and (page.samplesperpixel == 1 or page.planarconfig.name == "CONTIG")
-    if not as_stored or sum(page.size for page in pages) != series.size:
+    in_order = page.samplesperpixel == 1 or page.planarconfig.name == "CONTIG"
+    if not pages or series.dtype != pages[0].dtype or not in_order or sum(one.size for one in pages) != series.size:
         raise DataError(
             f"{path} is compressed by {page.compression.name}, which needs another package here: pip install "
             "imagecodecs; or save it uncompressed"
