@@ -287,7 +287,7 @@ def compare_models(
             models[index],
             differences=dict(zip(like.classes, by_class, strict=True)),
             differences_over_classes=overall,
-            differences_where_present=_differences_where_present(differences[:, :-1], like, drawn),
+            differences_where_present=_differences_where_present(differences[:, :-1], by_class, like, drawn),
         )
     dices = {name: found.mean_over_cases_and_classes.dice for name, found in metrics.items()}
     present = {
@@ -331,19 +331,20 @@ def _drawn(metrics: Metrics) -> list[str] | None:
 
 
 def _differences_where_present(
-    differences: np.ndarray, metrics: Metrics, drawn: Sequence[str] | None
+    differences: np.ndarray, everywhere: Sequence[dict[str, Difference]], metrics: Metrics, drawn: Sequence[str] | None
 ) -> dict[str, dict[str, Difference] | None]:
-    """Of each class, over what has it in the truth."""
+    """Of each class, over what has it in the truth; `everywhere` are the differences over all."""
     has = np.array(
         [[found.empty in (None, "prediction") for found in case.classes.values()] for case in metrics.scored]
     )
     intervals = intervals_where(differences, has, drawn)
-    return {
-        name: _difference_by_measure(differences[has[:, index], index], intervals[index])
-        if has[:, index].any()
-        else None
-        for index, name in enumerate(metrics.classes)
-    }
+    found: dict[str, dict[str, Difference] | None] = dict.fromkeys(metrics.classes)
+    for index, name in enumerate(metrics.classes):
+        if has[:, index].all():
+            found[name] = everywhere[index]
+        elif has[:, index].any():
+            found[name] = _difference_by_measure(differences[has[:, index], index], intervals[index])
+    return found
 
 
 def _highest(dices: Mapping[str, float]) -> tuple[str, ...]:
