@@ -13,9 +13,10 @@ from pathlib import Path
 import numpy as np
 from scipy import ndimage
 
+from dinounet.data.extents import on_one_grid
 from dinounet.data.geometry import require_same_grid
 from dinounet.data.labels import Labels
-from dinounet.data.masks import on_one_grid, read_mask, read_truth, where
+from dinounet.data.masks import read_mask, read_truth, where
 from dinounet.data.pairs import Case
 from dinounet.errors import DataError
 from dinounet.evaluation.metrics import dice

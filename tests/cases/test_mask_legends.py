@@ -212,6 +212,23 @@ def test_painted_extents_are_placed_on_the_image_and_on_each_other(tmp_path: Pat
     assert metrics.mean_over_cases_and_classes.dice == 1
 
 
+def test_extents_of_one_class_each_and_of_plain_files_with_names_are_placed(tmp_path: Path) -> None:
+    for name, ending in {"a": ".seg.nrrd", "b": ".nrrd"}.items():
+        write_image(tmp_path / "images" / f"{name}.nrrd", ord(name))
+        for organ, mask, first, size in (
+            ("liver", LIVER & ~TUMOUR, (4, 3, 1), (8, 11, 2)),
+            ("tumour", TUMOUR, (6, 5, 2), (4, 4, 1)),
+        ):
+            path = tmp_path / "masks" / organ / f"{name}{ending}"
+            write_slicer(path, [crop(mask, first, size)], [(organ, 1, 0)], first)
+    plan = plan_data(read_dataset(tmp_path))
+    assert plan.labels == {"background": 0, "liver": 1, "tumour": 2}
+    assert plan.fingerprint.label_pixels["tumour"] == 2 * TUMOUR.sum()
+    assert plan.fingerprint.label_pixels["liver"] == 2 * (LIVER & ~TUMOUR).sum()
+    large = read_dataset(tmp_path, {"background": 0, "liver": 300, "tumour": 70000})
+    assert plan_data(large).fingerprint.label_pixels["tumour"] == 2 * TUMOUR.sum()
+
+
 @pytest.mark.parametrize("first", [(3.3, 2, 1), (9, 2, 1), (-1, 2, 1)])
 def test_extents_off_the_image_s_grid_are_refused(first: tuple[float, float, float], tmp_path: Path) -> None:
     write_two(tmp_path)

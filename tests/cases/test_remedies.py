@@ -18,6 +18,7 @@ from datasets import picture
 from dinounet.cli.main import main
 from dinounet.data.dataset import read_dataset
 from dinounet.data.images import read_stored
+from dinounet.data.labels import parse_labels
 from dinounet.data.masks import read_mask
 from dinounet.data.plan import plan_data
 from dinounet.errors import DataError, UserError
@@ -194,8 +195,8 @@ def test_a_mask_in_the_red_channel_is_told_how_to_be_named(tmp_path: Path) -> No
         plan_data(read_dataset(root))
     words = shlex.split(str(told.value))
     options = words[words.index("--labels") + 1]
-    plan = dinounet.plan(root, labels=options, network="unet", patch=(32, 32), device="cpu")
-    assert plan.data.fingerprint.label_pixels["class2"] == 3 * (MASK[1] == 2).sum()
+    plan = plan_data(read_dataset(root, parse_labels(options)))
+    assert plan.fingerprint.label_pixels["class2"] == 3 * (MASK[1] == 2).sum()
 
 
 def test_no_file_that_is_whole_is_doubted(tmp_path: Path) -> None:

@@ -125,7 +125,7 @@ class Volume:
     """How it was taken, such as CT or MR; None where the format doesn't tell."""
 
     segments: tuple[Segment, ...] = ()
-    """Of a mask as it is stored, a channel a layer: what its file says that its numbers stand for."""
+    """Of a mask, what its file says that its numbers stand for, as they are stored, a channel a layer."""
 
     palette: Mapping[int, str] | None = None
     """Of a mask in a file with a palette, the colour that each number is shown in, as "#ff0000"."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -10,22 +9,20 @@ from pathlib import Path
 
 import numpy as np
 
+from dinounet.data.extents import on_one_grid
 from dinounet.data.formats.dicom import geometry_of_series
 from dinounet.data.formats.dicom_objects import dicom_files
 from dinounet.data.formats.dicom_seg import holds_fractions, read_segmentation
 from dinounet.data.formats.nifti import NIFTI_ENDINGS, step_of
 from dinounet.data.formats.picture import JPEG_ENDINGS
-from dinounet.data.formats.slicer import Segment, is_segmentation
-from dinounet.data.geometry import SAME_PLACE, Geometry, Volume, require_same_grid, require_straight
+from dinounet.data.formats.slicer import Segment
+from dinounet.data.geometry import Volume, require_same_grid, require_straight
 from dinounet.data.images import SEGMENTATION_ENDING, ending_of, read_image, read_stored
 from dinounet.data.labels import Labels, relabel_command, write_labels
 from dinounet.data.legends import by_name, counts_by_number, other_names, rules
 from dinounet.data.naming import COLOUR, MOST_LABELS, NEAR_WHOLE, OddValues, advice, common_folder, listed, to_mark
 from dinounet.data.pairs import Case, ClassFiles
 from dinounet.errors import DataError
-
-MOST_EMPTY = 4096
-"""Slices that a segmentation may have left out; what lies farther away is of another series."""
 
 ROUNDING = 1e-3
 """How far a float may be from a whole number to be taken for it."""
@@ -82,7 +79,7 @@ def read_mask(mask: Path | ClassFiles, known: Labels | None = None) -> Volume:
     volume = read_stored(mask, of="mask")
     if volume.segments:
         if known is not None and rules(volume.segments, known):
-            return replace(volume, array=by_name(volume, volume.segments, known), segments=())
+            return replace(volume, array=by_name(volume, volume.segments, known))
         if not counts_by_number(volume.segments):
             raise other_names(mask, volume.segments, known)
     if known is not None and known.colours is not None:
@@ -196,19 +193,23 @@ def _number(marks: np.ndarray, known: Labels, path: Path) -> np.ndarray:
 
 def _join(files: ClassFiles, known: Labels) -> Volume:
     """One mask of several that hold one class each."""
-    joined: Volume | None = None
+    masks: list[tuple[str, Path, Volume]] = []
     owner: dict[Path, np.ndarray] = {}
     for name, path in files.files:
         one = read_stored(path, of="mask")
-        one = replace(one, array=to_marks(one))
+        one = replace(one, array=to_marks(one), palette=None)
         values = [value for value in np.unique(one.array).tolist() if value]
         if len(values) > MOST_LABELS:
             raise OddValues("values", path, count_values(one.array))
         if len(values) > 1:
             raise DataError(f"{path} holds {listed(values)} beside 0; the mask of one class must hold one number")
-        if joined is None:
-            joined = replace(one, array=np.zeros(one.shape, np.uint8), segments=(), palette=None)
-        require_same_grid(one, joined)
+        if masks:  # of which each may hold another part of one grid
+            one, whole = on_one_grid(one, masks[0][2])
+            require_same_grid(one, whole)
+            masks = [(name, path, on_one_grid(before, whole)[0]) for name, path, before in masks]
+        masks.append((name, path, one))
+    joined = np.zeros(masks[0][2].shape, np.min_scalar_type(known.largest))
+    for name, path, one in masks:
         here = one.array > 0
         for other, where in owner.items():
             both = np.count_nonzero(where & here)
@@ -221,9 +222,8 @@ def _join(files: ClassFiles, known: Labels) -> Volume:
         number = 0 if name.casefold() == "background" else known.labels.get(name)
         if number is None:
             raise DataError(f"{path} seems to be a mask of {name}, but the labels are {write_labels(known.labels)}")
-        joined.array[here] = number
-    assert joined is not None
-    return joined
+        joined[here] = number
+    return replace(masks[0][2], array=joined)
 
 
 def _read_segmentation(path: Path, known: Labels | None) -> Volume:
@@ -235,68 +235,6 @@ def _read_segmentation(path: Path, known: Labels | None) -> Volume:
     if known is None or not rules(segments, known):
         raise other_names(path, segments, known)
     return replace(volume, array=by_name(volume, segments, known))
-
-
-def on_one_grid(mask: Volume, other: Volume) -> tuple[Volume, Volume]:
-    """A mask and its image, or another mask, where a file holds only a part of the grid, on all of it.
-
-    DICOM segmentations leave out empty slices, and Slicer saves the extent that is painted; other volumes come as they
-    are, and these too where they don't fit, so that whoever compares the grids tells that.
-    """
-    if mask.shape == other.shape and not (may_be_a_part(mask) and may_be_a_part(other)):
-        return mask, other
-    if not may_be_a_part(other):
-        return _spread(mask, other.shape, other), other
-    is_slice = other.shape[0] == 1 < mask.shape[0]  # which doesn't tell how far the next one would be
-    if not may_be_a_part(mask) or is_slice:
-        return on_one_grid(other, mask)[::-1]
-    box = _box_of(mask, other)
-    if box is None:
-        return mask, other
-    first = np.minimum(box, 0)
-    last = np.maximum(box + mask.shape, other.shape)
-    if (last - first - mask.shape).max() > MOST_EMPTY:
-        return mask, other
-    whole = replace(other, geometry=_shifted(other.geometry, first))
-    shape = tuple((last - first).tolist())
-    return _spread(mask, shape, whole), _spread(other, shape, whole)
-
-
-def may_be_a_part(volume: Volume) -> bool:
-    """Whether a file's format says that what isn't in it is background."""
-    return ending_of(volume.source) == SEGMENTATION_ENDING or is_segmentation(volume.source)
-
-
-def _spread(mask: Volume, shape: tuple[int, ...], grid: Volume) -> Volume:
-    """A mask on all of a grid of this shape that holds all of it, 0 where it has nothing; else as it is."""
-    first = _box_of(mask, grid) if may_be_a_part(mask) else None
-    if first is None or (first < 0).any() or (first + mask.shape > shape).any():
-        return mask
-    array = np.zeros(shape, mask.array.dtype)
-    array[tuple(slice(a, a + length) for a, length in zip(first.tolist(), mask.shape, strict=True))] = mask.array
-    return replace(mask, array=array, geometry=grid.geometry)
-
-
-def _box_of(mask: Volume, grid: Volume) -> np.ndarray | None:
-    """The index, z, y, x, of a mask's first voxel on a grid, which may lie outside; None if it isn't on that grid."""
-    a, b = mask.geometry, grid.geometry
-    if a is None or b is None:
-        return None
-    to_grid = np.linalg.solve(b.affine, a.affine)
-    first = np.rint(to_grid[:3, 3])
-    corners = np.array([*itertools.product(*((0, length - 1) for length in mask.shape[::-1]))])
-    apart = corners @ (to_grid[:3, :3] - np.eye(3)).T + to_grid[:3, 3] - first
-    if min(len(a.origin), len(b.origin)) == 2:
-        apart[:, 2] = first[2] = 0
-    return None if np.abs(apart).max() > SAME_PLACE else first[::-1].astype(int)
-
-
-def _shifted(geometry: Geometry | None, first: np.ndarray) -> Geometry | None:
-    """A grid that begins at another of its voxels, z, y, x."""
-    if geometry is None:
-        return None
-    origin = (geometry.affine @ [*first[::-1], 1])[: len(geometry.origin)]
-    return replace(geometry, origin=tuple(origin.tolist()), also=(), nifti=None)
 
 
 def refuse_jpegs(masks: Sequence[Path]) -> None:

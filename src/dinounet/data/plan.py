@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from dinounet.data.dataset import Dataset, with_twins
+from dinounet.data.extents import on_one_grid
 from dinounet.data.fingerprint import Fingerprint, Samples, Seen, look_at, principal_components
 from dinounet.data.formats import READERS
 from dinounet.data.geometry import Volume, coarsest_axis
@@ -22,7 +23,7 @@ from dinounet.data.groups import PlannedGroups
 from dinounet.data.images import require_colour
 from dinounet.data.labels import Labels, Region, write_labels
 from dinounet.data.legends import palettes_differ, refuse_differing_palettes
-from dinounet.data.masks import check_case, on_one_grid
+from dinounet.data.masks import check_case
 from dinounet.data.naming import OddValues, common_folder, infer_labels, noted_values, told_together
 from dinounet.data.normalisation import ChannelPlan, normalisation_of, normalise_samples, plan_channels
 from dinounet.data.pairs import mask_paths

@@ -20,9 +20,10 @@ from typing import Any
 import numpy as np
 
 from dinounet.data.choice import Choice, choose_evenly
+from dinounet.data.extents import on_one_grid
 from dinounet.data.geometry import Volume
 from dinounet.data.labels import IGNORED
-from dinounet.data.masks import check_case, on_one_grid
+from dinounet.data.masks import check_case
 from dinounet.data.naming import OddValues, noted_values, told_together
 from dinounet.data.pairs import Case
 from dinounet.data.plan import DataPlan

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import numpy as np
 
+from dinounet.data.extents import on_one_grid
 from dinounet.data.geometry import Volume, require_same_grid, require_straight
 from dinounet.data.images import VOLUME_ENDINGS, ending_of
 from dinounet.data.labels import Labels, Region
-from dinounet.data.masks import on_one_grid, read_mask, read_truth, where
+from dinounet.data.masks import read_mask, read_truth, where
 from dinounet.data.naming import OddValues, told_together
 from dinounet.data.pairs import Case, ClassFiles, class_files, mask_files, name_of
 from dinounet.data.splits import by_group

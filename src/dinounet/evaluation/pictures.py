@@ -14,9 +14,10 @@ from pathlib import Path
 
 import numpy as np
 
+from dinounet.data.extents import on_one_grid
 from dinounet.data.geometry import Volume, coarsest_axis, require_same_grid
 from dinounet.data.images import read_image
-from dinounet.data.masks import on_one_grid, read_mask, read_truth
+from dinounet.data.masks import read_mask, read_truth
 from dinounet.data.pairs import Case, ClassFiles, image_files, name_of
 from dinounet.drawing import colours_of, outline_of, rgb_of, to_grey_levels
 from dinounet.errors import ConfigError, DataError
