@@ -109,8 +109,18 @@ def test_names_decide_where_numbers_are_swapped(ending: str, tmp_path: Path) -> 
         np.testing.assert_array_equal(cached.mask, numbered(1, 2))
     given = plan_data(read_dataset(root, {"background": 0, "tumour": 7, "liver": 9}), (32, 32))
     assert given.fingerprint.label_pixels["tumour"] == 2 * TUMOUR.sum()
-    metrics = dinounet.evaluate(root / "masks", write_plain(tmp_path / "plain"), labels="background=0,liver=1,tumour=2")
+    plain = write_plain(tmp_path / "plain")
+    metrics = dinounet.evaluate(root / "masks", plain, labels="background=0,liver=1,tumour=2")
     assert metrics.mean_over_cases_and_classes.dice == 1
+    with pytest.raises(DataError, match=r"a\S*nrrd names its segments \(liver, tumour\) and .*plain/a\.nrrd doesn't"):
+        dinounet.evaluate(root / "masks", plain, output=tmp_path / "metrics.json")
+
+
+def test_names_in_the_masks_say_what_is_evaluated(tmp_path: Path) -> None:
+    for observer, numbers in {"one": (1, 2), "two": (2, 1)}.items():
+        write_slicer(tmp_path / observer / "a.seg.nrrd", [numbered(*numbers)], named(*numbers))
+    metrics = dinounet.evaluate(tmp_path / "one", tmp_path / "two")
+    assert {name: found.dice for name, found in metrics.mean_over_cases.items()} == {"liver": 1, "tumour": 1}
 
 
 def write_plain(folder: Path) -> Path:

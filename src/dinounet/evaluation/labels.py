@@ -1,4 +1,4 @@
-"""What masks hold: told by the user, by the prediction's record, or by the truth's dataset."""
+"""What masks hold: told by the user, the prediction's record, the truth's dataset, or the masks' own files."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from dinounet.data.labels import Labels, name_labels, parse_labels, read_nnunet_labels
+from dinounet.data.legends import labels_of_legends
+from dinounet.data.pairs import mask_files
 from dinounet.errors import ConfigError
 from dinounet.files import PREDICTION, read_json, to_record
 
@@ -15,7 +17,7 @@ def find_labels(predictions: Path, truth: Path, given: str | None = None) -> Lab
 
     Args:
         predictions: folder whose `prediction.json` may tell them.
-        truth: folder beside which, in an nnU-Net dataset, `dataset.json` may tell them.
+        truth: folder beside which, in an nnU-Net dataset, `dataset.json` may tell them; at last names of segments do.
         given: "background=0,lesion=1", before both.
 
     Raises:
@@ -32,6 +34,9 @@ def find_labels(predictions: Path, truth: Path, given: str | None = None) -> Lab
                 known = {key: content[key] for key in ("labels", "regions", "ignore", "colours") if key in content}
                 return to_record(Labels, known, where=str(path))
             return read_nnunet_labels(content, path)
+    masks = [path for folder in (predictions, truth) if folder.is_dir() for path in mask_files(folder)]
+    if found := labels_of_legends(masks, None):
+        return found
     raise ConfigError(
         f"neither {predictions} nor {truth} says which classes the masks hold; pass --labels background=0,lesion=1"
     )
