@@ -68,11 +68,11 @@ def test_it_tells_what_the_bundle_knows(run: Path, bundle: Path, record: BundleR
     for fact in (
         "| cases learned from | 4 |", "| cases watched (validation) | 2 |", "0 = background, 1 = disc, 2 = square",
         "base default, steps 3, ", record.networks[0].backbone.sha256, record.networks[0].training.data_sha256,
-        "random numbers, made anew from the seed", 'dinounet.load("user/name")', "no medical device",
+        "random numbers, made anew from the seed", 'dinounet.load("hf://user/name")', "no medical device",
     ):  # fmt: skip
         assert fact in card
     assert "https://huggingface.co/timm/vit_small" in make_card(on(record, "dinov3_vits16"))
-    assert 'dinounet.load("me/mine")' in make_card(record, name="me/mine")
+    assert 'dinounet.load("hf://me/mine")' in make_card(record, name="me/mine")
 
 
 def test_what_was_not_measured_is_said(record: BundleRecord) -> None:

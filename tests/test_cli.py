@@ -47,10 +47,13 @@ def test_help_of_a_verb_comes_without_torch_and_is_a_python_function(verb: str) 
             ["train", "nowhere", "-o", "run", "--weights", "random"],
             "dinounet: nowhere does not exist; give the folder",
         ),
-        (["predict", "nowhere", "image.png", "-o", "out"], "dinounet: nowhere is not a run: it holds no run.json"),
+        (
+            ["predict", "nowhere", "image.png", "-o", "out"],
+            "dinounet: nowhere does not exist; give the folder that `dinounet train` or",
+        ),
         (["evaluate", "a", "b"], "dinounet: neither a nor b says which classes the masks hold; pass --labels"),
         (["evaluate", "a", "b", "--labels", "x"], "dinounet: --labels is 'x'; write it as background=0,lesion=1"),
-        (["info", "nowhere"], "dinounet: nowhere is not a run"),
+        (["info", "nowhere"], "dinounet: nowhere does not exist; give the folder"),
         (["plan"], "dinounet: missing from dinounet plan: DATASET Dataset, as for"),
         (["plan", "x", "--patc", "3"], "--patc, 3; did you mean --patch?; see dinounet plan --help"),
         (["plan", "x", "--patch", "3"], "dinounet: error parsing --patch: no type matching {None}|{INT INT} could be"),
@@ -74,12 +77,14 @@ def test_a_wrong_command_is_one_sentence_and_exit_code_2(
     assert not list(tmp_path.iterdir())
 
 
-def test_our_own_failure_is_exit_code_1(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_our_own_failure_is_exit_code_1(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr("dinounet.run.read_run", lambda _: 1 / 0)
-    assert main(["info", "x"]) == 1
+    assert main(["info", str(tmp_path)]) == 1
     assert "failed by a fault of its own (ZeroDivisionError" in capsys.readouterr().err
     with pytest.raises(ZeroDivisionError):
-        main(["info", "x", "--debug"])
+        main(["info", str(tmp_path), "--debug"])
 
 
 def test_info_lists_the_backbones() -> None:

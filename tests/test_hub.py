@@ -202,17 +202,18 @@ def test_what_is_pushed_predicts_elsewhere_as_it_does_here(
     (bundle / "backbone.safetensors").unlink()
     commit = store.branches["main"]
     assert store.private is True
-    assert commit in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert commit in told and f"it predicts by: dinounet predict hf://{NAME} IMAGES -o MASKS" in told
     assert sorted(store.files("main")) == ["README.md", "model.json", "model.safetensors"]
     for name in ("model.json", "model.safetensors"):
         assert store.files("main")[name] == (bundle / name).read_bytes()
-    assert f'dinounet.load("{NAME}")' in store.files("main")["README.md"].decode()
+    assert f'dinounet.load("hf://{NAME}")' in store.files("main")["README.md"].decode()
 
-    np.testing.assert_array_equal(predict_proba(NAME, image), predict_proba(bundle, image))
-    assert main(["predict", NAME, str(image), "-o", str(tmp_path / "masks")]) == 0
+    np.testing.assert_array_equal(predict_proba(f"hf://{NAME}", image), predict_proba(bundle, image))
+    assert main(["predict", f"hf://{NAME}", str(image), "-o", str(tmp_path / "masks")]) == 0
     made = json.loads((tmp_path / "masks" / "prediction.json").read_text())
-    assert made["models"][0]["run"] == f"{NAME}@{commit}"
-    assert main(["info", NAME]) == 0
+    assert made["models"][0]["run"] == f"hf://{NAME}@{commit}"
+    assert main(["info", f"hf://{NAME}"]) == 0
     assert "pictures" in capsys.readouterr().out
 
 
@@ -224,17 +225,17 @@ def test_a_revision_stays_what_it_was(store: Store, place: Path, image: Path, tm
     dinounet.push(other, NAME, revision="trial")
     old, new = predict_proba(place / "bundle", image), predict_proba(other, image)
     assert not np.array_equal(old, new)
-    np.testing.assert_array_equal(predict_proba(NAME, image), new)
-    np.testing.assert_array_equal(predict_proba(f"{NAME}@{first}", image), old)
-    np.testing.assert_array_equal(predict_proba(NAME, image, revision=first), old)
-    np.testing.assert_array_equal(predict_proba(NAME, image, revision="trial"), new)
+    np.testing.assert_array_equal(predict_proba(f"hf://{NAME}", image), new)
+    np.testing.assert_array_equal(predict_proba(f"hf://{NAME}@{first}", image), old)
+    np.testing.assert_array_equal(predict_proba(f"hf://{NAME}", image, revision=first), old)
+    np.testing.assert_array_equal(predict_proba(f"hf://{NAME}", image, revision="trial"), new)
     store.asked.clear()
-    predict_proba(NAME, image, revision=first)  # a commit's content never changes
+    predict_proba(f"hf://{NAME}", image, revision=first)  # a commit's content never changes
     assert store.asked == []
     with pytest.raises(ConfigError, match="has no revision v9; name a branch, a tag or a commit of it"):
-        dinounet.load(f"{NAME}@v9")
+        dinounet.load(f"hf://{NAME}@v9")
     with pytest.raises(ConfigError, match=f"names the revision {first}, and the other one given is trial; give one"):
-        dinounet.load(f"{NAME}@{first}", revision="trial")
+        dinounet.load(f"hf://{NAME}@{first}", revision="trial")
 
 
 def test_fewer_networks_leave_no_file_of_the_former_ones(store: Store, place: Path, tmp_path: Path) -> None:
@@ -248,38 +249,44 @@ def test_without_a_connection_the_cache_serves_and_that_is_told(
     store: Store, bundle: Path, image: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     dinounet.push(bundle, NAME)
-    before = predict_proba(NAME, image)
+    before = predict_proba(f"hf://{NAME}", image)
     capsys.readouterr()
     with monkeypatch.context() as patch:
         point_to("http://127.0.0.1:9", patch)
-        np.testing.assert_array_equal(predict_proba(NAME, image), before)
+        np.testing.assert_array_equal(predict_proba(f"hf://{NAME}", image), before)
     assert f"no connection to the Hub: {NAME} is as it was downloaded" in capsys.readouterr().out
     offline(monkeypatch, {})
-    np.testing.assert_array_equal(predict_proba(NAME, image), before)
+    np.testing.assert_array_equal(predict_proba(f"hf://{NAME}", image), before)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", "nowhere")
-    with pytest.raises(DataError, match=r"is no folder here, and can't be had from .*HF_HUB_OFFLINE is set and"):
-        dinounet.load(NAME)
+    with pytest.raises(DataError, match=r"lesions can't be had from .*HF_HUB_OFFLINE is set and"):
+        dinounet.load(f"hf://{NAME}")
 
 
-def test_a_folder_goes_before_the_hub(store: Store, place: Path, image: Path, tmp_path: Path) -> None:
-    dinounet.push(place / "bundle", NAME)
+def test_a_folder_is_a_folder_and_the_hub_is_asked_by_its_name_alone(
+    store: Store, place: Path, image: Path, tmp_path: Path
+) -> None:
+    dinounet.push(place / "bundle", f"hf://{NAME}")
+    there = predict_proba(f"hf://{NAME}", image)
     here = dinounet.export(place / "runs" / "1", tmp_path / NAME)
+    store.asked.clear()
     np.testing.assert_array_equal(predict_proba(NAME, image), predict_proba(here, image))
-    with pytest.raises(ConfigError, match="a revision is given, but ada/lesions is not on the Hub"):
+    assert store.asked == []
+    np.testing.assert_array_equal(predict_proba(f"hf://{NAME}", image), there)
+    with pytest.raises(ConfigError, match="a revision is given, but ada/lesions names a folder here; write hf://ada/"):
         dinounet.load(NAME, revision="main")
 
 
 def test_what_is_wrong_at_the_hub_is_told(store: Store, bundle: Path, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=f"{NAME} is no folder here, and the Hugging Face Hub shows nothing"):
-        dinounet.load(NAME)
+    with pytest.raises(DataError, match=f"the Hugging Face Hub shows nothing of the name {NAME}"):
+        dinounet.load(f"hf://{NAME}")
     store.commit("main", {"README.md": b"something else"})
     with pytest.raises(DataError, match=r"holds no model\.json, so it is no bundle of dinounet's; name another"):
-        dinounet.load(NAME)
+        dinounet.load(f"hf://{NAME}")
     changed = bytearray((bundle / "model.safetensors").read_bytes())
     changed[-1] ^= 1
     store.commit("main", {"model.json": (bundle / "model.json").read_bytes(), "model.safetensors": bytes(changed)})
     with pytest.raises(WeightsError, match="is damaged or was changed"):
-        dinounet.load(NAME)
+        dinounet.load(f"hf://{NAME}")
 
 
 def test_what_can_not_be_pushed_is_told(

@@ -32,8 +32,8 @@ def info(
 
     Args:
         what: backbones for all that have a name here; timm:NAME for a model of timm's; the folder that
-            `dinounet train` or `dinounet export` wrote, also of ONNX files; or a bundle on the Hub, user/name or
-            user/name@revision.
+            `dinounet train` or `dinounet export` wrote, also of ONNX files; or a bundle on the Hugging Face Hub,
+            hf://user/name or hf://user/name@revision.
         backbone_scale: Of the backbones, what they cost with a grid so many times finer.
         json: As JSON.
     """
@@ -60,13 +60,15 @@ def info(
         from dinounet.inference.bundle import read_bundle
         from dinounet.inference.exported import EXPORTED, is_onnx_file, read_exported
         from dinounet.inference.models import is_bundle
-        from dinounet.inference.remote import fetch_record, is_on_hub
+        from dinounet.inference.remote import fetch_record, is_on_hub, missing
         from dinounet.run import read_run
 
         if backbone_scale != 1:
             raise ConfigError("--backbone-scale is for the list of backbones; a run has its own")
         folder = fetch_record(what) if is_on_hub(what) else Path(what)
         folder = folder.parent if is_onnx_file(folder) else folder
+        if not folder.exists():
+            raise missing(folder)
         if (folder / EXPORTED).is_file():
             exported = read_exported(folder)
             facts = {

@@ -16,14 +16,14 @@ def push(
     revision: str | None = None,
     private: bool = False,
 ) -> str:
-    """Upload a bundle to the Hugging Face Hub, where others find it as user/name.
+    """Upload a bundle to the Hugging Face Hub, where others find it as hf://user/name.
 
     Log in before by `hf auth login`, or set HF_TOKEN. Weights, model.json and the model card go up in one commit; the
     backbone's weights don't.
 
     Args:
         bundle: Folder that `dinounet export` or `dinounet import` wrote.
-        repository: Name on the Hub; made if it is not there.
+        repository: Name on the Hub, user/name or hf://user/name; made if it is not there.
         revision: Branch to put it on, made if it is not there; by default main.
         private: If the repository is made now, show it to its owners only.
 

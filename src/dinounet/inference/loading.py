@@ -39,8 +39,8 @@ def load(
 
     Args:
         runs: the folder that `dinounet train` or `dinounet export` wrote, several, a folder that holds several, an
-            ONNX file that `dinounet export` wrote, or the name of a bundle on the Hugging Face Hub, user/name or
-            user/name@revision. A folder on this machine goes before a name on the Hub.
+            ONNX file that `dinounet export` wrote, or a bundle on the Hugging Face Hub, "hf://user/name" or
+            "hf://user/name@revision". Nothing else is looked up there.
         weights: where to find the backbone's weights if not where they were in training.
         device: where to compute.
         precision: how precisely.

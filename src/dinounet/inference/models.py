@@ -10,7 +10,7 @@ from dinounet.errors import ConfigError, DataError
 from dinounet.inference.bundle import BACKBONE_FILE, BUNDLE, checked_weights, hash_file, read_bundle
 from dinounet.inference.exported import EXPORTED, checked_networks, is_onnx_file, read_exported
 from dinounet.inference.postprocessing import POSTPROCESSING, Postprocessing, check_names, read_postprocessing
-from dinounet.inference.remote import describe, fetch_record, fetch_weights, is_on_hub
+from dinounet.inference.remote import HUB, describe, fetch_record, fetch_weights, is_on_hub, missing
 from dinounet.network.provenance import BackboneRecord
 from dinounet.plans import Plan
 from dinounet.run import MODEL, RECORD, read_run
@@ -57,7 +57,7 @@ def find_models(given: Sequence[str | Path], revision: str | None = None) -> lis
     """All trained networks of these runs and bundles; a folder that is none itself stands for those in it.
 
     Args:
-        given: folders, or bundles on the Hub; a folder goes before what the Hub has under its name.
+        given: folders, or bundles on the Hub, hf://user/name.
         revision: of those on the Hub, where they don't name one.
 
     Raises:
@@ -66,16 +66,22 @@ def find_models(given: Sequence[str | Path], revision: str | None = None) -> lis
     """
     folders: list[Path] = []
     names: dict[Path, str] = {}
-    for one in map(Path, given):
-        if not is_onnx_file(one) and is_on_hub(one):
-            folder = fetch_record(one, revision)
-            fetch_weights(one, folder)
-            names[folder] = describe(one, folder)
+    for name in given:
+        if is_on_hub(name):
+            folder = fetch_record(name, revision)
+            fetch_weights(name, folder)
+            names[folder] = describe(name, folder)
             folders.append(folder)
             continue
+        one = Path(name)
         if revision:
-            raise ConfigError(f"a revision is given, but {one} is not on the Hub; leave it out, or check the name")
+            raise ConfigError(
+                f"a revision is given, but {one} names a folder here; write {HUB}{one.as_posix()} if a bundle on the Hub "
+                "is meant, or leave the revision out"
+            )
         is_one = _is_model(one) or is_onnx_file(one)
+        if not is_one and not one.exists():
+            raise missing(one)
         inside = [] if is_one else sorted(folder for folder in one.glob("*/") if _is_model(folder))
         folders += inside or [one]
     if not folders:

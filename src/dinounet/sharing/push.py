@@ -6,6 +6,7 @@ from pathlib import Path
 
 from dinounet.errors import ConfigError
 from dinounet.inference.bundle import BUNDLE, CARD, checked_weights, read_bundle
+from dinounet.inference.remote import HUB
 from dinounet.network.hub import explain
 from dinounet.progress import say
 from dinounet.sharing.card import make_card, read_kept
@@ -16,7 +17,7 @@ def push_bundle(bundle: Path, repository: str, *, revision: str | None = None, p
 
     Args:
         bundle: folder, which is checked before.
-        repository: user/name, made if it isn't there.
+        repository: user/name, or hf://user/name; made if it isn't there.
         revision: branch, made if it isn't there; by default main.
         private: whether a repository that is made now can be seen by its owners only.
 
@@ -30,6 +31,7 @@ def push_bundle(bundle: Path, repository: str, *, revision: str | None = None, p
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
 
+    repository = repository.removeprefix(HUB)
     record = read_bundle(bundle)
     weights = checked_weights(bundle, record)
     card = make_card(record, read_kept(bundle / CARD), repository)
@@ -57,7 +59,14 @@ def push_bundle(bundle: Path, repository: str, *, revision: str | None = None, p
     except Exception as error:  # the hub's client raises its own errors, its HTTP library's and the system's
         raise ConfigError(f"{bundle} can't be pushed to {repository}: {_explain(error, repository)}") from None
     address = f"{constants.ENDPOINT}/{repository}"
-    say("pushed", f"{address}, commit {done.oid}", address=address, commit=done.oid)
+    name = f"{HUB}{repository}" + (f"@{revision}" if revision else "")
+    say(
+        "pushed",
+        f"{address}, commit {done.oid}; it predicts by: dinounet predict {name} IMAGES -o MASKS",
+        address=address,
+        commit=done.oid,
+        name=name,
+    )
     return address
 
 
