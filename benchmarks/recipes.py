@@ -187,6 +187,7 @@ def measure(setup_name: str, variant_name: str, seed: int, shared: Path, work: P
         plan = make_plan(setup, variant, data / "train", seed)
         write_json(place / "plan.json", plan)
         weights = "random" if variant.random_backbone else str(shared / WEIGHTS)
+        weights = None if variant.architecture == "unet" else weights
         start_run(
             data / "train", run, plan_file=place / "plan.json", weights=weights, fold="all",
             device="cpu", precision="bf16",

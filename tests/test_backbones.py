@@ -312,8 +312,22 @@ def test_scale_and_taps_are_flags_that_plan_and_run_keep_and_prediction_uses(
     assert main(["info", str(run), "--json"]) == 0
     network = json.loads(capsys.readouterr().out)["plan"]["network"]
     assert (network["taps"], network["backbone_scale"]) == ([1, 4, 7, 10], 1.5)
-    assert main(["train", str(data), "-o", str(tmp_path / "r2"), "--plan", str(tmp_path / "plan.json"), *flags]) == 2
-    assert "holds recipe, network, backbone and patch already" in capsys.readouterr().err
+    assert (
+        main(
+            [
+                "train",
+                str(data),
+                "-o",
+                str(tmp_path / "r2"),
+                "--plan",
+                str(tmp_path / "plan.json"),
+                "--backbone-scale",
+                "1",
+            ]
+        )
+        == 2
+    )
+    assert "has another backbone_scale (1.5) than --backbone-scale asks for (1.0)" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -14,10 +14,11 @@ from dinounet.data.geometry import Geometry, Volume
 from dinounet.data.images import write_image, write_mask
 from dinounet.errors import UserError, WeightsError
 from dinounet.files import whole_folder, write_json
-from dinounet.network.weights import find_weights
+from dinounet.network.weights import find_weights, source_of
 from dinounet.plans import Recipe
 from dinounet.progress import say
 from dinounet.run import RECORD, read_run
+from dinounet.training.agreement import require_as_started
 from dinounet.training.session import resume_run, start_run
 
 DATASET = "Dataset152_ICBM"
@@ -75,17 +76,27 @@ def write_demo_dataset(folder: Path) -> None:
         )
 
 
-def train_demo(data: Path, run: Path, weights: str, recipe: Recipe = RECIPE) -> None:
+def train_demo(data: Path, run: Path, weights: str | None, recipe: Recipe = RECIPE) -> None:
     """Start the demo's run, or go on with it. Only here may the Hub's weights be replaced by random ones.
 
+    Args:
+        data: the demo's dataset.
+        run: folder of its run.
+        weights: the backbone's; None: the Hub's, or those that the run was started with.
+        recipe: how to train.
+
     Raises:
-        UserError: weights other than the Hub's can't be had; or Ctrl-C, when the run can be resumed.
+        UserError: weights other than the Hub's can't be had, or a run was started with others; or Ctrl-C, when the run
+            can be resumed.
     """
     if (run / RECORD).exists():
+        asked = {"weights": weights and source_of(weights)}
+        require_as_started(data, run, read_run(run), None, asked)
         if read_run(run).status != "finished":
             resume_run(data, run)
         return
     notes: tuple[str, ...] = ()
+    weights = weights or "hub"
     try:
         find_weights(BACKBONE, weights)
     except WeightsError:

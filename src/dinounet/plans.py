@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from dinounet.arguments import check_fields
 from dinounet.data.augmentation import Augmentation
 from dinounet.data.dataset import Dataset
 from dinounet.data.paper import IN_MEMORY, PATCH, largest_batch, plan_as_published
@@ -102,6 +103,7 @@ class Recipe:
     """Of initial values, patches and drop path."""
 
     def __post_init__(self) -> None:
+        check_fields(self, "recipe")
         least = {
             "steps": 1,
             "batch": 1,
@@ -166,18 +168,29 @@ def choose_recipe(name: RecipeName, changes: Mapping[str, Any], data: DataPlan |
     """A named recipe with some fields changed; what it lets the data decide is decided once the data is given.
 
     Raises:
-        ConfigError: there is no such recipe or field, or a value is out of range.
+        ConfigError: there is no such recipe or field, a value is out of range, or a change would change nothing.
     """
     if name not in RECIPES:
         raise ConfigError(f"there is no recipe {name!r}; choose {' or '.join(RECIPES)}")
-    known = {field.name for field in fields(Recipe)} - {"base"}
-    for key in changes.keys() - known:
-        near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
-        raise ConfigError(f"a recipe has no {key!r}; did you mean {near[0]!r}?")
+    require_fields(changes)
     recipe = RECIPES[name]
     if name == "paper" and data is not None:
         recipe = replace(recipe, batch=largest_batch(data))
-    return replace(recipe, **changes)
+    lengths = [name for name in ("steps", "epochs", "minutes") if changes.get(name) is not None]
+    if len(lengths) > 1:
+        raise ConfigError(f"recipe has both {' and '.join(lengths)}; choose one length")
+    chosen = replace(recipe, **changes)
+    unused = {
+        "momentum": (chosen.optimizer != "sgd", "sgd's, and the optimizer is adamw"),
+        "feature_variants": (
+            chosen.cache_features == "off" or chosen.augmentation != "nnunet",
+            "of cached features, whose intensities nnU-Net's augmentation changes",
+        ),
+    }
+    for field, (is_unused, why) in unused.items():
+        if field in changes and is_unused:
+            raise ConfigError(f"recipe.{field} is {why}; leave it out, or choose that too")
+    return chosen
 
 
 SHARE_OF_MEMORY = 0.8
@@ -272,6 +285,30 @@ class Plan:
             raise ConfigError(f"network.num_classes is {self.network.num_classes} but data names {len(outputs)} {what}")
 
 
+def require_fields(changes: Mapping[str, Any]) -> None:
+    """Raise a ConfigError if a recipe has no field of some name; the nearest is told."""
+    known = [field.name for field in fields(Recipe) if field.name != "base"]
+    for key in changes:
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.0)
+            raise ConfigError(f"a recipe has no {key!r}; did you mean {near[0]!r}?")
+
+
+def choose_any_recipe(recipe: Recipe | RecipeName, changes: Mapping[str, Any]) -> Recipe:
+    """A recipe with every decision made, which has no changes beside it, or a named one with some.
+
+    Raises:
+        ConfigError: as `choose_recipe`, or there are changes beside a whole recipe.
+    """
+    if not isinstance(recipe, Recipe):
+        return choose_recipe(recipe, changes)
+    if changes:
+        raise ConfigError(
+            f"changes ({', '.join(changes)}) are of a named recipe, and a Recipe is given; change its fields instead"
+        )
+    return recipe
+
+
 def make_plan(
     data: DataPlan,
     recipe: Recipe,
@@ -321,9 +358,7 @@ def plan_dataset(
         ConfigError: no backbone or recipe has that name, or a change is none.
     """
     NetworkConfig(backbone=backbone, **(backbone_options or {}))  # before the pixels, which take longer
-    base = recipe.base if isinstance(recipe, Recipe) else recipe
-    if not isinstance(recipe, Recipe):
-        choose_recipe(recipe, changes or {})
+    base: RecipeName = choose_any_recipe(recipe, changes or {}).base
     with progress("looking at the data", len(dataset.cases) + len(dataset.held_out)) as advance:
         data = plan_data(dataset, patch or (PATCH if base == "paper" else None), on_case=advance)
     if base == "paper":

@@ -8,11 +8,13 @@ from typing import Annotated, Any
 
 import tyro
 
+from dinounet.arguments import checked
 from dinounet.evaluation.comparison import Comparison, Origin
 from dinounet.evaluation.evaluate import TOLERANCE
 from dinounet.evaluation.records import By
 
 
+@checked
 def compare(
     predictions: Annotated[list[str], tyro.conf.Positional, tyro.conf.arg(metavar="PREDICTIONS PREDICTIONS [...]")],
     /,
@@ -43,7 +45,6 @@ def compare(
     Returns:
         The comparison.
     """
-    truth = Path(truth)  # Python users may give strings
     import sys
     from dataclasses import asdict
 

@@ -7,11 +7,14 @@ from typing import Annotated
 
 import tyro
 
+from dinounet.arguments import UNSET, Default, checked
 
+
+@checked
 def demo(
     *,
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("dinounet-demo"),
-    weights: str = "hub",
+    weights: Annotated[str, Default("hub")] = UNSET,
     resume: bool = False,
 ) -> Path:
     """Train, predict, evaluate and report on real brain images (ICBM 152), in minutes and without a download.
@@ -35,7 +38,6 @@ def demo(
     from dinounet.files import require_new
     from dinounet.progress import say
 
-    output = Path(output)
     data, run, predictions = output / DATASET, output / "run", output / "predictions"
     if not resume:
         require_new(output, what="the demo")
@@ -45,7 +47,7 @@ def demo(
         if not data.exists():
             say("demo", f"writing {data}: slabs of the ICBM 152 average brain", dataset=str(data))
             write_demo_dataset(data)
-        train_demo(data, run, weights)
+        train_demo(data, run, weights or None)
         shutil.rmtree(predictions, ignore_errors=True)  # of a demo that was interrupted here
         predict(run, [data / "imagesTs"], predictions, probabilities=True)
         evaluate(predictions, data / "labelsTs")

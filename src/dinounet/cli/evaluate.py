@@ -7,10 +7,12 @@ from typing import Annotated
 
 import tyro
 
+from dinounet.arguments import checked
 from dinounet.evaluation.evaluate import TOLERANCE
 from dinounet.evaluation.records import By, Metrics
 
 
+@checked
 def evaluate(
     predictions: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="PREDICTIONS")],
     truth: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="TRUTH")],
@@ -44,7 +46,6 @@ def evaluate(
     Returns:
         The metrics.
     """
-    predictions, truth = Path(predictions), Path(truth)  # Python users may give strings
     import sys
     from dataclasses import asdict
 

@@ -7,7 +7,10 @@ from typing import Annotated, Literal
 
 import tyro
 
+from dinounet.arguments import checked
 
+
+@checked
 def export(
     runs: Annotated[list[Path], tyro.conf.Positional, tyro.conf.arg(metavar="RUN [RUN ...]")],
     /,
@@ -44,8 +47,6 @@ def export(
     Returns:
         The folder.
     """
-    runs = [Path(runs)] if isinstance(runs, str | Path) else [Path(run) for run in runs]  # Python users may give one
-    calibrate = tuple(map(Path, [calibrate] if isinstance(calibrate, str | Path) else calibrate))
     from dinounet.errors import ConfigError
 
     if (int8 == "static") != bool(calibrate):

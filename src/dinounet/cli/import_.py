@@ -7,7 +7,10 @@ from typing import Annotated
 
 import tyro
 
+from dinounet.arguments import checked
 
+
+@checked
 def import_(
     checkpoint: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT")],
     /,

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
+from dinounet.arguments import UNSET, Default, checked
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -21,11 +23,12 @@ WIDTH_OF_NUMBERS = 59
 """Of the table of costs, without the names: 80 characters with the longest of the table's."""
 
 
+@checked
 def info(
     what: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="backbones|timm:NAME|RUN|BUNDLE")] = BACKBONES,
     /,
     *,
-    backbone_scale: float = 1.0,
+    backbone_scale: Annotated[float, Default(1.0)] = UNSET,
     json: bool = False,
 ) -> None:
     """List the backbones and what they cost, or tell what is known of a run or a bundle.
@@ -44,16 +47,16 @@ def info(
     from dinounet.errors import ConfigError
     from dinounet.network.config import check_scale
 
-    what = str(what)  # Python users may give a path
-    check_scale(backbone_scale)
+    scale = backbone_scale or 1.0
+    check_scale(scale)
     told: Any
     parts: list[Any]
     if what == BACKBONES or what.startswith("timm:"):
         from dinounet.network.variants import VARIANTS, find_variant
 
         listed = VARIANTS.values() if what == BACKBONES else [find_variant(what)]
-        told = [_tell(variant, backbone_scale) for variant in listed]
-        parts = [*_costs(told, backbone_scale), *_sources(told)]
+        told = [_tell(variant, scale) for variant in listed]
+        parts = [*_costs(told, scale), *_sources(told)]
     else:
         from dataclasses import asdict
 
@@ -63,7 +66,7 @@ def info(
         from dinounet.inference.remote import fetch_record, is_on_hub, missing
         from dinounet.run import read_run
 
-        if backbone_scale != 1:
+        if backbone_scale is not UNSET:
             raise ConfigError("--backbone-scale is for the list of backbones; a run has its own")
         folder = fetch_record(what) if is_on_hub(what) else Path(what)
         folder = folder.parent if is_onnx_file(folder) else folder

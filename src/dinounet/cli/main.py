@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-import functools
 import importlib
 import io
 import keyword
@@ -154,9 +153,7 @@ def _understand(function: Callable[..., Any], verb: str, words: list[str]) -> Ca
     """
     import tyro
 
-    @functools.wraps(function)
-    def later(*arguments: Any, **named: Any) -> Callable[[], Any]:
-        return functools.partial(function, *arguments, **named)
+    from dinounet.cli.flags import to_command
 
     speaks = my_place().rank == 0
     config = (tyro.conf.OmitArgPrefixes,)
@@ -164,7 +161,7 @@ def _understand(function: Callable[..., Any], verb: str, words: list[str]) -> Ca
     try:
         with contextlib.redirect_stderr(told):
             call: Callable[[], Any] = tyro.cli(
-                later, prog=f"dinounet {verb}", args=words, config=config, console_outputs=speaks
+                to_command(function), prog=f"dinounet {verb}", args=words, config=config, console_outputs=speaks
             )
     except SystemExit as stop:
         if stop.code != USER_ERROR:

@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from dinounet.arguments import UNSET, Default, checked
 from dinounet.device import Device
 from dinounet.network.config import NetworkConfig
 
@@ -19,6 +20,7 @@ FoldName = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="FOLD")]
 Trainer = Literal["DinoUNetTrainer", "DinoUNetPaperTrainer"]
 
 
+@checked
 def plan(
     dataset: Dataset,
     /,
@@ -28,7 +30,7 @@ def plan(
     backbone_scale: float = NetworkConfig.backbone_scale,
     backbone_precision: Literal["auto", "fp32", "bf16", "int8"] = "auto",
     weights: str = "hub",
-    seed: int = 0,
+    seed: Annotated[int, Default(0)] = UNSET,
     memory: float = 8.0,
     plans: str = "DinoUNetPlans",
     preprocess: bool = True,
@@ -57,8 +59,11 @@ def plan(
     Returns:
         The plan's file.
     """
+    from dinounet.errors import ConfigError
     from dinounet.integrations.nnunet.environment import find_dataset, set_up
 
+    if weights != "random" and seed is not UNSET:
+        raise ConfigError("--seed is of random weights; leave it out, or give --weights random")
     set_up(("raw", "preprocessed"), raw=raw, preprocessed=preprocessed)
     name = find_dataset(str(dataset), "raw")
     from dinounet.integrations.nnunet.planner import plan_dataset
@@ -70,10 +75,11 @@ def plan(
         backbone_precision=None if backbone_precision == "auto" else backbone_precision,
     )
     return plan_dataset(
-        name, network, weights, seed=seed, memory=memory, plans=plans, preprocess=preprocess, processes=processes
+        name, network, weights, seed=seed or 0, memory=memory, plans=plans, preprocess=preprocess, processes=processes
     )
 
 
+@checked
 def train(
     dataset: Dataset,
     fold: FoldName,
@@ -141,14 +147,15 @@ def train(
     return Path(get_output_folder(found, trainer, plans, configuration, fold))
 
 
+@checked
 def predict(
     dataset: Dataset,
     images: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="IMAGES")],
     /,
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"])],
     *,
-    trainer: Trainer = "DinoUNetTrainer",
-    plans: str = "DinoUNetPlans",
+    trainer: Annotated[Trainer, Default("DinoUNetTrainer")] = UNSET,
+    plans: Annotated[str, Default("DinoUNetPlans")] = UNSET,
     folds: tuple[str, ...] | None = None,
     tta: bool = True,
     step: float = 0.5,
@@ -181,12 +188,18 @@ def predict(
     import os
 
     from dinounet.device import choose_device
-    from dinounet.errors import DataError
+    from dinounet.errors import ConfigError, DataError
     from dinounet.integrations.nnunet.environment import CONFIGURATION, find_dataset, set_up
     from dinounet.integrations.nnunet.network import WEIGHTS
 
     given = Path(dataset)
     is_folder = (given / "plans.json").is_file()
+    named = {"--trainer": trainer, "--plans": plans, "--results": results or UNSET}
+    unused = [flag for flag, value in named.items() if value is not UNSET]
+    if is_folder and unused:
+        told = " and ".join(unused)
+        raise ConfigError(f"{given} is the folder of a trained model, which tells {told} itself; leave that out")
+    trainer, plans = trainer or "DinoUNetTrainer", plans or "DinoUNetPlans"
     set_up(() if is_folder else ("results",), results=results)
     if not Path(images).is_dir():
         raise DataError(f"{images} is not a folder; give the folder of the images")

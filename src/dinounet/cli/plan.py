@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from dinounet.cli.recipe_flags import NAMED, NO_CHANGES, RecipeFlags
+from dinounet.arguments import UNSET, Default, checked, given
+from dinounet.cli.flags import NAMED, NO_CHANGES, RecipeFlags
 from dinounet.data.groups import GroupRule
 from dinounet.device import Device, Precision
 from dinounet.files import join_some
@@ -20,18 +21,19 @@ if TYPE_CHECKING:
     from dinounet.data.fingerprint import Fingerprint
 
 
+@checked
 def plan(
     data: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DATASET")],
     /,
     *,
     output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None,
-    recipe: Annotated[Recipe | RecipeName, NAMED] = "default",
+    recipe: Annotated[Recipe | RecipeName, NAMED, Default("default")] = UNSET,
     changes: Annotated[Mapping[str, Any], tyro.conf.arg(name="", constructor=RecipeFlags)] = NO_CHANGES,
     network: Architecture = "dinounet",
-    backbone: str = NetworkConfig.backbone,
+    backbone: Annotated[str, Default(NetworkConfig.backbone)] = UNSET,
     taps: tuple[int, int, int, int] | None = None,
-    backbone_scale: float = NetworkConfig.backbone_scale,
-    backbone_precision: Literal["auto", "fp32", "bf16", "int8"] = "auto",
+    backbone_scale: Annotated[float, Default(NetworkConfig.backbone_scale)] = UNSET,
+    backbone_precision: Annotated[Literal["auto", "fp32", "bf16", "int8"], Default("auto")] = UNSET,
     patch: tuple[int, int] | None = None,
     test: Path | None = None,
     group: GroupRule = "auto",
@@ -72,34 +74,39 @@ def plan(
     Returns:
         The plan.
     """
-    data = Path(data)  # Python users may give strings
     from dinounet.data.dataset import parse_channels, read_dataset, with_twins
     from dinounet.data.labels import parse_labels
     from dinounet.data.splits import read_test_list
     from dinounet.device import choose_precision, choose_training_device
     from dinounet.files import require_file, write_json
     from dinounet.network.backbone import build_backbone
-    from dinounet.plans import decides_batch, plan_dataset
+    from dinounet.plans import choose_any_recipe, decides_batch, plan_dataset
     from dinounet.progress import say
+    from dinounet.training.agreement import as_fields, require_backbone
     from dinounet.training.planning import fit_plan
 
     if output is not None:
-        output = Path(output)
         require_file(output)
+    recipe = recipe or "default"
+    options = given(backbone_scale=backbone_scale, backbone_precision=backbone_precision)
+    options |= {"taps": taps} if taps else {}
+    require_backbone(network, given(backbone=backbone) | options, changes)
+    choose_any_recipe(recipe, changes)
     dataset = read_dataset(
         data,
         parse_labels(labels) if labels else None,
         parse_channels(channels) if channels else None,
-        test=read_test_list(Path(test)) if test else (),
+        test=read_test_list(test) if test else (),
         group=group,
     )
-    options = {
-        "taps": tuple(taps) if taps else None,
-        "backbone_scale": backbone_scale,
-        "backbone_precision": None if backbone_precision == "auto" else backbone_precision,
-    }
     found = plan_dataset(
-        dataset, recipe, backbone, patch, changes=changes, architecture=network, backbone_options=options
+        dataset,
+        recipe,
+        backbone or NetworkConfig.backbone,
+        patch,
+        changes=changes,
+        architecture=network,
+        backbone_options=as_fields(options),
     )
     chosen = choose_training_device(device)
     frozen = build_backbone(found.network) if isinstance(found.network, NetworkConfig) else None

@@ -8,9 +8,11 @@ from typing import Annotated, Literal
 
 import tyro
 
+from dinounet.arguments import checked
 from dinounet.device import Device, Precision
 
 
+@checked
 def predict(
     run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")],
     inputs: Annotated[list[Path], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE [IMAGE ...]")],
@@ -65,7 +67,6 @@ def predict(
     Returns:
         The masks' paths.
     """
-    run, inputs, output = Path(run), [Path(path) for path in inputs], Path(output)  # Python users may give strings
     from dinounet.errors import Interrupted
     from dinounet.files import require_outside
     from dinounet.inference.folder import predict_folder, require_place

@@ -7,7 +7,10 @@ from typing import Annotated
 
 import tyro
 
+from dinounet.arguments import checked
 
+
+@checked
 def push(
     bundle: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="BUNDLE")],
     repository: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="USER/NAME")],

@@ -7,7 +7,10 @@ from typing import Annotated
 
 import tyro
 
+from dinounet.arguments import checked
 
+
+@checked
 def relabel(
     masks: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="MASKS")],
     /,
@@ -30,7 +33,6 @@ def relabel(
     Returns:
         The copies' paths.
     """
-    masks, output = Path(masks), Path(output)  # Python users may give strings
     import shlex
 
     from dinounet.data.labels import name_labels, parse_labels, write_labels

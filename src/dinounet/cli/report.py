@@ -7,7 +7,10 @@ from typing import Annotated
 
 import tyro
 
+from dinounet.arguments import checked
 
+
+@checked
 def report(
     predictions: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="PREDICTIONS")],
     truth: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="TRUTH")],
@@ -35,7 +38,6 @@ def report(
     Returns:
         The page's path.
     """
-    predictions, truth, output, images = Path(predictions), Path(truth), Path(output), Path(images)
     from dinounet.evaluation.pictures import make_pictures
     from dinounet.evaluation.records import read_metrics
     from dinounet.evaluation.report import write_report

@@ -8,7 +8,8 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from dinounet.cli.recipe_flags import NAMED, NO_CHANGES, RecipeFlags
+from dinounet.arguments import UNSET, Default, checked, given
+from dinounet.cli.flags import NAMED, NO_CHANGES, RecipeFlags
 from dinounet.data.groups import GroupRule
 from dinounet.data.splits import Fold
 from dinounet.device import Device, Precision
@@ -16,34 +17,35 @@ from dinounet.network.config import NetworkConfig
 from dinounet.plans import CHECKPOINT_MINUTES, Architecture, Recipe, RecipeName, TrackerName
 
 
+@checked
 def train(
     data: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DATASET")],
     /,
     output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None,
     *,
-    recipe: Annotated[Recipe | RecipeName, NAMED] = "default",
+    recipe: Annotated[Recipe | RecipeName, NAMED, Default("default")] = UNSET,
     changes: Annotated[Mapping[str, Any], tyro.conf.arg(name="", constructor=RecipeFlags)] = NO_CHANGES,
-    network: Architecture = "dinounet",
-    backbone: str = NetworkConfig.backbone,
+    network: Annotated[Architecture, Default("dinounet")] = UNSET,
+    backbone: Annotated[str, Default(NetworkConfig.backbone)] = UNSET,
     taps: tuple[int, int, int, int] | None = None,
-    backbone_scale: float = NetworkConfig.backbone_scale,
-    backbone_precision: Literal["auto", "fp32", "bf16", "int8"] = "auto",
-    weights: str = "hub",
+    backbone_scale: Annotated[float, Default(NetworkConfig.backbone_scale)] = UNSET,
+    backbone_precision: Annotated[Literal["auto", "fp32", "bf16", "int8"], Default("auto")] = UNSET,
+    weights: Annotated[str, Default("hub")] = UNSET,
     plan: Path | None = None,
     patch: tuple[int, int] | None = None,
     fold: Fold | None = None,
     test: Path | None = None,
-    group: GroupRule = "auto",
+    group: Annotated[GroupRule, Default("auto")] = UNSET,
     labels: str | None = None,
     channels: str | None = None,
-    device: Device = "auto",
-    precision: Precision = "auto",
-    micro_batch: int | Literal["auto"] = "auto",
-    offload: bool = False,
+    device: Annotated[Device, Default("auto")] = UNSET,
+    precision: Annotated[Precision, Default("auto")] = UNSET,
+    micro_batch: Annotated[int | Literal["auto"], Default("auto")] = UNSET,
+    offload: Annotated[bool, Default(False)] = UNSET,
     cache: Path | None = None,
-    deterministic: bool = False,
+    deterministic: Annotated[bool, Default(False)] = UNSET,
     checkpoint_minutes: float = CHECKPOINT_MINUTES,
-    track: tuple[TrackerName, ...] = (),
+    track: Annotated[tuple[TrackerName, ...], Default(())] = UNSET,
     resume: bool = False,
     report: bool = True,
 ) -> Path:
@@ -96,51 +98,48 @@ def train(
     Returns:
         The run's folder.
     """
-    data = Path(data)  # Python users may give strings
-    output = Path(output) if output else Path("runs", data.stem if data.suffix == ".csv" else data.resolve().name)
     from dinounet.data.dataset import parse_channels
     from dinounet.data.labels import parse_labels
     from dinounet.data.splits import read_test_list
     from dinounet.errors import Interrupted
     from dinounet.network.weights import source_of
-    from dinounet.plans import read_plan
+    from dinounet.plans import choose_any_recipe, read_plan, require_fields
     from dinounet.processes import my_place
     from dinounet.review import lacks_review, review_run
+    from dinounet.run import read_run
+    from dinounet.training.agreement import require_as_started
     from dinounet.training.session import how_to_go_on, resume_run, start_run
 
-    # what stands at its default is not asked for: a plan or an interrupted run decides it
-    asked_recipe = None if recipe == "default" else recipe
-    asked_backbone = None if backbone == NetworkConfig.backbone else backbone
-    asked_options = {
-        **({"taps": tuple(taps)} if taps else {}),
-        **({} if backbone_scale == NetworkConfig.backbone_scale else {"backbone_scale": backbone_scale}),
-        **({} if backbone_precision == "auto" else {"backbone_precision": backbone_precision}),
-    }
-    asked_network = None if network == "dinounet" else network
-    at_once = None if micro_batch == "auto" else micro_batch
-    changes = dict(changes)
-    if resume and report and lacks_review(output):
-        pass  # it was the review that was interrupted
-    elif resume:
-        resume_run(
-            data, output, device=device, cache=Path(cache) if cache else None,
-            recipe=asked_recipe, **changes, network=asked_network, backbone=asked_backbone, **asked_options,
-            patch=patch, fold=fold, test=read_test_list(Path(test)) if test else None,
-            group=None if group == "auto" else group,
-            plan=read_plan(Path(plan)) if plan else None,
-            labels=parse_labels(labels) if labels else None,
-            channels=parse_channels(channels) if channels else None,
-            weights=None if weights == "hub" else source_of(weights),
-            precision=None if precision == "auto" else precision, deterministic=deterministic or None,
-            micro_batch=at_once, offload=offload, track=track, checkpoint_minutes=checkpoint_minutes,
-        )  # fmt: skip
+    output = output or Path("runs", data.stem if data.suffix == ".csv" else data.resolve().name)
+    # what isn't given, a plan or an interrupted run decides; what is given and contradicts them is refused
+    options = given(backbone_scale=backbone_scale, backbone_precision=backbone_precision)
+    options |= {"taps": taps} if taps else {}
+    may_change = given(device=device, offload=offload, track=track)
+    decided = given(recipe=recipe, backbone=backbone, group=group, weights=weights, precision=precision)
+    decided |= {"patch": patch, "fold": fold}
+    require_fields(changes)
+    if resume:
+        choose_any_recipe(recipe or "default", changes if isinstance(recipe, Recipe) else {})
+        decided |= given(network=network, deterministic=deterministic) | options | dict(changes)
+        decided |= {"weights": source_of(weights)} if weights else {}
+        decided |= {
+            "test": read_test_list(test) if test else None, "plan": read_plan(plan) if plan else None,
+            "labels": parse_labels(labels) if labels else None,
+            "channels": parse_channels(channels) if channels else None,
+        }  # fmt: skip
+        if report and lacks_review(output):  # it was the review that was interrupted
+            require_as_started(data, output, read_run(output), device or None, decided)
+        else:
+            resume_run(
+                data, output, **decided, **may_change, **given(micro_batch=micro_batch), cache=cache,
+                checkpoint_minutes=checkpoint_minutes,
+            )  # fmt: skip
     else:
         start_run(
-            data, output, recipe=asked_recipe, changes=changes, architecture=asked_network, backbone=asked_backbone,
-            backbone_options=asked_options, patch=patch, fold=fold, test=Path(test) if test else None, group=group,
-            labels=labels, channels=channels, plan_file=Path(plan) if plan else None, weights=weights, device=device,
-            precision=precision, micro_batch=at_once, offload=offload, cache=Path(cache) if cache else None,
-            deterministic=deterministic, track=track, checkpoint_minutes=checkpoint_minutes,
+            data, output, **decided, **may_change, changes=changes, backbone_options=options,
+            **given(architecture=network), test=test, labels=labels, channels=channels, plan_file=plan, cache=cache,
+            micro_batch=micro_batch if isinstance(micro_batch, int) else None,
+            deterministic=bool(deterministic), checkpoint_minutes=checkpoint_minutes,
         )  # fmt: skip
     if report and my_place().rank == 0:  # one of several processes does
         try:

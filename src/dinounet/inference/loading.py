@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
+from dinounet.arguments import checked
 from dinounet.data.formats import other_reading
 from dinounet.device import Device, Precision
 from dinounet.errors import ConfigError
@@ -22,6 +23,7 @@ PostprocessingChoice = Literal["auto", "none"] | str | Path
 """auto: what the run's review chose, of several runs what all of them chose; none; or a file."""
 
 
+@checked
 def load(
     runs: str | Path | Sequence[str | Path],
     *,

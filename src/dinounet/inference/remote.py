@@ -96,7 +96,8 @@ def _fetch(repository: str, file: str, revision: str | None) -> Path:
             raise ConfigError(f"{where} has no revision {revision}; name a branch, a tag or a commit of it") from None
         if isinstance(error, RepositoryNotFoundError):
             raise DataError(
-                f"the Hugging Face Hub shows nothing of the name {repository}; check it, and set HF_TOKEN if it is private"
+                f"the Hugging Face Hub shows nothing of the name {repository}; check it, and set "
+                "HF_TOKEN if it is private"
             ) from None
         if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
             raise DataError(f"{where} holds no {file}, so it is no bundle of dinounet's; name another") from None

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from dinounet.arguments import check_fields
 from dinounet.errors import ConfigError
 from dinounet.network.variants import find_variant, usual_precision
 
@@ -76,6 +77,7 @@ class NetworkConfig:
     """Arguments for timm that override the named backbone's, such as depth, embed_dim and num_heads of a tiny one."""
 
     def __post_init__(self) -> None:
+        check_fields(self, "network")
         variant = find_variant(self.backbone)
         for name in (
             "in_channels", "num_classes", "stem_width", "attention_heads", "attention_points", "rank",

@@ -7,7 +7,7 @@ import shlex
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,15 +28,24 @@ from dinounet.plans import (
     Recipe,
     RecipeName,
     TrackerName,
-    choose_recipe,
+    choose_any_recipe,
     decides_batch,
     plan_dataset,
     read_plan,
+    require_fields,
 )
 from dinounet.processes import my_place
 from dinounet.progress import progress, say
 from dinounet.run import CACHE, RECORD, DataRecord, RunRecord, command, machine, now, read_run, versions
 from dinounet.team import Team, require_shares
+from dinounet.training.agreement import (
+    as_fields,
+    held_by,
+    require_agreement,
+    require_as_started,
+    require_backbone,
+    resolve,
+)
 from dinounet.training.features import choose_features
 from dinounet.training.loop import fit
 from dinounet.training.planning import (
@@ -62,12 +71,12 @@ def start_run(
     architecture: Architecture | None = None,
     backbone: str | None = None,
     backbone_options: Mapping[str, Any] | None = None,
-    weights: str = "hub",
+    weights: str | None = None,
     plan_file: Path | None = None,
     patch: tuple[int, int] | None = None,
     fold: Fold | None = None,
     test: Path | None = None,
-    group: GroupRule = "auto",
+    group: GroupRule | None = None,
     labels: str | None = None,
     channels: str | None = None,
     device: Device = "auto",
@@ -114,12 +123,12 @@ def _make_run(
     architecture: Architecture | None,
     backbone: str | None,
     backbone_options: Mapping[str, Any],
-    weights: str,
+    weights: str | None,
     plan_file: Path | None,
     patch: tuple[int, int] | None,
     fold: Fold | None,
     test: Path | None,
-    group: GroupRule,
+    group: GroupRule | None,
     labels: str | None,
     channels: str | None,
     device: Literal["cpu", "cuda", "mps"],
@@ -135,12 +144,18 @@ def _make_run(
     """Plan a run and make its folder; returns the backbone, filled."""
     require_new(output, what="the run")
     require_outside(output, data, what="the run")
-    planned = recipe if isinstance(recipe, Recipe) else choose_recipe(recipe or "default", changes or {})
-    if plan_file and (recipe or changes or architecture or backbone or backbone_options or patch):
-        raise ConfigError(
-            f"{plan_file} holds recipe, network, backbone and patch already; change them there, or leave it out"
-        )
     edited = read_plan(plan_file) if plan_file else None
+    planned = edited.recipe if edited else choose_any_recipe(recipe or "default", changes or {})
+    if edited:
+        require_fields(changes or {})
+        asked = {"recipe": recipe, "network": architecture, "backbone": backbone, **backbone_options, "patch": patch}
+        told, remedy = f"{plan_file} has another", "change it there, or leave that option out"
+        require_agreement(resolve({**asked, **(changes or {})}, edited), held_by(edited), told, remedy)
+    architecture = edited.network.architecture if edited else architecture or "dinounet"
+    of_backbone = {"backbone": backbone, **backbone_options, "weights": weights, "offload": offload}
+    require_backbone(architecture, of_backbone, {} if edited else changes or {})
+    backbone_options = as_fields(backbone_options)
+    group = group or "auto"
     if edited and group != "auto" and edited.data.groups.by not in ("auto", group):
         raise ConfigError(
             f"{plan_file} groups cases by {edited.data.groups.by}, not by {group}; change data.groups.by there, or "
@@ -159,8 +174,6 @@ def _make_run(
     if edited:
         dataset = with_twins(dataset, edited.data.groups.twins)
     require_fold(dataset, fold)
-    seed = (edited.recipe if edited else planned).seed
-    architecture = edited.network.architecture if edited else architecture or "dinounet"
     # weights before pixels: what can fail fast, fails first
     frozen = known = None
     if architecture == "dinounet":
@@ -168,9 +181,7 @@ def _make_run(
         config = edited.network if edited else NetworkConfig(backbone=named, **backbone_options)
         assert isinstance(config, NetworkConfig)
         frozen = build_backbone(config, offload=offload)
-        known = fill_backbone(frozen, config.backbone, weights, seed)
-    elif backbone or backbone_options or offload or weights != "hub":
-        say("network", "a U-Net has no backbone; what is asked of one is not used")
+        known = fill_backbone(frozen, config.backbone, weights or "hub", planned.seed)
     plan = edited or plan_dataset(
         dataset,
         recipe or "default",
@@ -248,11 +259,11 @@ def resume_run(
     data: Path,
     output: Path,
     *,
-    device: Device = "auto",
-    micro_batch: int | None = None,
-    offload: bool = False,
+    device: Device | None = None,
+    micro_batch: int | Literal["auto"] | None = None,
+    offload: bool | None = None,
     cache: Path | None = None,
-    track: tuple[TrackerName, ...] = (),
+    track: tuple[TrackerName, ...] | None = None,
     checkpoint_minutes: float = CHECKPOINT_MINUTES,
     **asked: Any,
 ) -> RunRecord:
@@ -262,8 +273,8 @@ def resume_run(
         data: the dataset that it was started with.
         output: the run's folder.
         device: where to compute from here on; by default where it was started.
-        micro_batch: patches at a time from here on; by default as before.
-        offload: compute the backbone from the disk from here on; else as before.
+        micro_batch: patches at a time from here on, auto for as many as fit; by default as before.
+        offload: whether the backbone is computed from the disk from here on; by default as before.
         cache: folder of preprocessed slices; by default in the run's folder.
         track: who is told from here on; by default as before.
         checkpoint_minutes: time between two checkpoints.
@@ -273,7 +284,7 @@ def resume_run(
         UserError: it is finished, its data or weights have changed, it was started with other options, or it has no
             checkpoint that can be read.
     """
-    _check_options(micro_batch, checkpoint_minutes, track, cache)
+    _check_options(None if micro_batch == "auto" else micro_batch, checkpoint_minutes, track or (), cache)
     if not (output / RECORD).is_file():
         raise DataError(
             f"{output} is not a run: it holds no {RECORD}; if it was stopped before training began, there is nothing "
@@ -282,43 +293,19 @@ def resume_run(
     record = read_run(output)
     if record.status == "finished":
         raise ConfigError(f"{output} is finished; there is nothing to resume")
+    require_as_started(data, output, record, device, asked)
     plan = record.plan
-    started_with = {
-        **asdict(plan.recipe),
-        "recipe": plan.recipe if isinstance(asked.get("recipe"), Recipe) else plan.recipe.base,
-        "network": plan.network.architecture,
-        "backbone": record.backbone and record.backbone.name,
-        "taps": getattr(plan.network, "taps", None),
-        "backbone_scale": getattr(plan.network, "backbone_scale", None),
-        "backbone_precision": getattr(plan.network, "precision_of_backbone", None),
-        "plan": plan,
-        "patch": plan.data.patch,
-        "fold": record.fold,
-        "test": record.data.test_cases,
-        "group": plan.data.groups.by,
-        "labels": plan.data.meaning.as_given,
-        "channels": tuple(channel.name for channel in plan.data.channels),
-        "precision": record.precision,
-        "weights": record.backbone and record.backbone.weights,
-        "deterministic": record.deterministic,
-    }
-    if asked.get("test") is not None:
-        asked["test"] = read_dataset(data, test=asked["test"], group=plan.data.groups.by).test_cases
-    if asked.get("plan") is not None:  # which doesn't decide on them
-        asked["plan"] = replace(asked["plan"], features=plan.features)
-    for name, value in asked.items():
-        if value is not None and value != started_with[name]:
-            raise ConfigError(f"{output} was started with another {name}; resume it without that option, or train anew")
-    team = Team(choose_training_device(record.device if device == "auto" else device), record.precision)
+    device = record.device if device is None else device
+    team = Team(choose_training_device(device), record.precision)
     with team.ending_together():
         require_shares(plan.recipe.batch, team.size)
         record = replace(
             record,
             device=team.device,
             processes=team.size,
-            micro_batch=micro_batch or record.micro_batch,
-            offload=offload or record.offload,
-            track=track or record.track,
+            micro_batch=record.micro_batch if micro_batch is None else None if micro_batch == "auto" else micro_batch,
+            offload=record.offload if offload is None else offload,
+            track=record.track if track is None else track,
         )
         with team.leader_first("checked"):
             if team.leads:
