@@ -13,9 +13,10 @@ from pydicom.sequence import Sequence
 
 import dinounet
 from dinounet.cli.main import main
+from dinounet.data.geometry import require_same_grid
 from dinounet.data.images import read_image, write_mask
 from dinounet.data.pairs import Case
-from dinounet.errors import ConfigError
+from dinounet.errors import ConfigError, DataError
 from dinounet.files import read_json, write_json
 from dinounet.inference.outputs import choose_endings
 from dinounet.plans import Plan, Recipe
@@ -90,6 +91,20 @@ def test_a_film_of_frames_has_no_depth(tmp_path: Path) -> None:
     image = read_image([write_image(tmp_path / "a" / "1.dcm", frames, "US CINE", **SPACED)])
     np.testing.assert_array_equal(image.array[0], frames)
     assert image.geometry is None
+
+
+@pytest.mark.parametrize("tags", [SPACED, SPACED | PLACE])
+def test_an_x_ray_lies_wherever_its_mask_does(tags: dict[str, Any], tmp_path: Path) -> None:
+    image = read_image([write_image(tmp_path / "a" / "1.dcm", PIXELS, "DX", **tags)])
+    for name, affine in {
+        "nibabel": np.diag([0.16, 0.15, 1, 1]), "itk": np.diag([-0.16, -0.15, 1, 1]),
+        "far": np.array([[0.16, 0, 0, 90], [0, 0, 1, 7], [0, 0.15, 0, -3], [0, 0, 0, 1]]),
+    }.items():  # fmt: skip
+        nibabel.save(nibabel.Nifti1Image(PIXELS.T[..., None].astype(np.uint8), affine), tmp_path / f"{name}.nii")
+        require_same_grid(read_image([tmp_path / f"{name}.nii"]), image)
+    nibabel.save(nibabel.Nifti1Image(PIXELS.T[..., None].astype(np.uint8), np.eye(4)), tmp_path / "other.nii")
+    with pytest.raises(DataError, match="differ in spacing"):
+        require_same_grid(read_image([tmp_path / "other.nii"]), image)
 
 
 def test_a_film_gets_a_mask_in_a_format_that_can_hold_it(tmp_path: Path) -> None:

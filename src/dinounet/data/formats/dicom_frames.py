@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from dinounet.data.formats.dicom_spacing import PixelSpacing, spacing_of_frame, spacing_of_image
+from dinounet.data.formats.dicom_spacing import PROJECTIONS, PixelSpacing, spacing_of_frame, spacing_of_image
 from dinounet.data.geometry import Geometry
 from dinounet.errors import DataError
 
@@ -154,20 +154,23 @@ def sort_slices(folder: Path, slices: Sequence[Slice]) -> list[Slice]:
 def geometry_of_slices(folder: Path, slices: Sequence[Slice]) -> Geometry | None:
     """Where sorted slices lie; None where their pixels have no known size, and of several that tell no place.
 
-    A single slice is a slab where it tells its place and thickness, and flat else.
+    A single slice is a slab where it tells its place and thickness, and flat else. An X-ray lies anywhere.
     """
     first = slices[0]
     if first.spacing is None:
         return None
     in_plane = (first.spacing.columns, first.spacing.rows)
-    if len(slices) == 1 and (first.place is None or not first.thickness):
-        return Geometry(in_plane, (0.0, 0.0), (1.0, 0.0, 0.0, 1.0), first.spacing.unit)
     if first.place is None:
-        return None
+        return flat_geometry(first.spacing) if len(slices) == 1 else None
     between = first.thickness if len(slices) == 1 else _distance(folder, slices)
-    assert between is not None
+    spacing = in_plane if between is None else (*in_plane, between)
     direction = tuple(first.place.direction.ravel().tolist())
-    return Geometry((*in_plane, between), tuple(first.place.position.tolist()), direction, first.spacing.unit)
+    return Geometry(spacing, tuple(first.place.position.tolist()), direction, first.spacing.unit)
+
+
+def flat_geometry(spacing: PixelSpacing) -> Geometry:
+    """Of a single image that tells its pixels' size and no place."""
+    return Geometry((spacing.columns, spacing.rows), (0.0, 0.0), (1.0, 0.0, 0.0, 1.0), spacing.unit, is_placed=False)
 
 
 def _parallel(one: Slice, other: Slice) -> bool:
@@ -213,6 +216,8 @@ def _distance(folder: Path, slices: Sequence[Slice]) -> float:
 
 def _places(header: Dataset, count: int) -> list[Place | None]:
     """Of each frame of a file that describes them all together."""
+    if header.get("Modality") in PROJECTIONS:
+        return [None] * count  # a position in the patient, if it has one, isn't that of its pixels
     inside = header.get("DetectorInformationSequence")
     first = _place(header) or (inside and _place(inside[0])) or None
     if count == 1 or first is None:

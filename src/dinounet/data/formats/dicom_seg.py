@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from dinounet.data.formats.dicom import find_slices
-from dinounet.data.formats.dicom_frames import in_groups
+from dinounet.data.formats.dicom_frames import flat_geometry, in_groups
 from dinounet.data.formats.dicom_objects import SEGMENTATIONS, class_name, damage_told, other_object
 from dinounet.data.formats.dicom_spacing import spacing_of_frame
 from dinounet.data.geometry import Geometry
@@ -339,4 +339,4 @@ def _flat_geometry(content: Dataset) -> Geometry | None:
     several = any(_source_frame(one) not in (None, 1) for one in content.PerFrameFunctionalGroupsSequence)
     if found is None or several:
         return None
-    return Geometry((found.columns, found.rows), (0.0, 0.0), (1.0, 0.0, 0.0, 1.0), found.unit)
+    return flat_geometry(found)
