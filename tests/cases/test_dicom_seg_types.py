@@ -114,11 +114,20 @@ def test_fractions_are_answered_with_a_command_that_works(
     assert np.bincount(volume.array.ravel())[1:].tolist() == np.bincount(expected.ravel())[1:].tolist()
 
 
-def test_segments_that_overlap_are_refused(series: list[Dataset], tmp_path: Path) -> None:
+def test_segments_that_overlap_are_regions_where_one_lies_in_the_other(series: list[Dataset], tmp_path: Path) -> None:
+    path = tmp_path / "data" / "masks" / "a.dcm"
     both = np.stack([truth() > 0, truth() == 2], axis=-1).astype(np.uint8)
-    write_segments(tmp_path / "data" / "masks" / "a.dcm", series, both, NAMES)
-    with pytest.raises(DataError, match=r"a\.dcm has segments that overlap; .*regions \(dataset\.json\)"):
-        plan_data(read_dataset(tmp_path / "data"))
+    write_segments(path, series, both, NAMES)
+    assert pydicom.dcmread(path).SegmentsOverlap == "YES"
+    dataset = read_dataset(tmp_path / "data")
+    inner, outer = NAMES[1], NAMES[0]
+    assert [region.name for region in dataset.regions] == [outer, inner]
+    pixels = plan_data(dataset).fingerprint.label_pixels
+    assert (pixels[f"{outer} alone"], pixels[inner]) == ((truth() == 1).sum(), (truth() == 2).sum())
+    both[1, 2, 3] = 0, 1
+    write_segments(path, series, both, NAMES)
+    with pytest.raises(DataError, match=r"a\.dcm has \d+ voxels that are both .*, and neither lies in the other"):
+        read_dataset(tmp_path / "data")
 
 
 def test_a_mask_that_is_another_object_is_named(series: list[Dataset], tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dinounet.data.formats.dicom_seg import segment_names
+from dinounet.data.formats.dicom_seg import read_segmentation, segment_names, segments_overlap
 from dinounet.data.formats.slicer import Segment, read_segments
 from dinounet.data.geometry import Volume
 from dinounet.data.images import SEGMENTATION_ENDING, ending_of, read_stored
@@ -33,8 +33,25 @@ BACKGROUND = "background"
 def segments_of(path: Path) -> tuple[Segment, ...]:
     """The segments that a mask's file names; none if it names none. No pixel is read."""
     if ending_of(path) == SEGMENTATION_ENDING:
-        return tuple(Segment(name, number) for number, name in enumerate(segment_names(path), start=1))
+        return _of_dicom(dict(enumerate(segment_names(path), start=1)), overlap=segments_overlap(path))
     return read_segments(path) if ending_of(path) == ".nrrd" else ()
+
+
+def read_layers(path: Path) -> Volume:
+    """A mask whose file names segments, as it is stored: a channel a layer."""
+    if ending_of(path) != SEGMENTATION_ENDING:
+        return read_stored(path, of="mask")
+    found = read_segmentation(path)
+    overlap = found.labels.ndim == 4
+    array = found.labels if overlap else found.labels[None]
+    return Volume(array, found.geometry, path, segments=_of_dicom(found.names, overlap))
+
+
+def _of_dicom(names: Mapping[int, str], overlap: bool) -> tuple[Segment, ...]:
+    """Segments by their numbers; those that overlap are 1 in a layer each."""
+    if overlap:
+        return tuple(Segment(name, 1, layer) for layer, name in enumerate(names.values()))
+    return tuple(Segment(name, number) for number, name in names.items())
 
 
 def rules(segments: Sequence[Segment], known: Labels) -> bool:
@@ -203,7 +220,7 @@ def _inside(found: Mapping[Path, Sequence[Segment]]) -> dict[str, set[str]]:
     sticks_out: dict[tuple[str, str], Path] = {}
     names = {name for segments in found.values() for name in names_of(segments)} - {IGNORE}
     for path, segments in found.items():
-        masks = _masks(read_stored(path, of="mask"), segments)
+        masks = _masks(read_layers(path), segments)
         masks.pop(IGNORE, None)
         for name, mask in masks.items():
             size = np.count_nonzero(mask)

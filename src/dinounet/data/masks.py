@@ -12,14 +12,13 @@ import numpy as np
 from dinounet.data.extents import on_one_grid
 from dinounet.data.formats.dicom import geometry_of_series
 from dinounet.data.formats.dicom_objects import dicom_files
-from dinounet.data.formats.dicom_seg import holds_fractions, read_segmentation
+from dinounet.data.formats.dicom_seg import holds_fractions
 from dinounet.data.formats.nifti import NIFTI_ENDINGS, step_of
 from dinounet.data.formats.picture import JPEG_ENDINGS
-from dinounet.data.formats.slicer import Segment
 from dinounet.data.geometry import Volume, require_same_grid, require_straight
 from dinounet.data.images import SEGMENTATION_ENDING, ending_of, read_image, read_stored
 from dinounet.data.labels import Labels, relabel_command, write_labels
-from dinounet.data.legends import by_name, counts_by_number, other_names, rules
+from dinounet.data.legends import by_name, counts_by_number, other_names, read_layers, rules
 from dinounet.data.naming import COLOUR, MOST_LABELS, NEAR_WHOLE, OddValues, advice, common_folder, listed, to_mark
 from dinounet.data.pairs import Case, ClassFiles
 from dinounet.errors import DataError
@@ -229,9 +228,8 @@ def _join(files: ClassFiles, known: Labels) -> Volume:
 def _read_segmentation(path: Path, known: Labels | None) -> Volume:
     """A DICOM segmentation, whose segments are known by their names."""
     refuse_fractions([path])
-    found = read_segmentation(path)
-    segments = tuple(Segment(name, number) for number, name in found.names.items())
-    volume = Volume(found.labels[None], found.geometry, path)
+    volume = read_layers(path)
+    segments = volume.segments
     if known is None or not rules(segments, known):
         raise other_names(path, segments, known)
     return replace(volume, array=by_name(volume, segments, known))

@@ -38,7 +38,8 @@ class Segmentation(NamedTuple):
     """What such an object holds."""
 
     labels: np.ndarray
-    """(Z, Y, X) numbers of segments, 0 where there is none."""
+    """(Z, Y, X) numbers of segments, 0 where there is none; of segments that overlap (S, Z, Y, X), 1 where each is, in
+    the order of their names."""
 
     names: dict[int, str]
     """The segments' names by their numbers; several may have one name."""
@@ -144,6 +145,18 @@ def segment_names(path: Path) -> list[str]:
         return list(_names(path, pydicom.dcmread(path, stop_before_pixels=True)).values())
 
 
+def segments_overlap(path: Path) -> bool:
+    """Whether a segmentation says that its segments overlap, so that they are read as layers.
+
+    Raises:
+        DataError: it is no DICOM segmentation.
+    """
+    import pydicom
+
+    with _reading(path):
+        return _overlap(pydicom.dcmread(path, stop_before_pixels=True))
+
+
 def holds_fractions(path: Path) -> list[str]:
     """The names of a segmentation's segments if it holds fractions of them, such as probabilities; else none.
 
@@ -165,7 +178,8 @@ def read_segmentation(path: Path) -> Segmentation:
     """Read a DICOM Segmentation object.
 
     Raises:
-        DataError: it is none, damaged, its segments overlap or hold fractions, or they form no regular volume.
+        DataError: it is none, damaged, its segments hold fractions, overlap without its saying so, or form no regular
+            volume.
         ConfigError: highdicom isn't installed.
     """
     highdicom = require_highdicom()
@@ -177,6 +191,10 @@ def read_segmentation(path: Path) -> Segmentation:
         geometry: Geometry | None
         if _tells_places(content):
             content = highdicom.seg.Segmentation.from_dataset(content, copy=False)
+            if _overlap(content):
+                volume = content.get_volume(segment_numbers=list(names), allow_missing_positions=True)
+                layers, geometry = _upright(np.asarray(volume.array), np.asarray(volume.affine))
+                return Segmentation(np.moveaxis(layers > 0, -1, 0).astype(np.uint8), names, geometry)
             volume = content.get_volume(combine_segments=True, allow_missing_positions=True)
             values, geometry = _upright(np.asarray(volume.array), np.asarray(volume.affine))
         else:
@@ -254,6 +272,10 @@ def _reading(path: Path) -> Iterator[None]:
                 f"{path} has segments that overlap; give each pixel to one, or write overlapping classes as nnU-Net's "
                 "regions (dataset.json)"
             ) from None
+
+
+def _overlap(content: Dataset) -> bool:
+    return content.get("SegmentsOverlap") == "YES" and _tells_places(content)
 
 
 def _names(path: Path, content: Dataset) -> dict[int, str]:

@@ -2,7 +2,7 @@
 
 They come as (C, Z, Y, X) in the type that they are stored in, and with the numbers that are stored: that 0 is shown in
 white (MinIsWhite, which tifffile gives to bool and ImageJ to inverting tables) changes none of them, as tifffile,
-scikit-image, SimpleITK and GDAL have it. Several pages are slices, or channels where the axes say so (ImageJ's and
+scikit-image and GDAL have it. Several pages are slices, or channels where the axes say so (ImageJ's and
 OME's do).
 """
 
