@@ -54,16 +54,13 @@ def test_copies_are_on_one_side_of_every_fold_of_a_run_and_told(
 ) -> None:
     data = pairs_of_copies(tmp_path / "data")
     given = dict(network="unet", patch=(32, 32), changes={"steps": 1, "validate_every": 1}, device="cpu")
-    run = dinounet.train(data, tmp_path / "run", fold=2, **given)
+    run = dinounet.train(data, tmp_path / "run", fold=2, report=False, **given)
     record = read_run(run)
     sides = [{name[-1] for name in part} for part in (record.data.training_cases, record.data.validation_cases)]
     assert [len(side) for side in sides] == [2, 1]
     assert not sides[0] & sides[1]
     sentence = "Identical pixels under several names: a and copy_of_a; b and copy_of_b; c and copy_of_c; they are kept"
     assert sentence in capsys.readouterr().out
-    assert sentence in (run / "report.html").read_text()
-    by_plan = dinounet.train(data, tmp_path / "again", plan=run / "plan.json", fold=2, report=False)
-    assert read_run(by_plan).data == record.data
 
 
 def test_a_plan_names_copies_and_shows_the_folds_that_come_of_them(
@@ -120,7 +117,9 @@ def test_a_table_that_tears_twins_apart_is_told_and_joined(tmp_path: Path, capsy
     assert "1 + 4, 4 + 1" in told or "4 + 1, 1 + 4" in told
 
 
-def test_splits_of_the_dataset_stay_and_what_they_tear_apart_is_told(tmp_path: Path) -> None:
+def test_splits_of_the_dataset_stay_and_what_they_tear_apart_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for folder in ("imagesTr", "labelsTr"):
         (tmp_path / folder).mkdir()
     for index, name in enumerate("abcd"):
@@ -135,9 +134,7 @@ def test_splits_of_the_dataset_stay_and_what_they_tear_apart_is_told(tmp_path: P
         "a and d; splits_final.json has some of them on both sides of the folds 0, whose"
         in (plan.data.groups.remarks_on_pixels[0])
     )
-    given = dict(network="unet", patch=(32, 32), device="cpu", report=False, changes={"steps": 1, "validate_every": 1})
-    run = dinounet.train(tmp_path, tmp_path.parent / f"{tmp_path.name}_run", fold=0, **given)
-    assert read_run(run).data.validation_cases == ("c", "d")
+    assert "2 + 2, 2 + 2" in capsys.readouterr().out
 
 
 def test_a_test_case_that_is_trained_on_under_another_name_is_told_loudly(

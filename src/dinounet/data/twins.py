@@ -45,9 +45,9 @@ class ImageHash:
 
     def add(self, z: int, plane: np.ndarray) -> None:
         """Take the next plane, (C, Y, X), number z."""
-        plane = _canonical(plane)
+        plane = np.ascontiguousarray(np.moveaxis(_canonical(plane), 0, -1))  # as most files have it: nothing is copied
         self._sha256.update(plane.dtype.char.encode())
-        self._sha256.update(np.ascontiguousarray(plane).data)
+        self._sha256.update(plane.data)
         if z in self._looked_at:
             self._bits.append(_perceptual(plane))
 
@@ -131,12 +131,12 @@ def _canonical(plane: np.ndarray) -> np.ndarray:
 
 
 def _perceptual(plane: np.ndarray) -> np.ndarray:
-    """(BITS,) of a plane (C, Y, X), its channels added up; (0,) if it is too small or nearly of one value."""
-    rows, columns = plane.shape[-2:]
+    """(BITS,) of a plane (Y, X, C), its channels added up; (0,) if it is too small or nearly of one value."""
+    rows, columns, channels = plane.shape
     if min(rows, columns) < FREQUENCIES:
         return np.zeros(0, bool)
-    pixels = plane.sum(0, dtype=np.float32) if len(plane) > 1 else plane[0].astype(np.float32)
-    mean, *others = (_cosines(rows) @ pixels @ _cosines(columns).T).ravel()
+    along_rows = _cosines(rows) @ plane.reshape(rows, -1).astype(np.float32)
+    mean, *others = (along_rows.reshape(-1, columns, channels).sum(-1) @ _cosines(columns).T).ravel()
     if np.abs(others).max() <= 1e-5 * abs(mean):
         return np.zeros(0, bool)
     return np.asarray(others > np.median(others))
