@@ -109,6 +109,7 @@ def test_a_run_keeps_patients_apart_and_its_report_says_so(tmp_path: Path, capsy
         ([f"site{i % 2}/v{i}_z{z}" for i in range(5) for z in range(2)], "name", 5),
         ([f"sub-{i}/ses-{s}/sub-{i}_ses-{s}_T1w" for i in range(3) for s in range(2)], "patient", 3),
         ([f"sub-{i}_run-{s}_bold" for i in range(3) for s in range(2)], "patient", 3),
+        ([f"{'pP'[i % 2]}{i // 2}/c{i}_{case}" for i in range(10) for case in (0, 1)], "folder", 5),
         ([f"p{i}/image" for i in range(8)], "none", 8),
         (folders(4), "none", 16),
         ([f"video{i}_frame_{z}" for i in range(4) for z in range(3)], "none", 12),
@@ -196,7 +197,7 @@ def write_series(folder: Path, patient: str | None) -> None:
     ("patients", "units"),
     [
         (["MRN 17", "MRN 17", "MRN 18", "MRN 18 "], 2),
-        (["MRN 1", "MRN 1", "MRN 2", None], 3),
+        (["MRN 1", "mrn  1", "MRN 2", None], 3),
         (["anon1", "anon1", "anon2", "anon2"], 2),
         (["", "", "", ""], 4),
         (["ANONYMOUS"] * 4, 4),

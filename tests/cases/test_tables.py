@@ -103,7 +103,7 @@ def test_groups_that_differ_in_capitals_or_spaces_are_one_and_told(other: str, f
     assert len({case.group for case in dataset.cases}) == 3
     assert len(dataset.splits) == 3
     if other[0] == "p":
-        assert "groups that differ in capitals or spaces alone are one group: 'p0' and 'P0'; " in dataset.remarks[0]
+        assert "Groups that differ in capitals or spaces alone are one group: 'p0' and 'P0'; " in dataset.remarks[0]
 
 
 def test_an_accent_may_be_composed_or_not(folder: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,6 +18,7 @@ from typing import Literal
 from dinounet.data.formats.dicom_objects import patient_id
 from dinounet.data.pairs import Case
 from dinounet.errors import ConfigError
+from dinounet.files import join_some
 
 GroupRule = Literal["auto", "none", "folder", "name", "patient"]
 """What puts cases into groups. folder: their images lie in one folder; name: their names are equal before _slice, _z or
@@ -126,7 +128,7 @@ def group_cases(cases: Sequence[Case], by: GroupBy = "auto", *, offer_only: bool
     if named and by in ("folder", "name", "patient"):
         raise ConfigError(f"the table's column group says what belongs together; leave --group {by} out, or the column")
     if named:
-        return Grouping(cases, "column")
+        return _alike_as_one(Grouping(cases, "column"))
     if by in ("none", "column"):
         return Grouping(cases, "none")
     kinds = [kind for kind in (_by_patient(cases), _by_folder(cases), _by_name(cases)) if kind.several]
@@ -141,7 +143,24 @@ def group_cases(cases: Sequence[Case], by: GroupBy = "auto", *, offer_only: bool
     grouped = tuple(replace(case, group=chosen.groups.get(case.name)) for case in cases)
     otherwise = " If its cases don't belong together, give --group none." if by == "auto" else ""
     why = f"{chosen.found}: {chosen.unit} is a group, and no group is on both sides of a fold.{otherwise}"
-    return Grouping(grouped, chosen.by, (why, *offers))
+    return _alike_as_one(Grouping(grouped, chosen.by, (why, *offers)))
+
+
+def _alike_as_one(grouping: Grouping) -> Grouping:
+    """Groups that differ in capitals, spaces or the composition of accents alone as one, which is told."""
+    named = [case.group for case in grouping.cases if case.group is not None]
+    first: dict[str, str] = {}
+    spelled = {name: first.setdefault(_in_one_spelling(name), name) for name in named}
+    alike = [f"{one!r} and {name!r}" for name, one in spelled.items() if name != one]
+    if not alike:
+        return grouping
+    remark = f"Groups that differ in capitals or spaces alone are one group: {join_some(alike)}; rename them if not."
+    cases = tuple(replace(case, group=spelled.get(case.group or "")) for case in grouping.cases)
+    return replace(grouping, cases=cases, remarks=(*grouping.remarks, remark))
+
+
+def _in_one_spelling(name: str) -> str:
+    return " ".join(unicodedata.normalize("NFC", name).casefold().split())
 
 
 _MISSING = {
@@ -162,8 +181,8 @@ def _offer(kind: _Kind, cases: int) -> str:
 
 def _by_patient(cases: Sequence[Case]) -> _Kind:
     """By DICOM's PatientID, which is kept out of the groups' names since these are written down; else by BIDS."""
-    ids = {case.name: patient_id(case.images[0]) for case in cases if case.images[0].is_dir()}
-    ids = {case: patient for case, patient in ids.items() if not NO_PATIENT.fullmatch(patient.casefold())}
+    ids = {case.name: _in_one_spelling(patient_id(case.images[0])) for case in cases if case.images[0].is_dir()}
+    ids = {case: patient for case, patient in ids.items() if not NO_PATIENT.fullmatch(patient)}
     if ids:
         numbers = {patient: f"patient {index}" for index, patient in enumerate(dict.fromkeys(ids.values()), start=1)}
         groups = {case: numbers[patient] for case, patient in ids.items()}

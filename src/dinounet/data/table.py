@@ -11,10 +11,8 @@ import csv
 import difflib
 import io
 import re
-import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
 from pathlib import Path, PureWindowsPath
 
 from dinounet.data.formats.dicom_objects import is_series
@@ -78,10 +76,7 @@ def read_table(path: Path) -> tuple[tuple[Case, ...], tuple[str, ...]]:
         raise DataError(f"{path} is wrong: {join_some(problems)}; correct the table")
     if not cases:
         raise DataError(f"{path} has no row; write one for each image, below the line with the columns' names")
-    spellings = _spellings([case.group for case in cases if case.group is not None])
-    cases = [replace(case, group=spellings.get(case.group or "")) for case in cases]
-    remarks = _remarks(path, columns, spellings)
-    return tuple(sorted(cases, key=lambda case: case.name)), remarks
+    return tuple(sorted(cases, key=lambda case: case.name)), _remarks(path, columns)
 
 
 def read_rows(path: Path, text: str) -> Iterator[tuple[int, list[str]]]:
@@ -113,28 +108,13 @@ def _find(folder: Path, cell: str) -> Path:
     return path
 
 
-def _spellings(groups: Sequence[str]) -> dict[str, str]:
-    """For each way in which groups are written the first one that differs in capitals, spaces or composition alone."""
-    first: dict[str, str] = {}
-    return {
-        group: first.setdefault(" ".join(unicodedata.normalize("NFC", group).casefold().split()), group)
-        for group in groups
-    }
-
-
-def _remarks(path: Path, columns: Sequence[str], spellings: Mapping[str, str]) -> tuple[str, ...]:
+def _remarks(path: Path, columns: Sequence[str]) -> tuple[str, ...]:
     """What a reader must know of a table that is right."""
     ignored = [name for name in columns if name and name not in (*WANTED, *OPTIONAL)]
-    alike = [f"{first!r} and {group!r}" for group, first in spellings.items() if group != first]
-    remarks = []
-    if ignored:
-        remarks.append(f"{path.name}: the columns {', '.join(ignored)} are not read.")
-    if alike:
-        remarks.append(
-            f"{path.name}: groups that differ in capitals or spaces alone are one group: {join_some(alike)}; correct "
-            "the table if they are not."
-        )
-    return tuple(remarks)
+    if not ignored:
+        return ()
+    what = f"column {ignored[0]} is" if len(ignored) == 1 else f"columns {', '.join(ignored)} are"
+    return (f"{path.name}: the {what} not read.",)
 
 
 def _check_columns(path: Path, names: Sequence[str]) -> None:
