@@ -6,9 +6,11 @@ from pathlib import Path
 
 import nibabel
 import numpy as np
+import pydicom
 import pytest
 import SimpleITK as sitk
 import tifffile
+from dicom_objects import write_ct
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -108,3 +110,16 @@ def test_numbers_that_no_mask_may_hold_are_refused_before_training(tmp_path: Pat
         plan_data(read_dataset(data))
     with pytest.raises(ConfigError, match=r"16777216 stands for a class, but may be 16777215 at most"):
         dinounet.plan(data, labels="background=0,lesion=16777216")
+
+
+def test_a_mask_that_cannot_be_written_keeps_no_other_from_it(run: Path, tmp_path: Path) -> None:
+    pixels = np.zeros((2, 32, 40), np.int16)
+    for name in "abc":
+        write_ct(tmp_path / "images" / name, pixels)
+    for path in (tmp_path / "images" / "a").iterdir():
+        content = pydicom.dcmread(path)
+        del content.StudyInstanceUID  # which a segmentation must name
+        content.save_as(path)
+    with pytest.raises(DataError, match=r"1 of 3 images could not be predicted: .*a lacks what a DICOM segmentation"):
+        dinounet.predict(run, [tmp_path / "images"], output=tmp_path / "out", device="cpu")
+    assert [path.name for path in sorted((tmp_path / "out").glob("*.dcm"))] == ["b.dcm", "c.dcm"]
