@@ -297,6 +297,9 @@ def test_nnunet_s_names_meet_the_segments_names(tmp_path: Path) -> None:
     }
     (tmp_path / "dataset.json").write_text(json.dumps(described))
     assert plan_data(read_dataset(tmp_path)).fingerprint.label_pixels["tumour"] == 2 * TUMOUR.sum()
+    write_slicer(tmp_path / "labelsTr" / "a.nrrd", [numbered(1, 2)], [("Leber", 1, 0), ("tumour", 2, 0)])
+    with pytest.raises(DataError, match=r"a\.nrrd has the segments Leber, tumour, but .* in dataset\.json, or write"):
+        plan_data(read_dataset(tmp_path))
 
 
 WHITE, RED, BLACK, GREEN = (255, 255, 255), (200, 0, 0), (0, 0, 0), (0, 160, 0)

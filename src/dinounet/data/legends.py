@@ -134,7 +134,11 @@ def by_name(volume: Volume, segments: Sequence[Segment], known: Labels) -> np.nd
 def other_names(path: Path, segments: Sequence[Segment], known: Labels | None) -> DataError:
     """The error for a mask whose segments have other names than the labels."""
     labels = "nobody named labels" if known is None else f"the labels are {write_labels(known.given)}"
-    return DataError(f"{path} has the segments {', '.join(names_of(segments))}, but {labels}; name these by --labels")
+    plain = ", or write masks of numbers alone by dinounet relabel"
+    return DataError(
+        f"{path} has the segments {', '.join(names_of(segments))}, but {labels}; name these by --labels, or in "
+        f"nnU-Net's layout in dataset.json{'' if ending_of(path) == SEGMENTATION_ENDING else plain}"
+    )
 
 
 def counts_by_number(segments: Sequence[Segment]) -> bool:
