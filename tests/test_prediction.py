@@ -171,7 +171,9 @@ def test_a_smaller_step_has_more_tiles(run: Path) -> None:
     predictor.predict(np.random.RandomState(0).normal(size=(64, 128)).astype(np.float32))
     assert len(seen) == 5  # (128 - 64) / (64 * 0.25) + 1
     for wrong in ({"step": 0}, {"step": 1.5}, {"tta": "mirror"}, {"batch": 0}):
-        with pytest.raises(UserError, match=r"must be more than 0|must be none or flip or full|auto or a number from 1"):
+        with pytest.raises(
+            UserError, match=r"must be more than 0|must be none or flip or full|auto or a number from 1"
+        ):
             dinounet.load(run, **wrong)
 
 
