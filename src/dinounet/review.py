@@ -22,6 +22,7 @@ from dinounet.errors import DataError
 from dinounet.evaluation.calibration import find_probabilities
 from dinounet.evaluation.digits import write_number
 from dinounet.evaluation.evaluate import evaluate_cases
+from dinounet.evaluation.labels import NOT_LEARNED
 from dinounet.evaluation.means import describe_basis, is_above_floor
 from dinounet.evaluation.pictures import picture_cases
 from dinounet.evaluation.records import Metrics, read_metrics
@@ -137,7 +138,7 @@ def _predict_and_evaluate(cases: Sequence[Case], run: Path, folder: Path, postpr
             cases, _masks_in(folder), predictor.plan.data.meaning, folder / METRICS, lambda _: advance(),
             probabilities=find_probabilities(folder, [case.name for case in cases]),
             in_pixels=predictor.plan.data.fingerprint.mixes_units,
-            left_out=dict.fromkeys(record.data.absent_classes, "no training case has a pixel of it"),
+            left_out=dict.fromkeys(record.data.absent_classes, NOT_LEARNED),
         )  # fmt: skip
     shutil.rmtree(folder / PROBABILITIES, ignore_errors=True)
 

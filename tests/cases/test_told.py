@@ -64,6 +64,13 @@ def test_a_class_without_a_training_pixel_is_told_and_in_no_mean(
     organ = metrics["cases"][0]["classes"]["organ"]["dice"]
     assert metrics["mean_over_cases_and_classes"]["dice"] == pytest.approx(organ)
     assert set(metrics["left_out"]) == {"lesion", "stone"}
+    bundle = dinounet.export([run], tmp_path / "bundle")
+    for model in (run, bundle):
+        masks = tmp_path / f"of_{model.name}"
+        dinounet.predict(model, [rare / "imagesTr"], masks, device="cpu")
+        again = dinounet.evaluate(masks, rare / "labelsTr")
+        assert again.mean_over_cases_and_classes.dice == pytest.approx(again.mean_over_cases["organ"].dice)
+        assert set(again.left_out) == {"lesion", "stone"}
 
 
 def test_the_plan_tells_which_folds_lack_a_class(rare: Path) -> None:

@@ -21,6 +21,7 @@ from dinounet.data.splits import by_group
 from dinounet.errors import ConfigError, DataError, noted
 from dinounet.evaluation.calibration import NUMBERS, count_decisions, find_probabilities, summarise_decisions
 from dinounet.evaluation.groups import CountedCase, measure_case, measure_group, with_groups
+from dinounet.evaluation.labels import find_absent
 from dinounet.evaluation.means import summarise
 from dinounet.evaluation.metrics import tally
 from dinounet.evaluation.records import By, Metrics, Unit, VolumeUnit, group_of, write_metrics
@@ -107,6 +108,7 @@ def evaluate_folders(
     return evaluate_cases(
         cases, predicted, known, output, on_case,
         problems=problems, tolerance=tolerance, probabilities=probabilities, by=by,
+        left_out=find_absent(predictions, known),
     )  # fmt: skip
 
 

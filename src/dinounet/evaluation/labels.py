@@ -11,6 +11,18 @@ from dinounet.data.pairs import mask_files
 from dinounet.errors import ConfigError
 from dinounet.files import PREDICTION, read_json, to_record
 
+NOT_LEARNED = "no training case has a pixel of it"
+"""Why a class is in no mean over classes."""
+
+
+def find_absent(predictions: Path, known: Labels) -> dict[str, str]:
+    """Classes, or regions, that the network could not learn, as `prediction.json` tells, and why; not all there are."""
+    path = predictions / PREDICTION
+    content = read_json(path, what="the record of a prediction") if path.is_file() else {}
+    told = content.get("absent_classes") if isinstance(content, Mapping) else None
+    absent = [name for name in known.foreground if isinstance(told, list) and name in told]
+    return dict.fromkeys(absent, NOT_LEARNED) if len(absent) < len(known.foreground) else {}
+
 
 def find_labels(predictions: Path, truth: Path, given: str | None = None) -> Labels:
     """Names and numbers of the classes, the regions that they make up, and the ignore label.

@@ -182,6 +182,9 @@ class Training:
     notes: tuple[str, ...] = ()
     """What a reader of the results must know."""
 
+    absent_classes: tuple[str, ...] = ()
+    """Classes, or regions, without a pixel in the training cases."""
+
 
 @dataclass(frozen=True)
 class BundledNetwork:

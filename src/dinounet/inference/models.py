@@ -47,6 +47,9 @@ class TrainedModel:
     precision: str = "fp32"
     """Of an exported network: fp32 or int8."""
 
+    absent_classes: tuple[str, ...] = ()
+    """Classes, or regions, that no training case held."""
+
     @property
     def is_onnx(self) -> bool:
         """Whether it is an exported network, which onnxruntime computes."""
@@ -119,7 +122,10 @@ def _read_run(folder: Path) -> TrainedModel:
     if post:
         check_names(post, record.plan.data.meaning, str(folder / POSTPROCESSING))
     seed = record.plan.recipe.seed
-    return TrainedModel(str(folder), file, hash_file(file), record.plan, record.backbone, seed, post)
+    absent = record.data.absent_classes
+    return TrainedModel(
+        str(folder), file, hash_file(file), record.plan, record.backbone, seed, post, absent_classes=absent
+    )
 
 
 def _read_bundle(folder: Path, named: str) -> list[TrainedModel]:
@@ -128,7 +134,14 @@ def _read_bundle(folder: Path, named: str) -> list[TrainedModel]:
     files = checked_weights(folder, record)
     return [
         TrainedModel(
-            named, file, one.sha256, plan, _find_backbone(folder, one.backbone), one.seed, record.postprocessing
+            named,
+            file,
+            one.sha256,
+            plan,
+            _find_backbone(folder, one.backbone),
+            one.seed,
+            record.postprocessing,
+            absent_classes=one.training.absent_classes if one.training else (),
         )
         for file, one, plan in zip(files, record.networks, record.plans, strict=True)
     ]
@@ -142,7 +155,7 @@ def _read_exported(path: Path, named: str) -> list[TrainedModel]:
     return [
         TrainedModel(
             named, folder / name, file.sha256, plan, one.backbone, one.seed, bundle.postprocessing, record.multiple,
-            record.precision,
+            record.precision, one.training.absent_classes if one.training else (),
         )
         for name, file, one, plan in checked_networks(folder, record, only)
     ]  # fmt: skip

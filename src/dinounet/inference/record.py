@@ -96,6 +96,9 @@ class PredictionRecord:
     """Tiles at a time. Numbers differ by it in their last digits, as they do by what shares a batch, so that masks
     may in single pixels where two classes are equally likely; it is told, and not compared."""
 
+    absent_classes: tuple[str, ...] = ()
+    """Classes, or regions, that no training case of any of the models held: they are in no mean over classes."""
+
     cut_otherwise: dict[str, str] = field(default_factory=dict)
     """Of images whose slices lie along another axis of the body than those learned from, by name, that axis."""
 
@@ -130,6 +133,9 @@ def record_prediction(predictor: Predictor) -> PredictionRecord:
         machine=predictor.engine.describe_machine(),
         started=now(),
         colours=data.colours,
+        absent_classes=tuple(
+            name for name in data.meaning.foreground if all(name in model.absent_classes for model in predictor.models)
+        ),
     )
 
 

@@ -158,6 +158,7 @@ def _tell_training(run: RunRecord) -> Training:
         steps=run.steps_done,
         trained_parameters=run.trained_parameters,
         notes=run.notes,
+        absent_classes=run.data.absent_classes,
     )
 
 
