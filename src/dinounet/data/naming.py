@@ -72,18 +72,21 @@ def noted_values(odd: list[OddValues]) -> Iterator[None]:
         odd.append(error)
 
 
-def told_together(odd: Sequence[OddValues]) -> list[str]:
-    """A sentence for all masks that have the same against them, with one command for all."""
+def told_together(found: Sequence[str | OddValues]) -> list[str]:
+    """Sentences in their order, of which one is for all masks that have the same against them, with one command."""
     alike: dict[tuple[str, str], list[OddValues]] = {}
-    for error in odd:
-        alike.setdefault((error.kind, write_labels(error.labels or {})), []).append(error)
-    sentences = []
+    for error in found:
+        if isinstance(error, OddValues):
+            alike.setdefault((error.kind, write_labels(error.labels or {})), []).append(error)
+    of_first: dict[int, str] = {}
     for errors in alike.values():
         pixels: Counter[float] = Counter()
         for error in errors:
             pixels.update(error.pixels)
-        sentences.append(_told(errors[0].kind, [error.path for error in errors], pixels, errors[0].labels))
-    return sentences
+        paths = [error.path for error in errors]
+        of_first[id(errors[0])] = _told(errors[0].kind, paths, pixels, errors[0].labels)
+    told = [one if isinstance(one, str) else of_first.get(id(one), "") for one in found]
+    return [sentence for sentence in told if sentence]
 
 
 def _told(kind: str, paths: Sequence[Path], pixels: Counts, labels: Given | None) -> str:

@@ -207,8 +207,7 @@ def _started_clean() -> Iterator[None]:
 
 def _told(found: Sequence[str | OddValues | None]) -> list[str]:
     """What is wrong with cases, in sentences; none of those with which nothing is."""
-    odd = [problem for problem in found if isinstance(problem, OddValues)]
-    return [problem for problem in found if isinstance(problem, str)] + told_together(odd)
+    return told_together([problem for problem in found if problem])
 
 
 def _prepare(case: Case, plan: DataPlan, folder: Path, memory: int) -> str | OddValues | None:
