@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,8 @@ from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
 import dinounet
 from datasets import describe
 from dinounet.data.dataset import Dataset, read_dataset
-from dinounet.errors import ConfigError, UserError
+from dinounet.errors import ConfigError
+from dinounet.files import write_json
 from dinounet.run import read_run
 
 MASK = np.zeros((32, 32), np.uint8)
@@ -86,14 +88,20 @@ def test_a_run_keeps_patients_apart_and_its_report_says_so(tmp_path: Path, capsy
     assert not learned & watched
     assert "a folder is a group" in capsys.readouterr().out
     assert "a folder is a group" in (run / "report.html").read_text()
-    with pytest.raises(UserError, match="run is finished"):
-        dinounet.train(data, run, resume=True, group="folder")
+    (tmp_path / "stopped").mkdir()
+    write_json(tmp_path / "stopped" / "run.json", replace(record, status="interrupted"))
+    with pytest.raises(ConfigError, match="was started with another group"):
+        dinounet.train(data, tmp_path / "stopped", resume=True, group="none")
+    dinounet.train(data, tmp_path / "stopped", resume=True, group="auto", report=False)
+    assert read_run(tmp_path / "stopped").data == record.data
     content = json.loads((run / "plan.json").read_text())
     with pytest.raises(ConfigError, match=r"plan\.json groups cases by folder, not by none; change data\.groups\.by"):
         dinounet.train(data, tmp_path / "other", plan=run / "plan.json", group="none")
     content["data"]["groups"]["by"] = "none"
     (tmp_path / "edited.json").write_text(json.dumps(content))
     other = dinounet.train(data, tmp_path / "other", plan=tmp_path / "edited.json", fold="all", report=False)
+    with pytest.raises(ConfigError, match=r"edited\.json groups cases by none, not by auto; change data\.groups\.by"):
+        dinounet.train(data, tmp_path / "third", plan=tmp_path / "edited.json", group="auto")
     groups = read_run(other).plan.data.groups
     assert (groups.by, groups.remarks_on_files) == ("none", ())
 

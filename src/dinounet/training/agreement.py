@@ -17,6 +17,7 @@ from dinounet.network.config import NetworkConfig
 from dinounet.network.variants import find_variant, usual_precision
 from dinounet.plans import Architecture, Plan, Recipe
 from dinounet.run import RunRecord
+from dinounet.training.planning import with_groups
 
 
 def require_backbone(architecture: Architecture, asked: Mapping[str, Any], changes: Mapping[str, Any]) -> None:
@@ -94,10 +95,12 @@ def require_as_started(
     }
     if asked.get("test") is not None:
         asked["test"] = read_dataset(data, test=asked["test"], group=plan.data.groups.by).test_cases
-    if asked.get("plan") is not None:  # which doesn't decide on them
-        asked["plan"] = replace(asked["plan"], features=plan.features)
-    if asked.get("group") == "auto":  # which is whatever was found
-        del asked["group"]
+    if asked.get("plan") is not None:  # which doesn't decide on features, and may leave it to the data what a group is
+        as_read = read_dataset(data, test=record.data.test_cases, group=asked["plan"].data.groups.by)
+        asked["plan"] = with_groups(replace(asked["plan"], features=plan.features), as_read)
+    if asked.get("group") is not None:
+        for options in (asked, started_with):
+            options["group"] = read_dataset(data, test=record.data.test_cases, group=options["group"]).group
     if asked.get("precision") == "auto":
         asked["precision"] = choose_precision("auto", choose_training_device(device or record.device))
     told, remedy = f"{output} was started with another", "resume it without that option, or train anew"

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from dinounet.data.dataset import Dataset, hash_dataset, parse_channels, read_dataset, with_twins
 from dinounet.data.formats import READERS, other_reading
-from dinounet.data.groups import GroupRule
+from dinounet.data.groups import GroupBy, GroupRule
 from dinounet.data.labels import parse_labels
 from dinounet.data.splits import Fold, read_test_list
 from dinounet.device import Device, Precision, choose_precision, choose_training_device
@@ -155,19 +155,18 @@ def _make_run(
     of_backbone = {"backbone": backbone, **backbone_options, "weights": weights, "offload": offload}
     require_backbone(architecture, of_backbone, {} if edited else changes or {})
     backbone_options = as_fields(backbone_options)
-    group = group or "auto"
-    if edited and group != "auto" and edited.data.groups.by not in ("auto", group):
-        raise ConfigError(
-            f"{plan_file} groups cases by {edited.data.groups.by}, not by {group}; change data.groups.by there, or "
-            "leave --group out"
-        )
     dataset = read_dataset(
         data,
         parse_labels(labels) if labels else None,
         parse_channels(channels) if channels else None,
         test=read_test_list(test) if test else edited.data.test_cases if edited else (),
-        group=edited.data.groups.by if edited and group == "auto" else group,
+        group=group or (edited.data.groups.by if edited else "auto"),
     )
+    if edited and group and not _groups_alike(edited.data.groups.by, dataset):
+        raise ConfigError(
+            f"{plan_file} groups cases by {edited.data.groups.by}, not by {group}; change data.groups.by there, or "
+            "leave --group out"
+        )
     for remark in dataset.remarks:
         say("note", remark)
     as_read = dataset
@@ -399,6 +398,11 @@ def how_to_go_on(data: Path, output: Path, cache: Path | None = None) -> str:
     how = "go on with" if my_place().processes == 1 else "go on, by the same launcher, with"
     shared = ["--cache", str(cache)] if cache else []
     return f"{how}: " + shlex.join(["dinounet", "train", str(data), "-o", str(output), "--resume", *shared])
+
+
+def _groups_alike(by: GroupBy, dataset: Dataset) -> bool:
+    """Whether what a plan says of groups makes those that a dataset was read with."""
+    return by in ("auto", dataset.group) or (by == "column" and dataset.group == "none")
 
 
 def _read_again(data: Path, record: RunRecord) -> Dataset:
