@@ -312,6 +312,8 @@ def to_record(kind: type[T], content: Any, *, where: str) -> T:
         raise ConfigError(f"{where} holds brackets too deep for a {kind.__name__}; correct it") from None
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from None
+    except (TypeError, ValueError, AttributeError) as error:  # an object in place of a list, of which dacite makes one
+        raise ConfigError(f"{where} holds a value that fits no {kind.__name__} ({error}); correct it") from None
 
 
 def join_some(items: Sequence[str], most: int = 10) -> str:

@@ -157,16 +157,16 @@ def _read_stored(path: Path, of: Purpose) -> Volume:
     if not path.exists():
         raise DataError(f"{path} does not exist")
     ending = ending_of(path)
-    if path.is_dir() and is_series(path):
-        found = read_series(path)
-        return Volume(found.array, found.geometry, path, found.modality)
-    if path.is_dir() or ending not in ENDINGS:
-        raise unknown_format(path)
-    if not path.is_file():
+    if not path.is_dir() and not path.is_file():
         raise DataError(f"{path} is neither a file nor a folder; remove it")  # a pipe would keep us waiting
-    if not os.access(path, os.R_OK):
-        raise DataError(f"{path} may not be read by you; change its permissions")
     try:
+        if path.is_dir() and is_series(path):
+            found = read_series(path)
+            return Volume(found.array, found.geometry, path, found.modality)
+        if path.is_dir() or ending not in ENDINGS:
+            raise unknown_format(path)
+        if not os.access(path, os.R_OK):
+            raise DataError(f"{path} may not be read by you; change its permissions")
         if ending in FLAT_ENDINGS:
             read, palette = (read_tiff, read_tiff_palette) if ending in TIFF_ENDINGS else (read_picture, read_palette)
             return Volume(read(path, of), None, path, palette=palette(path) if of == "mask" else None)

@@ -68,9 +68,13 @@ class NiftiFile:
     _scaling: tuple[float, float] | None
     """Slope and intercept, if the header has any."""
 
+    _unpacked: gzip.GzipFile | None
+    """A compressed file as it is unpacked."""
+
     def read(self) -> np.ndarray:
         """All voxels, (C, Z, Y, X)."""
         stored = np.asarray(self._stored)
+        self._check_sum()
         depth, rows, columns = self.shape[1:]
         stored = stored.reshape(columns, rows, depth, -1, order="F")
         if self._scaling is None and stored.dtype.names is None:
@@ -84,7 +88,14 @@ class NiftiFile:
         """One plane, (C, Y, X); those of a compressed file cost one pass over it if they are read in order."""
         rest = len(self._stored.shape) - 3
         plane = np.asarray(self._stored[(slice(None), slice(None), z, *[0] * rest)])
+        if z == self.shape[1] - 1:
+            self._check_sum()
         return self._decode(plane[..., None])
+
+    def _check_sum(self) -> None:
+        """Raise an OSError if a compressed file isn't what was compressed: gzip compares that at the end alone."""
+        while self._unpacked is not None and self._unpacked.read(1 << 20):
+            pass
 
     def _decode(self, stored: np.ndarray) -> np.ndarray:
         """(C, Y, X) of (X, Y, C) as stored."""
@@ -120,14 +131,16 @@ def open_nifti(path: Path) -> NiftiFile:
         shape = (len(stored.names), *shape[1:])
     # the file stays open, so that a compressed one is not unpacked from its start for each plane
     spec = (stored_shape, stored, offset, 1.0, 0.0)
+    unpacked = gzip.GzipFile(path) if path.name.lower().endswith(".gz") else None
     return NiftiFile(
         path,
         shape,
         _type_of_values(path, stored, scaling is not None),
         _place(path, header, version, is_flat, _dims_of_mask(stored_shape, is_flat)),
         not is_flat and len(stored_shape) >= 3 and math.prod(stored_shape[3:]) == 1,
-        ArrayProxy(str(path), spec, mmap=False, keep_file_open=True),
+        ArrayProxy(unpacked or str(path), spec, mmap=False, keep_file_open=True),
         scaling,
+        unpacked,
     )
 
 
@@ -217,6 +230,8 @@ def _type_of_values(path: Path, stored: np.dtype[Any], is_scaled: bool) -> np.dt
         return np.dtype(np.uint8)
     if stored.kind == "c":
         raise DataError(f"{path} holds complex numbers; save their magnitude")
+    if stored.kind not in "iuf":
+        raise ValueError("its header tells no type of voxels")
     if stored.kind == "f":
         return np.dtype(f"f{min(stored.itemsize, 8)}")
     if is_scaled:
