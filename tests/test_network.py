@@ -248,6 +248,35 @@ def test_sampling_on_the_cpu_is_grid_sample_and_so_are_its_gradients(sizes: list
     assert torch.autograd.gradcheck(lambda *inputs: sample_and_weigh(inputs[0], sizes, *inputs[1:]), inputs)
 
 
+def test_sampling_near_counted_cells_is_sampling_at_their_places() -> None:
+    from dinounet.network.adapter import cell_centres, counted_centres
+    from dinounet.network.deformable_attention import sample_and_weigh, sample_near
+
+    levels, sizes, heads, width, points = [(8, 12), (3, 5)], [(6, 7), (2, 4)], 3, 4, 2
+    reference, counted = cell_centres(levels, torch.device("cpu")), counted_centres(levels)
+    torch.testing.assert_close(reference[0, :, 0], counted.numerator / counted.denominator)
+    value = torch.randn(2, sum(h * w for h, w in sizes), heads, width)
+    offsets = 6 * torch.randn(2, reference.shape[1], heads, len(sizes), points, 2)  # far outside, too
+    weights = torch.randn(offsets.shape[:-1])
+    extent = torch.tensor([[w, h] for h, w in sizes])[:, None]
+    expected = sample_and_weigh(value, sizes, reference[:, :, None, :, None] + offsets / extent, weights)
+    torch.testing.assert_close(sample_near(value, sizes, counted, offsets, weights), expected, atol=1e-4, rtol=0)
+
+
+def test_a_function_is_looked_up_by_whole_numbers() -> None:
+    from dinounet.network.ratios import Ratios, look_up, tabulate, whole
+
+    table = tabulate(lambda ratio: torch.stack([ratio, (2 * torch.pi * ratio).sin()], dim=-1), largest=3)
+    for side in (1, 7, 300, 4096):
+        numerators = torch.arange(3 * side + 1)
+        expected = (numerators / side)[:, None].double()
+        expected = torch.cat([expected, (2 * torch.pi * expected).sin()], dim=1).float()
+        found = look_up(table, Ratios(numerators, whole(side)))
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+        beyond = look_up(table, Ratios(numerators + 3 * side, whole(side)))
+        torch.testing.assert_close(beyond, expected[-1:].expand_as(beyond), atol=1e-5, rtol=0)
+
+
 def test_a_place_that_is_not_a_number_gives_no_number_instead_of_an_error() -> None:
     from dinounet.network.deformable_attention import sample_and_weigh
 

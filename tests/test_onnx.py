@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime
+import openvino
 import pytest
 import torch
 import torch.nn.functional as F
@@ -179,7 +180,7 @@ def require_plain(path: Path) -> Counter[str]:
 
 def test_the_graph_is_of_plain_operators_and_bakes_no_size(place: Path) -> None:
     found = require_plain(place / "dino_onnx" / "model.onnx")
-    assert found["GridSample"] == 6  # an extractor each
+    assert found["Attention"] == 4  # a block each
     require_plain(place / "unet_onnx" / "model_0.onnx")
 
 
@@ -438,13 +439,25 @@ def test_info_tells_of_a_folder_and_a_file(place: Path, capsys: pytest.CaptureFi
 
 
 def test_openvino_computes_the_same_from_the_same_file(place: Path) -> None:
-    openvino = pytest.importorskip("openvino", reason="OpenVINO is not installed: pip install openvino")
     session = onnxruntime.InferenceSession(place / "dino_onnx" / "model.onnx")
-    options = {"INFERENCE_PRECISION_HINT": "f32"}
-    compiled = openvino.Core().compile_model(place / "dino_onnx" / "model.onnx", "CPU", options)
+    compiled = openvino.Core().compile_model(
+        place / "dino_onnx" / "model.onnx", "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
+    )
     for batch, *sides in SIZES:
         tiles = np.random.default_rng(0).standard_normal((batch, 1, *sides)).astype(np.float32)
         np.testing.assert_allclose(compiled(tiles)[0], session.run(None, {"image": tiles})[0], atol=1e-3)
+
+
+@pytest.mark.parametrize("size", [(256, 320), (64, 1024)])
+def test_openvino_left_to_itself_is_as_near_as_pytorchs_bf16(place: Path, size: tuple[int, int]) -> None:
+    """It computes in bf16 where the processor does, also what follows from sizes: of that nothing may be a float."""
+    compiled = openvino.Core().compile_model(place / "dino_onnx" / "model.onnx", "CPU", {"INFERENCE_NUM_THREADS": 1})
+    tiles = np.random.default_rng(0).standard_normal((1, 1, size[0] // 8, size[1] // 8)).astype(np.float32)
+    tiles = np.kron(tiles, np.ones((8, 8), np.float32))
+    exact, rounded = (dinounet.load(place / "dino", device="cpu", precision=name).engine for name in ("fp32", "bf16"))
+    expected, theirs = (one.ask(one.networks[0], one.take(tiles)).numpy() for one in (exact, rounded))
+    off = np.abs(compiled(tiles)[0] - expected).mean()
+    assert off < 1.4 * np.abs(theirs - expected).mean()
 
 
 def test_the_example_of_the_documentation_runs_and_finds_the_same(

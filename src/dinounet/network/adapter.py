@@ -16,6 +16,8 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 
 from dinounet.network.deformable_attention import DeformableAttention, Sizes
+from dinounet.network.exporting import is_exporting
+from dinounet.network.ratios import Ratios, whole
 from dinounet.network.recompute import recomputed
 from dinounet.network.spatial_prior import SpatialPrior
 
@@ -57,7 +59,9 @@ class Extractor(nn.Module):
         self.feed_forward = ConvFeedForward(width)
         self.drop_path = DropPath(drop_path)
 
-    def forward(self, tokens: Tensor, tap: Tensor, reference: Tensor, levels: Sizes, grid: tuple[int, int]) -> Tensor:
+    def forward(
+        self, tokens: Tensor, tap: Tensor, reference: Tensor | Ratios, levels: Sizes, grid: tuple[int, int]
+    ) -> Tensor:
         tokens = tokens + self.attention(self.query_norm(tokens), reference, self.tap_norm(tap), [grid])
         return tokens + self.drop_path(self.feed_forward(self.feed_forward_norm(tokens), levels))
 
@@ -114,11 +118,11 @@ class Adapter(nn.Module):
             ],
             dim=1,
         )
-        reference = cell_centres(levels, image.device)
+        reference = counted_centres(levels) if is_exporting() else cell_centres(levels, image.device)
         for extractors, tap, grid in zip(self.interactions, taps, grids, strict=True):
             for extractor in cast(nn.ModuleList, extractors):
                 # a quarter of a step's memory, for a twentieth of its time
-                tokens = recomputed(partial(extractor, levels=levels, grid=grid), tokens, tap, reference)
+                tokens = recomputed(partial(extractor, reference=reference, levels=levels, grid=grid), tokens, tap)
         tap_maps = [split_into_maps(tap, [grid])[0] for tap, grid in zip(taps, grids, strict=True)]
         return self._merge(quarter, split_into_maps(tokens, levels), tap_maps)
 
@@ -146,6 +150,17 @@ def cell_centres(levels: Sizes, device: torch.device) -> Tensor:
         grid_y, grid_x = torch.meshgrid(y, x, indexing="ij")
         centres.append(torch.stack([grid_x, grid_y], dim=-1).flatten(0, 1))
     return torch.cat(centres)[None, :, None]
+
+
+def counted_centres(levels: Sizes) -> Ratios:
+    """The same in whole numbers, for a graph that others compute: (N, 2) each."""
+    centres, sides = [], []
+    for height, width in levels:
+        grid_y, grid_x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+        cells = torch.stack([grid_x, grid_y], dim=-1).flatten(0, 1)
+        centres.append(2 * cells + 1)
+        sides.append((2 * torch.stack([whole(width), whole(height)])).expand_as(cells))
+    return Ratios(torch.cat(centres), torch.cat(sides))
 
 
 def _initialise(module: nn.Module) -> None:

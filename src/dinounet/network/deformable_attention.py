@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from dinounet.network.exporting import is_exporting
+from dinounet.network.ratios import Ratios, whole
 
 Sizes = Sequence[tuple[int, int]]
 """Height and width of each level's map, in cells."""
@@ -35,7 +35,7 @@ def sample_and_weigh(value: Tensor, sizes: Sizes, locations: Tensor, weights: Te
     Returns:
         (B, Q, heads * d).
     """
-    if value.device.type == "cpu" and not is_exporting():
+    if value.device.type == "cpu":
         result: Tensor = _OnCPU.apply(value, locations, weights, sizes)
         return result
     batch, queries, heads, levels, points, _ = locations.shape
@@ -95,6 +95,48 @@ class _OnCPU(torch.autograd.Function):
             for_locations.append(2 * for_grid.unflatten(0, (batch, heads)).transpose(1, 2))
             for_weights.append((_sample(map, grid) * gradient).sum(1).unflatten(0, (batch, heads)).transpose(1, 2))
         return torch.cat(for_value, dim=1), torch.stack(for_locations, dim=3), torch.stack(for_weights, dim=3), None
+
+
+def sample_near(value: Tensor, sizes: Sizes, reference: Ratios, offsets: Tensor, weights: Tensor) -> Tensor:
+    """The same in a form in which nothing that depends on a map's size is a float, for a graph that others compute.
+
+    Who computes it in bfloat16 rounds an offset of some cells, and not a place among hundreds.
+
+    Args:
+        value: (B, S, heads, d).
+        sizes: the levels' heights and widths.
+        reference: (Q, 2), x then y on the unit square.
+        offsets: from there in cells of each level, (B, Q, heads, levels, points, 2).
+        weights: (B, Q, heads, levels, points).
+
+    Returns:
+        (B, Q, heads * d).
+    """
+    batch, _, heads = offsets.shape[:3]
+    total = value.new_zeros(())
+    for level, ((height, width), map) in enumerate(zip(sizes, _maps(value, sizes), strict=True)):
+        bordered = F.pad(map, (2, 2, 2, 2)).flatten(2).transpose(1, 2)  # B*heads, cells, d
+        rows, row = bordered.flatten(0, 1), width + 4
+        sides = torch.stack([whole(width), whole(height)])
+        before, beyond = reference.cells(sides)
+        away = offsets[:, :, :, level] + beyond[:, None, None]
+        floor = away.floor()
+        right_share, lower_share = (away - floor).unbind(-1)
+        # what is far away moves onto the border of zeros, two cells wide
+        cells = torch.minimum((before[:, None, None] + floor.long()).clamp(min=-2), sides) + 2
+        left, top = cells.unbind(-1)
+        begins = bordered.shape[1] * torch.arange(batch * heads, device=value.device)
+        upper_left = top * row + left + begins.view(batch, 1, heads, 1)
+        weight = weights[:, :, :, level]
+        for step, share in (
+            (0, (1 - lower_share) * (1 - right_share)),
+            (1, (1 - lower_share) * right_share),
+            (row, lower_share * (1 - right_share)),
+            (row + 1, lower_share * right_share),
+        ):
+            samples = rows.index_select(0, (upper_left + step).flatten()).view(*weight.shape, -1)
+            total = total + samples * (weight * share)[..., None]
+    return total.sum(3).flatten(2)
 
 
 def _maps(value: Tensor, sizes: Sizes) -> list[Tensor]:
@@ -168,7 +210,7 @@ class DeformableAttention(nn.Module):
             nn.init.xavier_uniform_(layer.weight)
             nn.init.zeros_(layer.bias)
 
-    def forward(self, query: Tensor, reference: Tensor, source: Tensor, sizes: Sizes) -> Tensor:
+    def forward(self, query: Tensor, reference: Tensor | Ratios, source: Tensor, sizes: Sizes) -> Tensor:
         with torch.autocast(query.device.type, enabled=False):
             query, source = query.float(), source.float()
             batch, queries, _ = query.shape
@@ -177,6 +219,8 @@ class DeformableAttention(nn.Module):
             weights = self.weights(query).view(batch, queries, self.heads, -1).softmax(-1)
             weights = weights.unflatten(-1, (self.levels, self.points))
             # an offset is in cells of the map that it samples
+            if isinstance(reference, Ratios):
+                return self.output(sample_near(value, sizes, reference, offsets, weights))
             extent = torch.tensor([[width, height] for height, width in sizes], device=query.device, dtype=query.dtype)
             locations = reference[:, :, None, :, None] + offsets / extent[:, None]
             return self.output(sample_and_weigh(value, sizes, locations, weights))

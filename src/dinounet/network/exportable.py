@@ -2,14 +2,15 @@
 
 The sides of its image are multiples of a number, so that the sizes of all maps follow from one another without
 rounding. What would fix a size, or is no plain operator of ONNX, is computed in another way here, with the same numbers
-up to rounding: rotary positions come from counted cells, and shrinking is a product with a matrix of shares.
+up to rounding: rotary positions come from counted cells, and shrinking is a product with a matrix of shares. What
+follows from sizes is counted in whole numbers (`dinounet.network.ratios` says why).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -17,17 +18,29 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from dinounet.errors import ConfigError
-from dinounet.network.adapter import cell_centres
 from dinounet.network.build import Network
 from dinounet.network.dinounet import DinoUNet
 from dinounet.network.exporting import exporting
 from dinounet.network.held import held_linears
+from dinounet.network.ratios import Ratios, Table, look_up, tabulate, whole
 
-CUBIC = -0.5
-"""The parameter of PyTorch's cubic filter where it may shrink (Keys, 1981)."""
+LARGEST_LOGIT = 1e30
+"""A limit that none reaches: OpenVINO gives out in float32 what an operation as simple as this one comes last to, and
+rounds to bfloat16 what comes out of a convolution."""
 
 ROPE = "RotaryEmbeddingDinoV3"
 """The class of timm's whose grid counts in floats, by which `torch.export` fixes the size."""
+
+
+def _cubic(away: Tensor) -> Tensor:
+    """PyTorch's cubic filter where it may shrink (Keys, 1981, with a = -0.5), of distances in pixels up to 2."""
+    near = (1.5 * away - 2.5) * away**2 + 1
+    far = ((-0.5 * away + 2.5) * away - 4) * away + 2
+    return torch.where(away < 1, near, far)
+
+
+FILTERS = {"bilinear": tabulate(lambda away: (1 - away).clamp(min=0)), "bicubic": tabulate(_cubic, largest=2)}
+"""What a pixel takes of another by their distance, in pixels of the coarser of both."""
 
 
 class Exportable(nn.Module):
@@ -49,14 +62,17 @@ class Exportable(nn.Module):
                     "grid are rounded; networks of a whole scale, such as 1 or 2, can be exported to ONNX"
                 )
             _widen(network.backbone.vit)
+            self._rope = getattr(network.backbone.vit, "rope", None)
+            self._rotations = _tabulate_rotations(self._rope) if type(self._rope).__name__ == ROPE else None
         self.network = network.eval()
 
     def forward(self, image: Tensor) -> Tensor:
         if not isinstance(self.network, DinoUNet):
-            return self.network.core.output_block(self.network.core.skip_layers(image))
-        with plain_operators(), _counted_positions(getattr(self.network.backbone.vit, "rope", None)):
+            logits: Tensor = self.network.core.output_block(self.network.core.skip_layers(image))
+            return logits.clamp(-LARGEST_LOGIT, LARGEST_LOGIT)
+        with plain_operators(), _counted_positions(self._rope, self._rotations):
             (logits,) = self.network.decoder(self.network.encode(image))
-        return logits
+        return logits.clamp(-LARGEST_LOGIT, LARGEST_LOGIT)
 
 
 def _widen(vit: nn.Module) -> None:
@@ -70,23 +86,42 @@ def _widen(vit: nn.Module) -> None:
         setattr(vit.get_submodule(parent), own_name, layer)
 
 
+class _Rotations(NamedTuple):
+    """DINOv3's rotary positions, for grids of any size."""
+
+    table: Table
+    """Of places along the grid, from 0 to 1, of rows and columns alike: (2 * D,) each."""
+
+    of_rows: Tensor
+    """Which of the columns depend on the row, (2 * D,); the others depend on the column."""
+
+    def at(self, grid: tuple[int, int]) -> Tensor:
+        """What timm's `get_embed` gives, (h * w, 2 * D)."""
+        rows, columns = (look_up(self.table, Ratios(2 * torch.arange(side) + 1, 2 * whole(side))) for side in grid)
+        return torch.where(self.of_rows, rows[:, None], columns[None]).flatten(0, 1)
+
+
+def _tabulate_rotations(rope: Any) -> _Rotations:
+    def turned(places: Tensor) -> Tensor:  # in float32: who made the features that were learned from has no more
+        return torch.cat(rope._get_pos_embed_from_coords((2 * places - 1).float()), dim=-1)
+
+    a_row = turned(torch.tensor([[0.6, 0.5]]))[0]  # of which no sine is 0, and in the middle all are
+    sines, _ = (a_row != 0).chunk(2)
+    table = tabulate(lambda ratio: turned(torch.stack([ratio, ratio], dim=-1)).double())
+    return _Rotations(table, torch.cat([sines, sines]))
+
+
 @contextmanager
-def _counted_positions(rope: Any) -> Iterator[None]:
+def _counted_positions(rope: Any, rotations: _Rotations | None) -> Iterator[None]:
     """While this lasts, DINOv3's rotary positions are made without its sizes as floats."""
-    if type(rope).__name__ != ROPE:
+    if rotations is None:
         yield
         return
-    rope.get_embed = lambda shape, *_: _rotations(rope, shape)
+    rope.get_embed = lambda shape, *_: rotations.at(shape)
     try:
         yield
     finally:
         del rope.get_embed
-
-
-def _rotations(rope: Any, shape: tuple[int, int]) -> Tensor:
-    """What timm's `get_embed` gives: (h * w, 2 * D)."""
-    x, y = cell_centres([shape], rope.periods.device)[0, :, 0].unbind(-1)
-    return torch.cat(rope._get_pos_embed_from_coords(2 * torch.stack([y, x], dim=-1) - 1), dim=-1)
 
 
 @contextmanager
@@ -114,13 +149,8 @@ def resize(map: Tensor, size: tuple[int, int], mode: str) -> Tensor:
 
 def _shares(old: int, new: int, mode: str) -> Tensor:
     """How much each new pixel along an axis takes of each old one, (new, old)."""
-    step = torch.ones(()) * old / new
-    centres = (torch.arange(new, dtype=torch.float32) + 0.5) * step
-    away = ((torch.arange(old, dtype=torch.float32) + 0.5 - centres[:, None]) / step.clamp(min=1)).abs()
-    if mode == "bilinear":
-        weight = (1 - away).clamp(min=0)
-    else:
-        near = ((CUBIC + 2) * away - (CUBIC + 3)) * away * away + 1
-        far = CUBIC * (((away - 5) * away + 8) * away - 4)
-        weight = torch.where(away < 1, near, torch.where(away < 2, far, 0.0))
+    of_old, of_new = whole(old), whole(new)
+    # between middles, in units of which an old pixel has 2 * new and a new one 2 * old
+    away = ((2 * torch.arange(old) + 1) * of_new - (2 * torch.arange(new)[:, None] + 1) * of_old).abs()
+    weight = look_up(FILTERS[mode], Ratios(away, 2 * torch.maximum(of_old, of_new)))
     return weight / weight.sum(1, keepdim=True)
