@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dinounet.errors import DataError
+from dinounet.program import quieten_itk
 
 
 class Segment(NamedTuple):
@@ -35,7 +36,7 @@ def read_segments(path: Path) -> tuple[Segment, ...]:
     """
     import SimpleITK as sitk
 
-    sitk.ProcessObject.SetGlobalWarningDisplay(False)
+    quieten_itk(sitk)
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
     try:
