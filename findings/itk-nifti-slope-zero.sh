@@ -2,7 +2,7 @@
 # ITK adds scl_inter to a NIfTI file's values where scl_slope is 0, by which the standard says that there is no scaling.
 #
 # nifti1.h: "If the scl_slope field is nonzero, then each voxel value in the dataset should be scaled as
-# y = scl_slope * x + scl_inter". A slope of 0 means that values are as stored, whatever the intercept is. SimpleITK 2.5.2
+# y = scl_slope * x + scl_inter". A slope of 0 means that values are as stored, whatever the intercept is. SimpleITK 2.5.7
 # (ITK 5.4) takes a slope of 0 for 1 and still adds the intercept; nibabel 5.4.2 gives what is stored. A pipeline that
 # reads some files by one and some by the other has intensities that differ by the intercept, without a word.
 #
@@ -12,7 +12,7 @@
 set -euo pipefail
 cd "$(mktemp -d)"
 python3 -m venv venv
-venv/bin/pip install --quiet --disable-pip-version-check nibabel==5.4.2 SimpleITK==2.5.7
+venv/bin/pip install --quiet --disable-pip-version-check nibabel==5.4.2 SimpleITK==2.5.7 numpy==2.2.6
 venv/bin/python - <<'PYTHON'
 import nibabel
 import numpy as np

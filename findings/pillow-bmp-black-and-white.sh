@@ -15,7 +15,7 @@
 set -euo pipefail
 cd "$(mktemp -d)"
 python3 -m venv venv
-venv/bin/pip install --quiet --disable-pip-version-check pillow==13.0.0 numpy opencv-python-headless==5.0.0.93 SimpleITK==2.5.7
+venv/bin/pip install --quiet --disable-pip-version-check pillow==13.0.0 numpy==2.2.6 opencv-python-headless==5.0.0.93 SimpleITK==2.5.7
 venv/bin/python - <<'PYTHON'
 import cv2
 import numpy
@@ -39,4 +39,6 @@ print("Pillow, white first", white.mode, numpy.asarray(white)[0].tolist())
 assert black.mode == "1" and not numpy.asarray(black).any(), "Pillow has changed"
 assert (numpy.asarray(white) == pixels).all(), "Pillow has changed"
 assert (cv2.imread("black first.bmp", cv2.IMREAD_UNCHANGED) == pixels * 255).all(), "OpenCV has changed"
+itk = SimpleITK.GetArrayFromImage(SimpleITK.ReadImage("black first.bmp"))
+assert (itk.reshape(8, 8, -1)[..., 0] == pixels * 255).all(), "ITK has changed"
 PYTHON
