@@ -1,6 +1,7 @@
 """What is written beside a mask never changes the mask, and what changes it keeps a folder from holding both."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -238,3 +239,21 @@ def test_a_folder_of_another_machine_or_reading_is_not_added_to(
     path.write_text(json.dumps(record))
     with pytest.raises(ConfigError, match=told):
         dinounet.predict(place / "runs" / "0", [place / "images"], tmp_path / "out", device="cpu")
+
+
+def test_a_mask_is_not_kept_for_another_image_of_the_same_name(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images, masks = tmp_path / "images", tmp_path / "masks"
+    shutil.copytree(place / "images", images)
+    words = ["predict", str(place / "runs/0"), str(images), "-o", str(masks), "--device", "cpu"]
+    assert main(words) == 0
+    assert main(words) == 0, "the same command goes on"
+    first = masks_in(masks)["a"]
+    shutil.copy(images / "b.png", images / "a.png")
+    assert main(words) == 2
+    assert "images that have changed since, or of others of the same names (a)" in capsys.readouterr().err
+    assert np.array_equal(masks_in(masks)["a"], first)
+    assert main([*words, "--overwrite"]) == 0
+    assert np.array_equal(masks_in(masks)["a"], masks_in(masks)["b"])
+    assert main(words) == 0

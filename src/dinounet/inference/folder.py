@@ -25,7 +25,7 @@ from dinounet.files import PREDICTION, join_some, read_record, remove_leftovers,
 from dinounet.inference.inputs import cut_otherwise, tell_cut_otherwise
 from dinounet.inference.outputs import Outputs, allocated, choose_endings
 from dinounet.inference.predictor import Predictor
-from dinounet.inference.record import PredictionRecord, differences
+from dinounet.inference.record import PredictionRecord, differences, hash_source
 from dinounet.inference.segmentation import Segmentation, Wanted
 from dinounet.progress import say
 
@@ -192,6 +192,7 @@ def _begin(outputs: Outputs, cases: Sequence[Case], record: PredictionRecord, ov
     folder = outputs.folder
     path = folder / PREDICTION
     require_place(folder)
+    sources = {case.name: hash_source(case) for case in cases}
     if path.is_file():
         remove_leftovers(folder)
         known = read_record(PredictionRecord, path, what="the record of a prediction")
@@ -209,14 +210,25 @@ def _begin(outputs: Outputs, cases: Sequence[Case], record: PredictionRecord, ov
                 f"{folder} holds masks of the same images in another format ({join_some(twice)}); give another folder "
                 "with -o, or that --format"
             )
+        there = [case.name for case in cases if outputs.are_there(case)]
+        changed = [name for name in there if known.sources.get(name, sources[name]) != sources[name]]
+        if changed and not overwrite:
+            raise ConfigError(
+                f"{folder} holds masks of images that have changed since, or of others of the same names "
+                f"({join_some(changed)}); give another folder with -o, or --overwrite"
+            )
         if not differing and not overwrite:
-            return known
+            new = {name: source for name, source in sources.items() if name not in there}
+            record, sources = known, {**known.sources, **new}
+        elif not differing:
+            sources = {**known.sources, **sources}
         if differing and others:
             raise ConfigError(
                 f"{folder} holds masks of other cases that were predicted otherwise ({differing}): "
                 f"{join_some(others)}; give another folder with -o"
             )
     folder.mkdir(parents=True, exist_ok=True)
+    record = replace(record, sources=sources)
     write_json(path, record)
     return record
 

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 
 from dinounet.data.formats import READERS
 from dinounet.data.labels import Region
+from dinounet.data.pairs import Case
 from dinounet.errors import ConfigError
 from dinounet.inference.models import TrainedModel
 from dinounet.inference.postprocessing import Postprocessing, describe
@@ -102,6 +103,10 @@ class PredictionRecord:
     cut_otherwise: dict[str, str] = field(default_factory=dict)
     """Of images whose slices lie along another axis of the body than those learned from, by name, that axis."""
 
+    sources: dict[str, str] = field(default_factory=dict)
+    """Of each image, by name, sizes and times of change of its files as a hash, so that no mask is kept for another image
+    of the same name; none for those predicted by versions before this was recorded."""
+
     format: int = FORMAT
     """Version of this file's keys."""
 
@@ -170,6 +175,12 @@ def differences(known: PredictionRecord, new: PredictionRecord) -> str:
             f"postprocessing {posts[0]}, and now {posts[1]}" if posts[0] != posts[1] else "other postprocessing"
         )
     return "; ".join(told)
+
+
+def hash_source(case: Case) -> str:
+    """What tells the files of an image from others of the same name without reading them; their folder may move."""
+    files = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in case.files]
+    return hashlib.sha256(json.dumps(files).encode()).hexdigest()[:16]
 
 
 def _tell(post: Postprocessing | None) -> str:
