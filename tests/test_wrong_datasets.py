@@ -67,8 +67,9 @@ def test_a_wrong_dataset_is_answered(
     code = main(["plan", str(data), "-o", "plan.json", *wrong.flags])
     told = capfd.readouterr().err
     assert code == 2, told
-    assert told.startswith("dinounet: ")
-    assert told.count("\n") == 1, told
+    # beside ours there may be a C library's own line, which the program alone may keep away: see the next test
+    told, *more = [line for line in told.splitlines() if line.startswith("dinounet: ")]
+    assert not more
     for word in wrong.words:
         assert word in told
     assert content_of(place) == before, "something was left behind"

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from dinounet.arguments import UNSET, Default, checked, given
-from dinounet.cli.flags import NAMED, NO_CHANGES, RecipeFlags
+from dinounet.cli.recipe_flags import NAMED, NO_CHANGES, RecipeFlags
 from dinounet.data.groups import GroupRule
 from dinounet.data.splits import Fold
 from dinounet.device import Device, Precision

@@ -104,7 +104,7 @@ class PredictionRecord:
     """Of images whose slices lie along another axis of the body than those learned from, by name, that axis."""
 
     sources: dict[str, str] = field(default_factory=dict)
-    """Of each image, by name, sizes and times of change of its files as a hash, so that no mask is kept for another image
+    """Of each image, by name, a hash of its files' sizes and times of change, so that no mask is kept for another image
     of the same name; none for those predicted by versions before this was recorded."""
 
     format: int = FORMAT
