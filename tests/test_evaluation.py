@@ -19,7 +19,7 @@ from sklearn.metrics import f1_score, jaccard_score, precision_score, recall_sco
 from datasets import volume
 from dinounet.cli.main import main
 from dinounet.errors import ConfigError, DataError
-from dinounet.evaluation.bootstrap import BOOTSTRAP, intervals_of_means
+from dinounet.evaluation.bootstrap import describe_bootstrap, intervals_of_means
 from dinounet.evaluation.digits import write_number
 from dinounet.evaluation.evaluate import evaluate_folders, find_masks
 from dinounet.evaluation.metrics import POLICY, measure
@@ -234,7 +234,11 @@ def test_folders_and_the_file_they_give(tmp_path):
     assert [case.case for case in metrics.worst_first] == ["c", "b", "a"]
     assert read_metrics(tmp_path / "metrics.json") == metrics
     content = json.loads((tmp_path / "metrics.json").read_text())
-    assert content["bootstrap"] == BOOTSTRAP and content["tolerance"] == 1.0 and content["calibration"] is None
+    assert (
+        content["bootstrap"] == describe_bootstrap("cases")
+        and content["tolerance"] == 1.0
+        and content["calibration"] is None
+    )
     with (tmp_path / "metrics.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [(row["case"], row["class"]) for row in rows] == [
@@ -430,7 +434,7 @@ def test_the_table_names_what_it_shows(tmp_path):
     assert any("grey, mean over 3 cases" in line and "Dice" in line for line in lines)
     assert any("mean over cases and classes" in line for line in lines)
     flowing = " ".join(text.getvalue().split())
-    assert POLICY in flowing and BOOTSTRAP in flowing and "HD95 (px)" in flowing
+    assert POLICY in flowing and describe_bootstrap("cases") in flowing and "HD95 (px)" in flowing
     assert "within 1 px of the other" in flowing
     assert "missed entirely (only the prediction is empty): 1" in flowing
 

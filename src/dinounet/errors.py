@@ -29,6 +29,11 @@ def noted(problems: list[str]) -> Iterator[None]:
         problems.append(str(error))
 
 
+def reason_of(error: BaseException, line: int = 0) -> str:
+    """What another package's error says, in one line, the first by default; its class if it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[line].strip()
+
+
 class UnreachableError(UserError):
     """A file can't be read although it is there, also when tried again: the network, or its server, has gone."""
 

@@ -197,6 +197,12 @@ def require_file(path: Path) -> None:
     _require_place(path, path.parent, "-o")
 
 
+def require_readable(path: Path) -> None:
+    """Raise a DataError if the user may not read a file."""
+    if not os.access(path, os.R_OK):
+        raise DataError(f"{path} may not be read by you; change its permissions")
+
+
 def _require_place(path: Path, folder: Path, flag: str) -> None:
     """Raise a UserError if `path` can't be made, in this folder, which may have to be made first."""
     around = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())

@@ -31,11 +31,6 @@ def claim_process() -> None:
     logging.getLogger("nibabel.global").setLevel(logging.CRITICAL)  # prints what it then also raises
 
 
-def is_process_ours() -> bool:
-    """Whether `claim_process` was called in this process."""
-    return _is_ours
-
-
 @contextmanager
 def without_other_loggers() -> Iterator[None]:
     """Within the block nobody's logger tells anything less than an error, in a process of our own."""

@@ -226,11 +226,14 @@ def _run(title: str, record: RunRecord) -> Table:
 
 def _dice(mean: float, where_present: float | None, floor: float) -> str:
     """A mean Dice with what it rests on."""
-    there = "" if where_present is None else f", over those that have the class {where_present:.3f}"
-    return f"{mean:.3f}{there}, of an all-background prediction {floor:.3f}"
+    from dinounet.evaluation.digits import write_number
+
+    there = "" if where_present is None else f", over those that have the class {write_number('dice', where_present)}"
+    return f"{write_number('dice', mean)}{there}, of an all-background prediction {write_number('dice', floor)}"
 
 
 def _bundle(title: str, record: BundleRecord, more_facts: dict[str, str] | None = None) -> Table:
+    from dinounet.evaluation.digits import write_number
     from dinounet.inference.postprocessing import describe
 
     facts = {
@@ -253,7 +256,7 @@ def _bundle(title: str, record: BundleRecord, more_facts: dict[str, str] | None 
             }
         for found in one.metrics:
             dice, basis = found.mean.get("dice"), found.basis_over_classes
-            told = "unknown" if dice is None else f"{dice.mean:.3f}"
+            told = "unknown" if dice is None else write_number("dice", dice.mean)
             if dice and basis:
                 told = _dice(dice.mean, basis.dice.mean if basis.dice else None, basis.floor)
             more[f"Dice of {found.cases} {found.part} cases"] = told

@@ -7,7 +7,6 @@ Inside, everything is a volume: a flat image has one slice and no spacing.
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -30,7 +29,7 @@ from dinounet.data.formats.picture import (
 from dinounet.data.formats.tiff import TIFF_ENDINGS, read_tiff, read_tiff_palette, write_tiff
 from dinounet.data.geometry import Geometry, Volume, require_same_grid
 from dinounet.errors import DataError, noted
-from dinounet.files import join_some, read_patiently, whole_file
+from dinounet.files import join_some, read_patiently, require_readable, whole_file
 from dinounet.program import without_standard_error
 
 VOLUME_ENDINGS = NIFTI_ENDINGS + ITK_ENDINGS
@@ -165,8 +164,7 @@ def _read_stored(path: Path, of: Purpose) -> Volume:
             return Volume(found.array, found.geometry, path, found.modality)
         if path.is_dir() or ending not in ENDINGS:
             raise unknown_format(path)
-        if not os.access(path, os.R_OK):
-            raise DataError(f"{path} may not be read by you; change its permissions")
+        require_readable(path)
         if ending in FLAT_ENDINGS:
             read, palette = (read_tiff, read_tiff_palette) if ending in TIFF_ENDINGS else (read_picture, read_palette)
             return Volume(read(path, of), None, path, palette=palette(path) if of == "mask" else None)

@@ -14,7 +14,7 @@ import numpy as np
 
 from dinounet.data.formats.picture import ORIENTATION, open_picture
 from dinounet.data.formats.tiff import TIFF_ENDINGS
-from dinounet.errors import DataError
+from dinounet.errors import DataError, reason_of
 
 MODES = ("L", "RGB", "I;16")
 """Pillow's names of what PNG and JPEG may hold to be read so."""
@@ -79,8 +79,7 @@ class Rows:
         return found
 
     def _unreadable(self, error: Exception) -> DataError:
-        reason = (str(error).strip().splitlines() or [""])[-1].strip()
-        return DataError(f"{self.path} can't be read as an image ({reason}); is it whole?")
+        return DataError(f"{self.path} can't be read as an image ({reason_of(error, -1)}); is it whole?")
 
 
 def look_into_rows(path: Path) -> Rows | None:

@@ -23,7 +23,7 @@ from dinounet.data.labels import Labels
 from dinounet.data.masks import read_truth, whole_numbers
 from dinounet.data.pairs import Case
 from dinounet.data.rows import look_into_rows
-from dinounet.errors import DataError
+from dinounet.errors import DataError, reason_of
 from dinounet.files import is_passing, read_patiently
 from dinounet.program import without_standard_error
 
@@ -155,8 +155,7 @@ def _look_into_once(path: Path) -> Volume | None:
         try:
             plane = read(z)
         except Exception as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
-            raise unreadable(path, reason) from None
+            raise unreadable(path, reason_of(error, -1)) from None
         if not np.isfinite(plane).all():
             raise DataError(f"{path} holds NaN or infinity in plane {z}; repair or exclude it")
         return plane.astype(dtype, copy=False)

@@ -23,9 +23,6 @@ def describe_bootstrap(over: str) -> str:
     return f"Intervals: 95 %, percentile bootstrap over {over}, {RESAMPLES:,} resamples, seed {SEED}."
 
 
-BOOTSTRAP = describe_bootstrap("cases")
-"""The same over cases."""
-
 AT_ONCE = 100
 """Resamples; with thousands of cases more would fill the memory."""
 

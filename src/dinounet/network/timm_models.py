@@ -10,7 +10,7 @@ import timm
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from dinounet.errors import ConfigError
+from dinounet.errors import ConfigError, reason_of
 from dinounet.network.backbone import GRID, FrozenBackbone
 from dinounet.network.variants import PYRAMID, SIDE, TIMM, BackboneVariant
 
@@ -49,7 +49,7 @@ def inspect(name: str) -> BackboneVariant:
             with FlopCounterMode(display=False) as counter:
                 frozen.read(torch.zeros(1, 3, *frozen.seen((SIDE, SIDE))))
     except Exception as error:  # timm's models raise what they like
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+        reason = reason_of(error).rstrip(".")
         raise ConfigError(
             f"{name} can't be a backbone here ({reason}); choose a plain vision transformer, or a network with stages "
             "at 1/4, 1/8, 1/16 and 1/32 that takes images of any size"

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from dinounet.errors import ConfigError
+from dinounet.errors import ConfigError, reason_of
 from dinounet.files import require_new, require_outside, whole_folder, write_json
 from dinounet.inference.bundle import BundleRecord, hash_file, read_bundle
 from dinounet.inference.by_onnxruntime import open_session
@@ -138,8 +138,9 @@ def write_network(network: Network, path: Path) -> None:
                 traced, dynamo=True, opset_version=OPSET, input_names=[INPUT], output_names=[OUTPUT], verbose=False
             )
     except Exception as error:  # PyTorch's exporter raises what it likes
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ConfigError(f"the network can't be exported to ONNX ({reason}); give one with another backbone") from None
+        raise ConfigError(
+            f"the network can't be exported to ONNX ({reason_of(error)}); give one with another backbone"
+        ) from None
     model = program.model
     graph = model.graph
     config = network.config

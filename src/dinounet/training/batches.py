@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from dinounet.data.augmentation import Augmentation
 from dinounet.data.cache import CachedCase
 from dinounet.data.sampling import Patches
-from dinounet.errors import UnreachableError, UserError
+from dinounet.errors import UnreachableError, UserError, reason_of
 from dinounet.plans import Plan
 from dinounet.program import claim_process
 
@@ -124,7 +124,7 @@ def _unprepared(error: Exception, patches: Numbered, step: int) -> UserError:
     if hasattr(signal, "SIGCHLD"):
         with suppress(ValueError):  # only the main thread may; PyTorch would tell of the death again, amid what follows
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()
+    reason = reason_of(error, -1)
     return UserError(
         f"patches of {cases_of(patches, step)} could not be prepared for step {step + 1} ({reason}); if a worker "
         "was killed, memory was short: close other programs or choose a smaller --patch; then resume"

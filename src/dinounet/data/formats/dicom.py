@@ -7,7 +7,6 @@ regular volume is refused.
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
@@ -21,7 +20,7 @@ from dinounet.data.formats.dicom_objects import damage_told, dicom_files
 from dinounet.data.formats.dicom_spacing import regions_differ
 from dinounet.data.geometry import Geometry
 from dinounet.errors import DataError, noted
-from dinounet.files import join_some
+from dinounet.files import join_some, require_readable
 from dinounet.program import quieten_itk
 
 if TYPE_CHECKING:
@@ -150,8 +149,7 @@ def _frame(one: Slice) -> int:
 def _read_header(path: Path) -> Dataset:
     import pydicom
 
-    if not os.access(path, os.R_OK):
-        raise DataError(f"{path} may not be read by you; change its permissions")
+    require_readable(path)
     header = pydicom.dcmread(path, defer_size=1 << 16, specific_tags=[*DESCRIBING, *OF_PIXELS])
     lacking = _bytes_lacking(path, header)
     if not header.get("Rows") or not header.get("Columns") or "PixelData" not in header:

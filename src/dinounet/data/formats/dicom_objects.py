@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from dinounet.errors import DataError, UserError
+from dinounet.errors import DataError, UserError, reason_of
 
 MAGIC = b"DICM"
 """At byte 128 of every DICOM file."""
@@ -90,8 +90,7 @@ def damage_told(path: Path, what: str = "a DICOM image") -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise DataError(f"{path} can't be read as {what} ({reason}); is it whole?") from None
+        raise DataError(f"{path} can't be read as {what} ({reason_of(error)}); is it whole?") from None
 
 
 def class_name(uid: str) -> str:

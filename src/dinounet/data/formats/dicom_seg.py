@@ -7,7 +7,6 @@ and FRACTIONAL where all fractions are 0 or 1.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +20,7 @@ from dinounet.data.formats.dicom_objects import SEGMENTATIONS, class_name, damag
 from dinounet.data.formats.dicom_spacing import spacing_of_frame
 from dinounet.data.geometry import Geometry
 from dinounet.errors import ConfigError, DataError
+from dinounet.files import require_readable
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -254,8 +254,7 @@ def write_whole(path: Path, copy: Path) -> np.ndarray:
 @contextmanager
 def _reading(path: Path) -> Iterator[None]:
     """Within the block a segmentation is read; whatever goes wrong is told by its cause."""
-    if not os.access(path, os.R_OK):
-        raise DataError(f"{path} may not be read by you; change its permissions")
+    require_readable(path)
     kind = other_object(path)
     if kind is not None and kind not in map(class_name, SEGMENTATIONS):
         raise DataError(
