@@ -27,7 +27,7 @@ T = TypeVar("T")
 
 
 class Unset:
-    """The kind of `UNSET`."""
+    """Type of `UNSET`."""
 
     def __repr__(self) -> str:
         return "UNSET"
@@ -48,7 +48,7 @@ class Default:
 
 
 def given(**arguments: Any) -> dict[str, Any]:
-    """Those that somebody gave."""
+    """The arguments that were given: all but those at `UNSET`."""
     return {name: value for name, value in arguments.items() if value is not UNSET}
 
 
@@ -143,7 +143,7 @@ def _convert_items(value: Any, kind: type, parts: Sequence[Any]) -> Any:
 
 
 def _describe(hint: Any) -> str:
-    """What is wanted, in words."""
+    """What an annotation asks for, in words."""
     origin, parts = typing.get_origin(hint), typing.get_args(hint)
     if origin is Literal:
         return " or ".join(map(str, parts))

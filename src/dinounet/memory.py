@@ -74,7 +74,7 @@ def _groups(process: Path) -> Iterator[tuple[Path, _Version]]:
 
 
 def _character(written: re.Match[str]) -> str:
-    """Such as the space for \\040."""
+    """The character that an escape stands for, such as the space for \\040."""
     return chr(int(written[1], 8))
 
 

@@ -20,7 +20,7 @@ WAITING = {
 """Environment variables by which OpenMP libraries are told to sleep at once."""
 
 CHOSEN_BY_USER = ("OMP_WAIT_POLICY", "KMP_LIBRARY", *WAITING)
-"""Whoever has set one of these has said already how threads shall wait."""
+"""Environment variables by which users themselves say how threads wait."""
 
 
 def wait_asleep() -> None:

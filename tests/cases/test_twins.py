@@ -71,7 +71,7 @@ def test_a_plan_names_copies_and_shows_the_folds_that_come_of_them(
     told = capsys.readouterr().out
     assert "4 + 2, 4 + 2, 4 + 2" in told
     assert "they are kept on one side of a fold" in told
-    assert "none but 3 of identical pixels" in told
+    assert "none; 3 of identical pixels" in told
 
 
 def test_a_copy_in_another_format_and_type_is_one(tmp_path: Path) -> None:

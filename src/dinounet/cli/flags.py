@@ -22,7 +22,7 @@ OPTIONS = "options"
 
 
 def to_command(function: Callable[..., Any]) -> Callable[..., Callable[[], Any]]:
-    """What makes, by tyro, a call of the function from a command line."""
+    """The function as tyro needs it: called with what was typed, it returns the call to make."""
     signature, hints = inspect.signature(function), get_type_hints(function, include_extras=True)
     texts = _argument_docs(function)
     kept: list[Parameter] = []

@@ -142,7 +142,7 @@ def _print(dataset: Dataset, plan: Plan) -> None:
     for name, value in {
         "cases": f"{seen.cases}",
         "groups": ("none" if dataset.group == "none" else f"{len(groups)}, by {dataset.group}")
-        + (f" but {len(data.groups.twins)} of identical pixels" if data.groups.twins else ""),
+        + (f"; {len(data.groups.twins)} of identical pixels" if data.groups.twins else ""),
         "paired by": dataset.paired_by,
         "masks": "numbers"
         if data.colours is None

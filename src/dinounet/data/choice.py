@@ -54,7 +54,7 @@ class Reservoir:
             self._drop_the_rest()
 
     def chosen(self) -> tuple[np.ndarray, ...]:
-        """The arrays, each (n, ...) with n at most `most`."""
+        """The chosen rows of each array, (n, ...) with n at most `most`."""
         if self._held > self.most:
             self._drop_the_rest()
         return tuple(np.concatenate(arrays) for arrays in list(zip(*self._parts, strict=True))[1:])

@@ -66,7 +66,7 @@ class Fingerprint:
 
     @property
     def unit(self) -> str:
-        """Of the spacing."""
+        """Unit of the spacing."""
         if not self.cases_at_the_detector:
             return "mm"
         some = self.mixes_units
@@ -79,7 +79,7 @@ class RunningMoments:
     Means and deviations of parts are joined as by Chan, Golub and LeVeque (1979).
 
     Args:
-        channels: so many there are.
+        channels: number of channels.
     """
 
     def __init__(self, channels: int) -> None:
@@ -88,7 +88,7 @@ class RunningMoments:
         self.low, self.high = np.full(channels, np.inf), np.full(channels, -np.inf)
 
     def add(self, pixels: np.ndarray) -> None:
-        """(C, n) more of them."""
+        """Add pixels of the case, (C, n)."""
         pixels = pixels.astype(np.float64)
         self.low, self.high = np.minimum(self.low, pixels.min(1)), np.maximum(self.high, pixels.max(1))
         own, more = pixels.mean(1), pixels.shape[1]
@@ -99,7 +99,7 @@ class RunningMoments:
 
     @property
     def deviation(self) -> np.ndarray:
-        """(C,)."""
+        """Standard deviation of each channel, (C,)."""
         return np.sqrt(self._squares / max(self.pixels, 1))
 
 
@@ -112,23 +112,23 @@ class Samples:
         self.anywhere = Reservoir(SAMPLES)
         """(n, C) anywhere, and (n,) the number of the case; of images that are neither of one channel nor of three."""
         self.moments: list[RunningMoments] = []
-        """Of each case that gave pixels from anywhere."""
+        """Moments of each case that gave pixels from anywhere."""
 
 
 @dataclass(frozen=True)
 class Seen:
-    """What a look at one case leaves."""
+    """Statistics of one case."""
 
     shape: tuple[int, int, int]
     spacing: tuple[float, float, float] | None
     at_the_detector: bool
-    """Whether the spacing is in mm there."""
+    """Whether the spacing is in mm at the detector."""
     is_flat: bool
     constant: tuple[bool, ...]
     """Of each channel whether it holds one value alone."""
     pixels: dict[int, int]
     hash: ImageHash
-    """Of its image."""
+    """Hash of the case's image."""
     axes: tuple[BodyAxis, BodyAxis, BodyAxis] | None
     """What z, y and x run along in the patient; None where the file doesn't tell."""
 

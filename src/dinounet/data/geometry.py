@@ -45,7 +45,7 @@ class NiftiForms:
 
     version: Literal[1, 2]
     dims: int
-    """Of the array, of which those after the third have length 1."""
+    """Dimensions of the array; those after the third have length 1."""
 
     pixdim: tuple[float, ...]
     xyzt_units: int
@@ -202,8 +202,8 @@ def require_straight(volume: Volume) -> None:
     """Raise a DataError if a volume is sheared, so that lengths can't be measured along its axes."""
     if volume.geometry is not None and volume.geometry.is_sheared:
         raise DataError(
-            f"{volume.source} is sheared: its axes are not at right angles, so that nothing can be measured in mm on "
-            "its voxels; resample it, and what lies on its grid, onto a straight one"
+            f"{volume.source} is sheared: its axes are not at right angles, so that lengths can't be measured; "
+            "resample it, and what lies on its grid, onto a straight one"
         )
 
 

@@ -70,7 +70,7 @@ class Grouping:
     """In the order in which they were given."""
 
     by: GroupBy
-    """Never auto."""
+    """What put the cases into groups; never auto."""
 
     remarks: tuple[str, ...] = ()
     """Sentences about the groups, and about cases that may belong together and what to give if they do."""
@@ -85,7 +85,7 @@ class _Kind:
     """The group of each case that has one, by the case's name."""
 
     found: str
-    """What was found, as the begin of a sentence."""
+    """What was found, as the beginning of a sentence."""
 
     unit: str
     """What a group is."""

@@ -209,8 +209,8 @@ def _masks(volume: Volume, segments: Sequence[Segment]) -> dict[str, np.ndarray]
 
 def _overlap(path: Path, a: str, b: str, pixels: int) -> DataError:
     return DataError(
-        f"{path} has {pixels} voxels that are both {a} and {b}; give each to one, or make one of them a part of the "
-        "other in all files, so that they become regions"
+        f"{path} has {pixels} voxels that are both {a} and {b}; give each to one, or make one a part of the other in "
+        "all files, so that they become regions"
     )
 
 
@@ -242,7 +242,7 @@ def _inside(found: Mapping[Path, Sequence[Segment]]) -> dict[str, set[str]]:
             raise DataError(
                 f"{path} has {common} voxels that are both {a} and {b}, and neither lies in the other in all files "
                 f"({a} doesn't in {sticks_out[a, b]}, {b} doesn't in {sticks_out[b, a]}); correct the masks so that "
-                "one does, which makes them regions, or give each voxel to one of them"
+                "one does, or give each voxel to one of them"
             )
     return inside if overlaps else {}
 

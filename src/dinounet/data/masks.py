@@ -19,7 +19,17 @@ from dinounet.data.geometry import Volume, require_same_grid, require_straight
 from dinounet.data.images import SEGMENTATION_ENDING, ending_of, read_image, read_stored
 from dinounet.data.labels import Labels, relabel_command, write_labels
 from dinounet.data.legends import by_name, counts_by_number, other_names, read_layers, rules
-from dinounet.data.naming import COLOUR, MOST_LABELS, NEAR_WHOLE, OddValues, advice, common_folder, listed, to_mark
+from dinounet.data.naming import (
+    COLOUR,
+    MOST_LABELS,
+    NEAR_WHOLE,
+    OddValues,
+    advice,
+    common_folder,
+    first_files,
+    listed,
+    to_mark,
+)
 from dinounet.data.pairs import Case, ClassFiles
 from dinounet.errors import DataError
 
@@ -243,10 +253,9 @@ def refuse_jpegs(masks: Sequence[Path]) -> None:
     pixels: Counter[int] = Counter()
     for path in jpegs:
         pixels.update(count_values(to_marks(read_stored(path, of="mask"))))
-    names = ", ".join(map(str, jpegs[:3])) + (f" and {len(jpegs) - 3} more" if len(jpegs) > 3 else "")
     raise DataError(
-        f"{names} {'is a JPEG' if len(jpegs) == 1 else 'are JPEGs'}, which changes labels in storing them: "
-        f"{listed(sorted(pixels))}; export masks as PNG, or {advice(pixels, common_folder(jpegs))}"
+        f"{first_files(jpegs)} {'is a JPEG' if len(jpegs) == 1 else 'are JPEGs'}, which changes labels in storing "
+        f"them: {listed(sorted(pixels))}; export masks as PNG, or {advice(pixels, common_folder(jpegs))}"
     )
 
 
@@ -259,10 +268,9 @@ def refuse_fractions(masks: Sequence[Path]) -> None:
         return
     names = sorted({name for names in found.values() for name in names})
     numbers = {"background": 0} | {name: number for number, name in enumerate(names, start=1)}
-    files = ", ".join(map(str, [*found][:3])) + (f" and {len(found) - 3} more" if len(found) > 3 else "")
     raise DataError(
-        f"{files} {'holds' if len(found) == 1 else 'hold'} fractions, such as probabilities, of {', '.join(names)}; a "
-        f"mask must say which pixels are in it, and this takes those of at least a half: "
+        f"{first_files([*found])} {'holds' if len(found) == 1 else 'hold'} fractions, such as probabilities, of "
+        f"{', '.join(names)}; a mask must say which pixels are in it, and this takes those of at least a half: "
         f"{relabel_command(common_folder([*found]), numbers)}"
     )
 

@@ -90,8 +90,7 @@ def told_together(found: Sequence[str | OddValues]) -> list[str]:
 
 
 def _told(kind: str, paths: Sequence[Path], pixels: Counts, labels: Given | None) -> str:
-    names = ", ".join(map(str, paths[:3])) + (f" and {len(paths) - 3} more" if len(paths) > 3 else "")
-    holds = f"{names} {'holds' if len(paths) == 1 else 'hold'}"
+    holds = f"{first_files(paths)} {'holds' if len(paths) == 1 else 'hold'}"
     folder, found = common_folder(paths), sorted(pixels)
     if kind == "fractions":
         fractions = [value for value in found if value != round(value)]
@@ -177,6 +176,11 @@ def to_mark(given: int | float | str) -> int | float:
 def to_colour(mark: float) -> str:
     """The colour that `to_mark` made the mark of."""
     return f"#{int(mark) % COLOUR:06x}"
+
+
+def first_files(paths: Sequence[Path]) -> str:
+    """The first three files, for people, and how many more there are."""
+    return ", ".join(map(str, paths[:3])) + (f" and {len(paths) - 3} more" if len(paths) > 3 else "")
 
 
 def listed(marks: Sequence[float] | np.ndarray) -> str:

@@ -117,8 +117,8 @@ def _on_twins(dataset: Dataset, twins: Sequence[Sequence[str]]) -> list[str]:
 def _on_leaks(leaks: Sequence[Sequence[str]]) -> str:
     named = join_some([" and ".join(names) for names in leaks])
     return (
-        f"THE TEST LEAKS: cases that are held out hold the pixels of others that are not: {named}; what is measured on "
-        "them flatters the network, so hold out both or neither."
+        f"THE TEST LEAKS: cases that are held out hold the pixels of others that are not: {named}; hold out both or "
+        "neither."
     )
 
 

@@ -20,7 +20,7 @@ import numpy as np
 from dinounet.data.geometry import Volume
 
 FREQUENCIES = 16
-"""Along rows and columns."""
+"""Frequencies of the cosine transform along rows, and along columns, that the hash compares."""
 
 BITS = FREQUENCIES**2 - 1
 
@@ -28,17 +28,17 @@ NEAR = 25
 """Bits in which images that look nearly the same differ at the most."""
 
 MOST_PAIRS = 100
-"""That are named."""
+"""Pairs of nearly identical images that are named at the most."""
 
 BLOCK = 256
 """Images that are compared with all others at a time."""
 
 
 class ImageHash:
-    """Grows plane by plane, since an image may still lie in its file."""
+    """Exact and perceptual hash of an image, plane by plane, since it may still lie in its file."""
 
     def __init__(self, shape: Sequence[int]) -> None:
-        """For an image of this shape, (C, Z, Y, X)."""
+        """Begin the hash of an image of this shape, (C, Z, Y, X)."""
         self._sha256 = hashlib.sha256(str(tuple(shape)).encode())
         self._looked_at = {share * shape[1] // 4 for share in (1, 2, 3)}
         self._bits: list[np.ndarray] = []
@@ -53,7 +53,7 @@ class ImageHash:
 
     @property
     def exact(self) -> bytes:
-        """The same of images that hold the same numbers, and of no others."""
+        """Digest that is the same of images with the same numbers, and of no others."""
         return self._sha256.digest()
 
     @property
@@ -64,7 +64,7 @@ class ImageHash:
 
 
 def hash_image(image: Volume) -> ImageHash:
-    """Read an image for this alone."""
+    """Hash an image that is read for this alone."""
     found = ImageHash(image.array.shape)
     for z in range(image.shape[0]):
         found.add(z, image.array[..., z, :, :])

@@ -139,7 +139,7 @@ class Comparison:
     """Of distances and of the tolerance."""
 
     volume_unit: VolumeUnit
-    """Of volume differences."""
+    """Unit of volume differences."""
 
     tolerance: float
     """Of NSD."""
@@ -354,12 +354,12 @@ def _highest(dices: Mapping[str, float]) -> tuple[str, ...]:
 def _differences(
     differences: np.ndarray, intervals: Sequence[Sequence[Interval | None]]
 ) -> list[dict[str, Difference]]:
-    """Of each class, by measure; from (cases, classes, COMPARED)."""
+    """Differences of each class by measure, from (cases, classes, COMPARED)."""
     return [_difference_by_measure(differences[:, index], around) for index, around in enumerate(intervals)]
 
 
 def _difference_by_measure(differences: np.ndarray, intervals: Sequence[Interval | None]) -> dict[str, Difference]:
-    """From (cases, COMPARED)."""
+    """Differences by measure, from (cases, COMPARED)."""
     return {name: _difference(name, differences[:, place], intervals[place]) for place, name in enumerate(COMPARED)}
 
 

@@ -60,5 +60,5 @@ def write_number(name: str, number: float, sign: str = "") -> str:
 
 
 def write_interval(name: str, interval: Interval | None, by: str = "case") -> str:
-    """From where to where; of one case, or group, there is none."""
+    """An interval in words; of one case, or group, there is none."""
     return f"one {by} only" if interval is None else " to ".join(write_number(name, end) for end in interval)

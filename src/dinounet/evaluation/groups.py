@@ -27,22 +27,22 @@ class CountedCase:
     """What the measures of one case are computed from."""
 
     name: str
-    """Of the case."""
+    """The case's name."""
 
     group: str | None
-    """Whose it is; None where that isn't known."""
+    """Its group, such as a patient; None where that isn't known."""
 
     unit: Unit
-    """Of distances."""
+    """Unit of distances."""
 
     volume_unit: VolumeUnit
-    """Of volume differences."""
+    """Unit of volume differences."""
 
     ignored_pixels: int
-    """Left out of both masks."""
+    """Pixels left out of both masks."""
 
     classes: dict[str, Tally]
-    """By name."""
+    """Tallies of the classes by their names."""
 
 
 def measure_case(counted: CountedCase, tolerance: float) -> CaseMetrics:
@@ -138,7 +138,7 @@ def _groups_of_before(cases: Sequence[Case], predictions: Path) -> dict[str, str
 
 
 def _folders(cases: Sequence[Case], truth: Path) -> dict[str, str]:
-    """Of each case the folder in the truth's that its mask is in."""
+    """The folder, within the truth's, that each case's mask is in."""
     folders = {case.name: mask_paths(case.mask)[0].relative_to(truth).parent for case in cases}
     loose = [name for name, folder in folders.items() if not folder.parts]
     by_class = any(isinstance(case.mask, ClassFiles) for case in cases)

@@ -98,7 +98,7 @@ class Tally:
     the image's diagonal where there is no other."""
 
     diagonal: float
-    """Of the whole image; of a pool that of the largest."""
+    """Diagonal of the whole image; of a pool, of its largest."""
 
 
 def measure(

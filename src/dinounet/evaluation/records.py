@@ -63,7 +63,7 @@ class CaseMetrics:
     """Of the truth, which were left out of both masks."""
 
     group: str | None = None
-    """Whose it is, such as the patient's; null where that isn't known."""
+    """Its group, such as a patient; null where that isn't known."""
 
     pooled: tuple[str, ...] = ()
     """Of a group, the names of its cases; of a case nothing."""
@@ -292,7 +292,7 @@ def worst_first(cases: Sequence[CaseMetrics]) -> tuple[CaseMetrics, ...]:
 
 
 def group_of(case: CaseMetrics) -> str:
-    """Whose a case is; one of which that isn't known is its own group."""
+    """The group of a case; where that isn't known, it is its own."""
     return case.case if case.group is None else case.group
 
 

@@ -153,7 +153,7 @@ def cell_centres(levels: Sizes, device: torch.device) -> Tensor:
 
 
 def counted_centres(levels: Sizes) -> Ratios:
-    """The same in whole numbers, for a graph that others compute: (N, 2) each."""
+    """`cell_centres` in whole numbers, for an exported graph: numerators and denominators, (N, 2) each."""
     centres, sides = [], []
     for height, width in levels:
         grid_y, grid_x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")

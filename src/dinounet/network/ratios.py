@@ -15,17 +15,17 @@ import torch
 from torch import Tensor
 
 STEPS = 1024
-"""Of a table from one whole number to the next. A line between two entries of a sine is off by 5e-6."""
+"""Steps of a table from one whole number to the next. A line between two entries of a sine is off by 5e-6."""
 
 
 class Ratios(NamedTuple):
-    """Whole numbers by whole numbers."""
+    """Fractions, as whole numerators and denominators."""
 
     numerator: Tensor
-    """From 0."""
+    """Whole numbers from 0 up."""
 
     denominator: Tensor
-    """From 1, of the same shape or of one that broadcasts to it."""
+    """Whole numbers from 1 up, of the same shape or of one that broadcasts to it."""
 
     def cells(self, side: Tensor) -> tuple[Tensor, Tensor]:
         """Of places along a line of so many cells: the middle of a cell before each, and how far it is from there.
@@ -39,13 +39,13 @@ class Ratios(NamedTuple):
 
 
 class Table(NamedTuple):
-    """A function of ratios from 0 to a whole number."""
+    """A function's values at equal steps of ratios, from 0 to a whole number."""
 
     values: Tensor
-    """At each step, (steps, ...)."""
+    """The function at each step, (steps, ...)."""
 
     rises: Tensor
-    """From each step to the next, (steps, ...)."""
+    """Its difference from each step to the next, (steps, ...)."""
 
 
 def tabulate(function: Callable[[Tensor], Tensor], largest: int = 1) -> Table:

@@ -5,19 +5,40 @@ Whatever is given is done or refused: an argument that contradicts a plan isn't 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
-from dinounet.data.dataset import read_dataset
+from dinounet.data.dataset import Dataset, read_dataset
+from dinounet.data.groups import GroupBy
 from dinounet.device import Device, choose_precision, choose_training_device
 from dinounet.errors import ConfigError
+from dinounet.files import require_folder
 from dinounet.network.config import NetworkConfig
 from dinounet.network.variants import find_variant, usual_precision
-from dinounet.plans import Architecture, Plan, Recipe
+from dinounet.plans import Architecture, Plan, Recipe, TrackerName
 from dinounet.run import RunRecord
 from dinounet.training.planning import with_groups
+from dinounet.training.tracking import require_trackers
+
+
+def check_options(
+    micro_batch: int | None, checkpoint_minutes: float, track: tuple[TrackerName, ...], cache: Path | None
+) -> None:
+    """Check what can be told to be wrong before anything is looked at.
+
+    Raises:
+        UserError: a number is out of range, the cache can't be made, or a tracker isn't installed.
+    """
+    if micro_batch is not None and micro_batch < 1:
+        raise ConfigError(f"--micro-batch is {micro_batch}; it must be at least 1")
+    if not 0 <= checkpoint_minutes < math.inf:
+        raise ConfigError(f"--checkpoint-minutes is {checkpoint_minutes}; it must be a number of at least 0")
+    if cache is not None:
+        require_folder(cache, "--cache")
+    require_trackers(track)
 
 
 def require_backbone(architecture: Architecture, asked: Mapping[str, Any], changes: Mapping[str, Any]) -> None:
@@ -105,6 +126,21 @@ def require_as_started(
         asked["precision"] = choose_precision("auto", choose_training_device(device or record.device))
     told, remedy = f"{output} was started with another", "resume it without that option, or train anew"
     require_agreement(resolve(asked, plan), started_with, told, remedy)
+
+
+def require_groups(by: GroupBy, dataset: Dataset, told: str) -> None:
+    """Make sure that what a plan says of groups makes those that a dataset was read with.
+
+    Args:
+        by: what the plan says.
+        dataset: as it was read.
+        told: the beginning of the sentence if they differ.
+
+    Raises:
+        ConfigError: they differ.
+    """
+    if by not in ("auto", dataset.group) and not (by == "column" and dataset.group == "none"):
+        raise ConfigError(f"{told}; change data.groups.by there, or leave --group out")
 
 
 def as_fields(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import shlex
 import shutil
 from collections.abc import Iterator, Mapping
@@ -13,12 +12,12 @@ from typing import Any, Literal
 
 from dinounet.data.dataset import Dataset, hash_dataset, parse_channels, read_dataset, with_twins
 from dinounet.data.formats import READERS, other_reading
-from dinounet.data.groups import GroupBy, GroupRule
+from dinounet.data.groups import GroupRule
 from dinounet.data.labels import parse_labels
 from dinounet.data.splits import Fold, read_test_list
 from dinounet.device import Device, Precision, choose_precision, choose_training_device
 from dinounet.errors import ConfigError, DataError, Interrupted, UnreachableError
-from dinounet.files import is_passing, remove_leftovers, require_folder, require_new, require_outside, write_json
+from dinounet.files import is_passing, remove_leftovers, require_new, require_outside, write_json
 from dinounet.network.backbone import FrozenBackbone, build_backbone
 from dinounet.network.config import NetworkConfig
 from dinounet.network.weights import fill_backbone
@@ -40,10 +39,12 @@ from dinounet.run import CACHE, RECORD, DataRecord, RunRecord, command, machine,
 from dinounet.team import Team, require_shares
 from dinounet.training.agreement import (
     as_fields,
+    check_options,
     held_by,
     require_agreement,
     require_as_started,
     require_backbone,
+    require_groups,
     resolve,
 )
 from dinounet.training.features import choose_features
@@ -59,7 +60,6 @@ from dinounet.training.planning import (
 )
 from dinounet.training.preparing import cache_slices, fill_again, note_absent_classes, see_features
 from dinounet.training.reproducible import reproducible
-from dinounet.training.tracking import require_trackers
 
 
 def start_run(
@@ -96,7 +96,7 @@ def start_run(
     Raises:
         UserError: dataset, plan, weights or output folder are wrong; or Ctrl-C, when the run can be resumed.
     """
-    _check_options(micro_batch, checkpoint_minutes, track, cache)
+    check_options(micro_batch, checkpoint_minutes, track, cache)
     chosen = choose_training_device(device)
     computed = choose_precision(precision, chosen)
     team = Team(chosen, computed)
@@ -162,10 +162,9 @@ def _make_run(
         test=read_test_list(test) if test else edited.data.test_cases if edited else (),
         group=group or (edited.data.groups.by if edited else "auto"),
     )
-    if edited and group and not _groups_alike(edited.data.groups.by, dataset):
-        raise ConfigError(
-            f"{plan_file} groups cases by {edited.data.groups.by}, not by {group}; change data.groups.by there, or "
-            "leave --group out"
+    if edited and group:
+        require_groups(
+            edited.data.groups.by, dataset, f"{plan_file} groups cases by {edited.data.groups.by}, not by {group}"
         )
     for remark in dataset.remarks:
         say("note", remark)
@@ -283,7 +282,7 @@ def resume_run(
         UserError: it is finished, its data or weights have changed, it was started with other options, or it has no
             checkpoint that can be read.
     """
-    _check_options(None if micro_batch == "auto" else micro_batch, checkpoint_minutes, track or (), cache)
+    check_options(None if micro_batch == "auto" else micro_batch, checkpoint_minutes, track or (), cache)
     if not (output / RECORD).is_file():
         raise DataError(
             f"{output} is not a run: it holds no {RECORD}; if it was stopped before training began, there is nothing "
@@ -380,29 +379,11 @@ def _removing_what_has_not_begun(record: RunRecord, output: Path, team: Team) ->
         raise
 
 
-def _check_options(
-    micro_batch: int | None, checkpoint_minutes: float, track: tuple[TrackerName, ...], cache: Path | None
-) -> None:
-    """What can be told to be wrong before anything is looked at."""
-    if micro_batch is not None and micro_batch < 1:
-        raise ConfigError(f"--micro-batch is {micro_batch}; it must be at least 1")
-    if not 0 <= checkpoint_minutes < math.inf:
-        raise ConfigError(f"--checkpoint-minutes is {checkpoint_minutes}; it must be a number of at least 0")
-    if cache is not None:
-        require_folder(cache, "--cache")
-    require_trackers(track)
-
-
 def how_to_go_on(data: Path, output: Path, cache: Path | None = None) -> str:
     """The command that resumes a run, in words."""
     how = "go on with" if my_place().processes == 1 else "go on, by the same launcher, with"
     shared = ["--cache", str(cache)] if cache else []
     return f"{how}: " + shlex.join(["dinounet", "train", str(data), "-o", str(output), "--resume", *shared])
-
-
-def _groups_alike(by: GroupBy, dataset: Dataset) -> bool:
-    """Whether what a plan says of groups makes those that a dataset was read with."""
-    return by in ("auto", dataset.group) or (by == "column" and dataset.group == "none")
 
 
 def _read_again(data: Path, record: RunRecord) -> Dataset:

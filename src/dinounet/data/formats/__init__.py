@@ -2,7 +2,7 @@
 
 READERS = 2
 """Version of how files are read: raised with every change after which a file gives other numbers, another spacing or
-another place. Slices that were cached by another version are made anew; of plans and runs it is told."""
+another place. Slices cached by another version are made anew; plans and runs made by one say so."""
 
 
 def other_reading(readers: int, what: str) -> str:
@@ -16,5 +16,5 @@ def other_reading(readers: int, what: str) -> str:
         return ""
     return (
         f"{what} with files as version {readers} of our readers gave them, and this is version {READERS}: some files "
-        "have another spacing, place or values now (CHANGELOG.md says which); make it anew if yours are among them"
+        "have another spacing, place or values now (see CHANGELOG.md); if yours do, make it anew"
     )

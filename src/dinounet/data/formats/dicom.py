@@ -58,7 +58,7 @@ class Series(NamedTuple):
     """Where it lies; None where its pixels have no known size, or its frames are no slices of one volume."""
 
     modality: str
-    """Such as CT or MR."""
+    """How it was taken, such as CT or MR."""
 
 
 def read_series(folder: Path) -> Series:
@@ -175,7 +175,7 @@ def _bytes_lacking(path: Path, header: Dataset) -> int:
 
 
 def _read_pixels(path: Path, slices: Sequence[Slice]) -> np.ndarray:
-    """Of all frames of a file, in its order: (C, frames, Y, X), rescaled."""
+    """Pixels of all frames of a file, in its order: (C, frames, Y, X), rescaled."""
     rescales = [one.rescale for one in slices]
     array = _rescaled(path, *_decode_stored(path, rescales)) if any(rescales) else _decode(path)
     if array.shape[1] != len(slices):

@@ -64,19 +64,19 @@ class Slice(NamedTuple):
     place: Place | None
 
     thickness: float | None
-    """Of the slab that it is of, mm."""
+    """Thickness of the slab that it shows, mm."""
 
     rescale: tuple[float, float] | None
     """Slope and intercept of its frame; None where the file has none but for all together, which GDCM applies."""
 
     @property
     def name(self) -> str:
-        """For people."""
+        """The slice's name in messages."""
         return self.path.name if self.frame is None else f"frame {self.frame + 1} of {self.path.name}"
 
     @property
     def times(self) -> str:
-        """Its size, for people."""
+        """The slice's size in messages."""
         rows, columns, channels = self.size
         return f"{self.path} is {rows} x {columns} of {channels} channels"
 
@@ -169,7 +169,7 @@ def geometry_of_slices(folder: Path, slices: Sequence[Slice]) -> Geometry | None
 
 
 def flat_geometry(spacing: PixelSpacing) -> Geometry:
-    """Of a single image that tells its pixels' size and no place."""
+    """Geometry of a single image that tells its pixels' size and no place."""
     return Geometry((spacing.columns, spacing.rows), (0.0, 0.0), (1.0, 0.0, 0.0, 1.0), spacing.unit, is_placed=False)
 
 
@@ -215,7 +215,7 @@ def _distance(folder: Path, slices: Sequence[Slice]) -> float:
 
 
 def _places(header: Dataset, count: int) -> list[Place | None]:
-    """Of each frame of a file that describes them all together."""
+    """The place of each frame of a file that describes all frames together."""
     if header.get("Modality") in PROJECTIONS:
         return [None] * count  # a position in the patient, if it has one, isn't that of its pixels
     inside = header.get("DetectorInformationSequence")
@@ -261,7 +261,7 @@ def _made_place(position: Sequence[float] | None, along: Sequence[float] | None)
 
 
 def _thickness(header: Dataset) -> float | None:
-    """Of a slab: what the slice shows, or else its distance to the next."""
+    """Thickness of a slab: what the slice shows, or else its distance to the next."""
     found = (abs(float(header.get(name) or 0)) for name in ("SliceThickness", "SpacingBetweenSlices"))
     return next((one for one in found if 0 < one < np.inf), None)
 
@@ -274,7 +274,7 @@ def _thickness_of_frame(groups: Sequence[Dataset]) -> float | None:
 
 
 def _rescale(groups: Sequence[Dataset]) -> tuple[float, float] | None:
-    """Of a frame; parametric maps have real-world values in the place of a rescaling."""
+    """Slope and intercept of a frame; parametric maps have real-world values in the place of a rescaling."""
     for sequence, of in (
         ("PixelValueTransformationSequence", "Rescale"),
         ("RealWorldValueMappingSequence", "RealWorldValue"),

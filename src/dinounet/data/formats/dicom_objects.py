@@ -13,10 +13,10 @@ from pathlib import Path
 from dinounet.errors import DataError, UserError, reason_of
 
 MAGIC = b"DICM"
-"""At byte 128 of every DICOM file."""
+"""What every DICOM file has at byte 128."""
 
 DICOM_SUFFIXES = ("", ".dcm", ".ima")
-"""How the names of such files mostly end."""
+"""Usual endings of DICOM files' names."""
 
 CLASS = b"\x02\x00\x02\x00UI"
 """Media Storage SOP Class UID, before its length in two bytes, in the encoding that all files begin with."""

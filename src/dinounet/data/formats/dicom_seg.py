@@ -35,7 +35,7 @@ MAKER = "dinounet"
 
 
 class Segmentation(NamedTuple):
-    """What such an object holds."""
+    """What a DICOM Segmentation object holds."""
 
     labels: np.ndarray
     """(Z, Y, X) numbers of segments, 0 where there is none; of segments that overlap (S, Z, Y, X), 1 where each is, in
@@ -49,7 +49,7 @@ class Segmentation(NamedTuple):
 
 
 def require_highdicom() -> Any:
-    """The package that reads and writes them.
+    """highdicom, which reads and writes DICOM Segmentation objects.
 
     Raises:
         ConfigError: it isn't installed.

@@ -25,23 +25,23 @@ TISSUE, CENTIMETRES = 1, 3
 """Of an ultrasound region: that it shows a plane of the body, and the unit of its axes."""
 
 SAME = 1e-3
-"""By which share two spacings may differ and count as one."""
+"""Share by which two spacings may differ and count as one."""
 
 
 class PixelSpacing(NamedTuple):
     """Distances of neighbouring pixels."""
 
     rows: float
-    """Between the centres of neighbouring rows."""
+    """Distance between the centres of neighbouring rows."""
 
     columns: float
-    """Between those of neighbouring columns."""
+    """Distance between the centres of neighbouring columns."""
 
     unit: LengthUnit = "mm"
 
 
 def spacing_of_image(header: Dataset) -> PixelSpacing | None:
-    """Of an image whose attributes are the same for all frames; None where they don't tell."""
+    """Spacing of an image whose attributes are the same for all frames; None where they don't tell."""
     planes = _planes_of_tissue(header)
     if planes:
         return _common(planes)
@@ -60,7 +60,7 @@ def regions_differ(header: Dataset) -> bool:
 
 
 def spacing_of_frame(groups: Sequence[Dataset]) -> PixelSpacing | None:
-    """Of one frame of an object of many, from its functional groups: its own, then those that all frames share."""
+    """Spacing of one of several frames, from its functional groups: its own, then those that all frames share."""
     places: tuple[tuple[str, str, LengthUnit], ...] = (
         ("PixelMeasuresSequence", "PixelSpacing", "mm"),
         ("ProjectionPixelCalibrationSequence", "ObjectPixelSpacingInCenterOfBeam", "mm"),

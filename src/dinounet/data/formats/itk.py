@@ -31,7 +31,7 @@ OTHER_NAMES = {
     "centimeter": "cm", "centimeters": "cm", "centimetre": "cm", "centimetres": "cm", "meter": "m", "meters": "m",
     "metre": "m", "metres": "m", "": "mm", "none": "mm", "?": "mm", "???": "mm", "unknown": "mm",
 }  # fmt: skip
-"""What people write for them, and for none."""
+"""Other spellings of these units, and of none."""
 
 LONGEST_HEADER = 1 << 20
 """Bytes after which the text before the pixels must have ended."""
@@ -150,7 +150,7 @@ def _units(path: Path, dims: int) -> tuple[str, ...]:
 
 
 def _fields(path: Path) -> dict[str, str]:
-    """What stands before the pixels, by its names."""
+    """The header's fields by their names."""
     with path.open("rb") as file:
         begin = file.read(LONGEST_HEADER)
     if path.name.lower().endswith(".mha"):
@@ -173,7 +173,7 @@ def _refuse_slice_in_space(path: Path) -> None:
 
 
 def _units_to_keep(path: Path, geometry: Geometry) -> Sequence[str]:
-    """Those of the image's file, where the mask's format has them."""
+    """Units of the image's file, where the mask's format has them."""
     units = geometry.file_units
     one_of_mha = len(set(units)) == 1 and units[0] in ("um", "cm")
     return units if path.name.lower().endswith(".nrrd") or one_of_mha else ()

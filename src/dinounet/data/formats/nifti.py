@@ -31,7 +31,7 @@ MM = {1: 1000.0, 3: 0.001}
 """By the lower three bits of xyzt_units: metres and micrometres; all else is millimetres."""
 
 FARTHEST = 1e30
-"""No number in a header that says where something lies is as large."""
+"""Numbers by which a header places voxels are smaller than this."""
 
 SCANNER = 1
 """Code of a form that is in the scanner's coordinates, as those of DICOM, NRRD and MHA are."""
@@ -48,13 +48,13 @@ class NiftiFile:
     """A NIfTI file whose header is known and whose voxels are read when they are asked for."""
 
     path: Path
-    """Where it is."""
+    """The file."""
 
     shape: tuple[int, int, int, int]
     """Channels, slices, rows and columns."""
 
     dtype: np.dtype[Any]
-    """Of what is read: as stored where the header asks for no scaling."""
+    """Type of the voxels that are read: as stored where the header asks for no scaling."""
 
     geometry: Geometry
     """Where it lies."""

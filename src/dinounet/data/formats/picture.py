@@ -134,7 +134,7 @@ def _read_deep_colours(path: Path) -> np.ndarray:
 
 
 def _bits_of_bmp(path: Path) -> int:
-    """Bits a pixel."""
+    """Bits a pixel, as a BMP's header says."""
     with path.open("rb") as file:
         return file.read(30)[28]
 
@@ -158,13 +158,10 @@ def without_alpha(path: Path, pixels: np.ndarray, of: Purpose) -> np.ndarray:
     if (alpha == opaque).all() or (of == "mask" and (alpha[shown.any(-1)] == opaque).all()):
         return shown
     if of == "image":
-        raise DataError(
-            f"{path} is partly transparent; remove its alpha channel, such as by ImageMagick's: mogrify -alpha off"
-        )
+        raise DataError(f"{path} is partly transparent; remove its alpha channel: mogrify -alpha off (ImageMagick)")
     raise DataError(
-        f"{path} is a mask that is transparent where it holds more than 0; if what is hidden there is background, draw "
-        "it in black by ImageMagick's: mogrify -background black -alpha remove -alpha off; if it counts: mogrify "
-        "-alpha off"
+        f"{path} is a mask that is transparent where it holds more than 0; if what is hidden there is background: "
+        "mogrify -background black -alpha remove -alpha off (ImageMagick); if it counts: mogrify -alpha off"
     )
 
 
@@ -173,5 +170,5 @@ def refuse_turned(path: Path, orientation: int) -> None:
     if orientation not in (0, 1):
         raise DataError(
             f"{path} asks viewers to turn it (orientation {orientation}), so that a mask may fit what is stored or "
-            "what is shown; store it as it is shown, such as by ImageMagick's: mogrify -auto-orient"
+            "what is shown; store it as shown: mogrify -auto-orient (ImageMagick)"
         )
