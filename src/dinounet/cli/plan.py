@@ -185,9 +185,8 @@ def _spacing(seen: Fingerprint, dataset: Dataset) -> str:
     why = f" (ultrasound regions of several spacings: {join_some(differing, 3)})" if differing else ""
     if not seen.median_spacing:
         return f"unknown{why}"
-    flat = (
-        seen.largest_shape[0] == 1 and seen.median_spacing[0] == 1
-    )  # which a picture's one slice is taken to be thick
+    # a picture's one slice is taken to be 1 thick
+    flat = seen.largest_shape[0] == 1 and seen.median_spacing[0] == 1
     known = f"{_times(seen.median_spacing[1:] if flat else seen.median_spacing)} {seen.unit}"
     return known + (f"; unknown in {seen.cases_without_spacing}{why}" if seen.cases_without_spacing else "")
 

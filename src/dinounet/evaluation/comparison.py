@@ -19,7 +19,13 @@ from dinounet.evaluation.bootstrap import intervals_of_means, intervals_where
 from dinounet.evaluation.evaluate import evaluate_cases, pair_folders
 from dinounet.evaluation.groups import with_groups
 from dinounet.evaluation.labels import find_labels
-from dinounet.evaluation.means import numbers_of, warn_of_floor
+from dinounet.evaluation.means import (
+    counted_classes,
+    groups_drawn,
+    numbers_of,
+    warn_of_floor,
+    with_mean_over_classes,
+)
 from dinounet.evaluation.metrics import NAMES
 from dinounet.evaluation.records import (
     Basis,
@@ -30,7 +36,6 @@ from dinounet.evaluation.records import (
     Metrics,
     Unit,
     VolumeUnit,
-    group_of,
 )
 
 FORMAT = 2
@@ -278,7 +283,7 @@ def compare_models(
         for name, found in metrics.items()
     ]
     numbers = {name: _numbers(found) for name, found in metrics.items()}
-    drawn = _drawn(like)
+    drawn = groups_drawn(like.scored)
     for index, name in enumerate(others, start=1):
         differences = numbers[name] - numbers[first]
         differences = np.where(abs(differences) <= TIE, 0.0, differences)
@@ -319,15 +324,7 @@ def _numbers(metrics: Metrics) -> np.ndarray:
     """(cases, classes and their mean, COMPARED)."""
     numbers = numbers_of(metrics.scored)
     numbers[..., -1] = abs(numbers[..., -1])
-    counted = [index for index, name in enumerate(metrics.classes) if name not in metrics.left_out]
-    return np.concatenate([numbers, numbers[:, counted].mean(axis=1, keepdims=True)], axis=1)
-
-
-def _drawn(metrics: Metrics) -> list[str] | None:
-    """The group of each case that is scored, if groups are to be drawn anew instead of cases."""
-    if metrics.by == "case" and any(case.group is not None for case in metrics.cases):
-        return [group_of(case) for case in metrics.cases]
-    return None
+    return with_mean_over_classes(numbers, counted_classes(list(metrics.classes), metrics.left_out))
 
 
 def _differences_where_present(

@@ -182,9 +182,8 @@ def evaluate_cases(
         may_hold = known.given, known.labels
         wrong += [text for mask, may in zip(pair, may_hold, strict=True) if (text := _unknown(mask, may))]
         units.setdefault(_units(pair[0]), []).append(case.name)
-        if (
-            not problems and not wrong and not odd
-        ):  # measuring takes long; once something is wrong, only look for more of it
+        # measuring takes long; once something is wrong, only look for more of it
+        if not problems and not wrong and not odd:
             smaller += [case.name] if _diagonal(pair[0]) <= tolerance else []
             one = _count_case(case, *pair, known)
             evaluated.append(measure_case(one, tolerance))

@@ -66,10 +66,9 @@ def summarise(
     """
     names, left_out = list(known.foreground), dict(left_out or {})
     scored = groups or cases
-    drawn = _groups_drawn(scored)
+    drawn = groups_drawn(scored)
     numbers = numbers_of(scored)
-    counted = _counted(names, left_out)
-    with_overall = np.concatenate([numbers, numbers[:, counted].mean(axis=1, keepdims=True)], axis=1)
+    with_overall = with_mean_over_classes(numbers, counted_classes(names, left_out))
     *means, overall = [
         _mean_metrics(mean, around)
         for mean, around in zip(with_overall.mean(axis=0), intervals_of_means(with_overall, drawn), strict=True)
@@ -92,7 +91,7 @@ def summarise(
 def rest_on(cases: Sequence[CaseMetrics], left_out: Mapping[str, str] | None = None) -> tuple[dict[str, Basis], Basis]:
     """What the means of each class rest on, and those over the classes that are not left out."""
     names = list(cases[0].classes)
-    counted = _counted(names, left_out or {})
+    counted = counted_classes(names, left_out or {})
     numbers = numbers_of(cases)
     empty = np.array([[found.empty or "" for found in case.classes.values()] for case in cases])
     present = np.isin(empty, ("", "prediction"))
@@ -102,10 +101,10 @@ def rest_on(cases: Sequence[CaseMetrics], left_out: Mapping[str, str] | None = N
     # of each case what is added up, in columns: measures where the class is, how often it is, and Dice above the floor
     there = np.where(present[..., None], numbers, 0.0)
     above = numbers[..., NAMES.index("dice")] - ~present
-    above = np.concatenate([above, above[:, counted].mean(axis=1, keepdims=True)], axis=1)
+    above = with_mean_over_classes(above, counted)
     parts = [there.reshape(len(cases), -1), present, above, np.ones((len(cases), 1))]
     columns = np.concatenate(parts, axis=1, dtype=np.float64)
-    drawn = _groups_drawn(cases)
+    drawn = groups_drawn(cases)
     columns = columns if drawn is None else sums_by_group(columns, drawn)
     ends = np.cumsum([part.shape[1] for part in parts])[:-1]
 
@@ -153,6 +152,11 @@ def numbers_of(cases: Sequence[CaseMetrics]) -> np.ndarray:
     return np.array(
         [[[getattr(found, name) for name in NAMES] for found in case.classes.values()] for case in cases], np.float64
     )
+
+
+def with_mean_over_classes(numbers: np.ndarray, counted: Sequence[int]) -> np.ndarray:
+    """(cases, classes, ...) to (cases, classes + 1, ...): beside the classes the mean over those that count."""
+    return np.concatenate([numbers, numbers[:, counted].mean(axis=1, keepdims=True)], axis=1)
 
 
 def is_above_floor(basis: Basis) -> Above:
@@ -226,7 +230,7 @@ def _write_difference(basis: Basis) -> str:
     return f" (difference {write_number('dice', basis.above_floor, '+')}, 95 % interval {low} to {high})"
 
 
-def _counted(names: Sequence[str], left_out: Mapping[str, str]) -> list[int]:
+def counted_classes(names: Sequence[str], left_out: Mapping[str, str]) -> list[int]:
     """The places of the classes that means are over."""
     counted = [index for index, name in enumerate(names) if name not in left_out]
     if not counted:
@@ -234,7 +238,7 @@ def _counted(names: Sequence[str], left_out: Mapping[str, str]) -> list[int]:
     return counted
 
 
-def _groups_drawn(cases: Sequence[CaseMetrics]) -> list[str] | None:
+def groups_drawn(cases: Sequence[CaseMetrics]) -> list[str] | None:
     """The group of each case, if groups are to be drawn anew instead of cases."""
     return [group_of(case) for case in cases] if any(case.group is not None for case in cases) else None
 

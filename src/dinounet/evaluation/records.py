@@ -275,7 +275,7 @@ class Metrics:
 
     @property
     def remark_on_ignored(self) -> str:
-        """What an ignore label left out, as the begin of a sentence; empty without one."""
+        """What an ignore label left out, as the beginning of a sentence; empty without one."""
         if self.ignore is None:
             return ""
         return f"{self.ignored_pixels:,} pixels that the truth ignores ({self.ignore}) are left out of both masks; "
