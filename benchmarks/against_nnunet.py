@@ -44,7 +44,7 @@ import dinounet
 from against_nnunet_data import Place, prepare, share_of
 from dinounet.data.dataset import read_dataset
 from dinounet.device import choose_training_device
-from dinounet.evaluation.bootstrap import BOOTSTRAP
+from dinounet.evaluation.bootstrap import describe_bootstrap
 from dinounet.evaluation.evaluate import evaluate_folders
 from dinounet.files import write_json
 from dinounet.network.config import NetworkConfig, plan_unet
@@ -275,7 +275,8 @@ def lines_of(found: list[dict[str, Any]]) -> list[str]:
     machine_told = ", ".join(f"{name} {value}" for name, value in first["machine"].items())
     lines = [
         f"{first['steps']} steps, folds {folds}, seeds {seeds}, backbone {first['backbone']}; threads: "
-        f"{first['threads']}, {machine_told}; {told}. {BOOTSTRAP} A case's number is its mean over classes, seeds and "
+        f"{first['threads']}, {machine_told}; {told}. "
+        f"{describe_bootstrap('cases')} A case's number is its mean over classes, seeds and "
         f"folds; NSD at {first['tolerance']:g} {unit}; differences are to nnU-Net's, case by case. nnU-Net's "
         "checkpoints hold the optimizer's state as well.",
         "",

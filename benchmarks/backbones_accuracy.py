@@ -17,7 +17,7 @@ from statistics import mean
 import torch
 
 import dinounet
-from dinounet.evaluation.bootstrap import BOOTSTRAP
+from dinounet.evaluation.bootstrap import describe_bootstrap
 from dinounet.evaluation.records import Metrics, read_metrics
 from dinounet.files import METRICS
 from dinounet.run import RECORD, RunRecord, read_run
@@ -81,7 +81,8 @@ def main(asked: argparse.Namespace) -> None:
     found = {job: [run_once(asked, *job, fold, seed) for fold in asked.folds for seed in asked.seeds] for job in jobs}
     unit = next(iter(found.values()))[0][1].unit
     print(
-        f"dinounet {dinounet.__version__}, {asked.steps} steps, folds {asked.folds}, seeds {asked.seeds}. {BOOTSTRAP}"
+        f"dinounet {dinounet.__version__}, {asked.steps} steps, folds {asked.folds}, seeds {asked.seeds}. "
+        f"{describe_bootstrap('cases')}"
     )
     print(f"\n| backbone | cached | Dice | of each seed | HD95, {unit} | trained, millions | hours of training |")
     print("|---|---|---|---|---|---|---|")

@@ -48,7 +48,7 @@ def relabel(
         raise DataError(f"{masks} is not a folder; give the folder that holds the masks")
     files = mask_files(masks)
     with progress("relabelling", len(files)) as advance:
-        changes = relabel_folder(masks, files, output, given, on_file=advance)
+        changes = relabel_folder(masks, files, output, given, advance, lambda note: say("note", note))
     for change in changes:
         say(
             "relabelled",

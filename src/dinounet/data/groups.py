@@ -10,7 +10,7 @@ import os
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -148,15 +148,22 @@ def group_cases(cases: Sequence[Case], by: GroupBy = "auto", *, offer_only: bool
 
 def _alike_as_one(grouping: Grouping) -> Grouping:
     """Groups that differ in capitals, spaces or the composition of accents alone as one, which is told."""
-    named = [case.group for case in grouping.cases if case.group is not None]
-    first: dict[str, str] = {}
-    spelled = {name: first.setdefault(_in_one_spelling(name), name) for name in named}
-    alike = [f"{one!r} and {name!r}" for name, one in spelled.items() if name != one]
-    if not alike:
+    spelled, remark = spell_as_one([case.group for case in grouping.cases if case.group is not None])
+    if not remark:
         return grouping
-    remark = f"Groups that differ in capitals or spaces alone are one group: {join_some(alike)}; rename them if not."
     cases = tuple(replace(case, group=spelled.get(case.group or "")) for case in grouping.cases)
     return replace(grouping, cases=cases, remarks=(*grouping.remarks, remark))
+
+
+def spell_as_one(groups: Iterable[str]) -> tuple[dict[str, str], str]:
+    """Of names of groups the first that differs in capitals, spaces or accents alone, and the sentence that tells."""
+    first: dict[str, str] = {}
+    spelled = {name: first.setdefault(_in_one_spelling(name), name) for name in groups}
+    alike = [f"{one!r} and {name!r}" for name, one in spelled.items() if name != one]
+    if not alike:
+        return spelled, ""
+    remark = f"Groups that differ in capitals or spaces alone are one group: {join_some(alike)}; rename them if not."
+    return spelled, remark
 
 
 def _in_one_spelling(name: str) -> str:

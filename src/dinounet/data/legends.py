@@ -86,7 +86,7 @@ def labels_of_legends(masks: Sequence[Path], given: Labels | None) -> Labels | N
         return given
     names = sorted({name for segments in found.values() for name in names_of(segments)})
     _refuse_capitals(found, names)
-    numbers = _common_numbers(found)
+    numbers = common_numbers(found)
     without = [path for path in masks if path not in found]
     if without and numbers is None:
         raise DataError(
@@ -158,7 +158,7 @@ def _refuse_other_names(found: Mapping[Path, Sequence[Segment]], given: Labels) 
     path, segments = next(iter(others.items()))
     names = ", ".join(names_of(segments))
     plain = ""
-    if ending_of(path) != SEGMENTATION_ENDING and given.colours is None:
+    if ending_of(path) != SEGMENTATION_ENDING and given.colours is None and common_numbers(others) is not None:
         plain = f", or write masks that hold numbers alone: {relabel_command(path.parent, given.given)}"
     raise DataError(
         f"{path} has the segments {names}, but the labels are {write_labels(given.as_given)}; name these by "
@@ -178,7 +178,7 @@ def _refuse_capitals(found: Mapping[Path, Sequence[Segment]], names: Sequence[st
             )
 
 
-def _common_numbers(found: Mapping[Path, Sequence[Segment]]) -> dict[str, int] | None:
+def common_numbers(found: Mapping[Path, Sequence[Segment]]) -> dict[str, int] | None:
     """The number of each name, if it is the same in all files, and no other's; else None."""
     numbers: dict[str, int] = {}
     for segments in found.values():

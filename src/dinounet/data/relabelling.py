@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -11,10 +11,20 @@ import numpy as np
 
 from dinounet.data.formats.dicom_seg import segment_names, write_whole
 from dinounet.data.formats.picture import PICTURE_ENDINGS
+from dinounet.data.formats.slicer import Segment
 from dinounet.data.geometry import Volume
 from dinounet.data.images import SEGMENTATION_ENDING, ending_for_labels, ending_of, read_stored, stem_of, write_mask
-from dinounet.data.labels import Given, Labels, name_labels
-from dinounet.data.masks import in_colours, to_marks
+from dinounet.data.labels import Given, Labels, name_labels, write_labels
+from dinounet.data.legends import (
+    by_name,
+    common_numbers,
+    counts_by_number,
+    names_of,
+    palettes_differ,
+    rules,
+    segments_of,
+)
+from dinounet.data.masks import count_values, in_colours, to_marks
 from dinounet.data.naming import COLOUR, to_mark, to_vectors
 from dinounet.errors import DataError
 from dinounet.files import join_some, whole_folder
@@ -37,7 +47,12 @@ class Change(NamedTuple):
 
 
 def relabel_folder(
-    folder: Path, files: Sequence[Path], output: Path, given: Given, on_file: Callable[[], None] = lambda: None
+    folder: Path,
+    files: Sequence[Path],
+    output: Path,
+    given: Given,
+    on_file: Callable[[], None] = lambda: None,
+    on_note: Callable[[str], None] = lambda note: None,
 ) -> list[Change]:
     """Write clean copies of masks, in the same folders as theirs; all of them, or none.
 
@@ -45,8 +60,10 @@ def relabel_folder(
         folder: that the masks were found in.
         files: the masks.
         output: folder that doesn't exist yet.
-        given: what is meant; whole numbers are kept, fractions and colours become 0, 1, 2 ...
+        given: what is meant; whole numbers are kept, fractions and colours become 0, 1, 2 ...; where a file names its
+            segments so, its names rule, and not its numbers, which may be others in each file.
         on_file: called after each.
+        on_note: called with what a user must know of all of them.
 
     Raises:
         DataError: all that is wrong with the masks, together.
@@ -59,6 +76,8 @@ def relabel_folder(
     numbers = np.array([known.given[name] if known else means[name] for name in given])
     palette = None if known is None else known.palette
     meant = np.array([to_mark(mark) for mark in given.values()])
+    legends = {} if coloured else _legends(files, means)
+    palettes: list[tuple[Path, Mapping[int, str], Mapping[int, int]]] = []
     changes: list[Change] = []
     problems: list[str] = []
     with whole_folder(output) as temporary:
@@ -69,7 +88,13 @@ def relabel_folder(
                     changes.append(_write_whole(path, temporary / name, output / name, known or name_labels(means)))
                     continue
                 volume = read_stored(path, of="mask")
+                if path in legends:
+                    (temporary / name).parent.mkdir(parents=True, exist_ok=True)
+                    changes.append(_write_named(volume, legends[path], temporary / name, output / name, means))
+                    continue
                 marks = _marks(volume, coloured)
+                if not coloured and volume.palette is not None:
+                    palettes.append((path, volume.palette, count_values(marks)))
                 if not coloured and marks.max(initial=0) >= COLOUR:
                     raise DataError(f"{path} is in colours; name colours, as background=#000000,lesion=#ff0000")
                 values, places = np.unique(marks, return_inverse=True)
@@ -89,7 +114,40 @@ def relabel_folder(
                 on_file()
         if problems:
             raise DataError(join_some(problems))
+    if told := palettes_differ(palettes):
+        on_note(f"{told}: palettes differ, and the numbers count; the copies have no palette that would tell")
     return changes
+
+
+def _legends(files: Sequence[Path], means: Given) -> dict[Path, tuple[Segment, ...]]:
+    """The segments of those files (but DICOM's) that name them as the labels do.
+
+    Raises:
+        DataError: others name theirs otherwise, and their numbers differ from file to file.
+    """
+    found = {path: segments_of(path) for path in files if ending_of(path) != SEGMENTATION_ENDING}
+    found = {path: segments for path, segments in found.items() if segments}
+    if not found:
+        return {}
+    known = name_labels(means)
+    legends = {path: segments for path, segments in found.items() if rules(segments, known)}
+    others = {path: s for path, s in found.items() if path not in legends and not counts_by_number(s)}
+    if others and common_numbers(others) is None:
+        path, segments = next(iter(others.items()))
+        raise DataError(
+            f"{path} has the segments {', '.join(names_of(segments))}, whose numbers differ from file to file, so that "
+            f"the labels {write_labels(means)} don't tell what is meant; name these"
+        )
+    return legends
+
+
+def _write_named(volume: Volume, segments: Sequence[Segment], copy: Path, target: Path, means: Given) -> Change:
+    """Of a mask whose file names its segments, the labels' numbers."""
+    numbers = by_name(volume, segments, name_labels(means))
+    apart = np.abs(numbers - volume.array.astype(np.int64).max(axis=0))
+    write_mask(copy, numbers, volume)
+    count = int(np.count_nonzero(apart))
+    return Change(target, count, count / apart.size, float(apart.max(initial=0)))
 
 
 def whole_labels(given: Given) -> Given:

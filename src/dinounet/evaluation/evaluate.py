@@ -13,8 +13,9 @@ import numpy as np
 from dinounet.data.extents import on_one_grid
 from dinounet.data.geometry import Volume, require_same_grid, require_straight
 from dinounet.data.images import VOLUME_ENDINGS, ending_of
-from dinounet.data.labels import Labels, Region
-from dinounet.data.masks import read_mask, read_truth, where
+from dinounet.data.labels import Labels, Region, write_labels
+from dinounet.data.legends import palettes_differ
+from dinounet.data.masks import count_values, read_mask, read_truth, where
 from dinounet.data.naming import OddValues, told_together
 from dinounet.data.pairs import Case, ClassFiles, class_files, mask_files, name_of
 from dinounet.data.splits import by_group
@@ -162,6 +163,7 @@ def evaluate_cases(
     units: dict[tuple[Unit, VolumeUnit], list[str]] = {}
     evaluated = []
     smaller: list[str] = []
+    palettes: list[tuple[Path, Mapping[int, str], Mapping[int, int]]] = []
     members = by_group(cases) if by == "group" else {}
     counted: dict[str, list[CountedCase]] = {}
     groups = []
@@ -179,6 +181,10 @@ def evaluate_cases(
         except DataError as error:
             wrong.append(str(error))
             continue
+        if known.colours is None:
+            palettes += [
+                (mask.source, mask.palette, count_values(mask.array)) for mask in pair if mask.palette is not None
+            ]
         may_hold = known.given, known.labels
         wrong += [text for mask, may in zip(pair, may_hold, strict=True) if (text := _unknown(mask, may))]
         units.setdefault(_units(pair[0]), []).append(case.name)
@@ -203,6 +209,8 @@ def evaluate_cases(
         found.append(_mixture(units))
     if found:
         raise DataError("; ".join(found))
+    if told := palettes_differ(palettes):
+        say("note", f"{told}: palettes differ, and the numbers count ({write_labels(known.given)})")
     if smaller:
         say(
             "tolerance",

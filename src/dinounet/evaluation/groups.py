@@ -12,12 +12,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from dinounet.data.groups import spell_as_one
 from dinounet.data.pairs import Case, ClassFiles, mask_paths
 from dinounet.data.table import read_rows
 from dinounet.errors import ConfigError, DataError
 from dinounet.evaluation.metrics import Tally, measure_tally, pool
 from dinounet.evaluation.records import EMPTY, By, CaseMetrics, ClassMetrics, Unit, VolumeUnit, read_metrics
 from dinounet.files import METRICS, join_some, read_text
+from dinounet.progress import say
 
 COLUMNS = ("case", "group")
 
@@ -96,7 +98,10 @@ def with_groups(
     if lacking:
         where = str(groups) if isinstance(groups, Path) else "groups"
         raise DataError(f"{where} says no group of {join_some(lacking)}; add a row for each case")
-    return [replace(case, group=known[case.name]) for case in cases]
+    spelled, remark = spell_as_one(known[case.name] for case in cases)
+    if remark:
+        say("note", remark)
+    return [replace(case, group=spelled[known[case.name]]) for case in cases]
 
 
 def read_groups(path: Path) -> dict[str, str]:

@@ -1,0 +1,102 @@
+"""Where two parts meet: what one of them knows of a mask, a class or a patient, the next one doesn't forget."""
+
+import contextlib
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from PIL import Image
+
+import dinounet
+from dinounet.errors import DataError
+from dinounet.evaluation.records import Metrics
+
+LABELS = "background=0,liver=1,tumour=2"
+
+
+def notes_of(verb: Callable[[], Any]) -> list[str]:
+    """What a verb tells beside its result."""
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        verb()
+    lines = [json.loads(line) for line in out.getvalue().splitlines()]
+    return [line["text"] for line in lines if line["event"] == "note"]
+
+
+def numbers() -> np.ndarray:
+    """A mask (Z, Y, X) of a liver, 1, beside a smaller tumour, 2."""
+    mask = np.zeros((2, 16, 20), np.uint8)
+    mask[:, 2:9, 3:10] = 1
+    mask[:, 11:14, 12:17] = 2
+    return mask
+
+
+def write_segments(path: Path, mask: np.ndarray, **values: int) -> None:
+    """As 3D Slicer does: each segment's name and number in the header."""
+    path.parent.mkdir(exist_ok=True)
+    image = sitk.GetImageFromArray(mask)
+    for index, (name, value) in enumerate(values.items()):
+        for key, content in (("Name", name), ("LabelValue", str(value)), ("Layer", "0")):
+            image.SetMetaData(f"Segment{index}_{key}", content)
+    sitk.WriteImage(image, str(path))
+
+
+@pytest.fixture
+def drawn_in_two_orders(tmp_path: Path) -> Path:
+    """Segmentations of Slicer in which one number is the liver here and the tumour there."""
+    write_segments(tmp_path / "masks" / "a.seg.nrrd", numbers(), liver=1, tumour=2)
+    swapped = np.array([0, 2, 1], np.uint8)[numbers()]
+    write_segments(tmp_path / "masks" / "b.seg.nrrd", swapped, tumour=1, liver=2)
+    return tmp_path / "masks"
+
+
+def test_relabel_goes_by_the_names_of_segments(drawn_in_two_orders: Path, tmp_path: Path) -> None:
+    copies = dinounet.relabel(drawn_in_two_orders, tmp_path / "clean", labels=LABELS)
+    assert [path.name for path in copies] == ["a.seg.nrrd", "b.seg.nrrd"]
+    for path in copies:
+        np.testing.assert_array_equal(sitk.GetArrayFromImage(sitk.ReadImage(str(path))), numbers())
+
+
+def test_relabel_takes_no_number_for_a_class_that_is_another_one_elsewhere(
+    drawn_in_two_orders: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(DataError, match=r"segments liver, tumour, whose numbers differ from file to file"):
+        dinounet.relabel(drawn_in_two_orders, tmp_path / "clean", labels="background=0,organ=1,lesion=2")
+    assert not (tmp_path / "clean").exists()
+
+
+def test_palettes_that_contradict_each_other_are_told_by_relabel_and_evaluate(tmp_path: Path) -> None:
+    red, green = (255, 0, 0), (0, 255, 0)
+    for folder, colours in (("masks", (red, green)), ("others", (green, red))):
+        (tmp_path / folder).mkdir()
+        image = Image.fromarray(numbers()[0])
+        image.putpalette([0, 0, 0, *colours[0], *colours[1]])
+        image.save(tmp_path / folder / "a.png")
+    (tmp_path / "others" / "a.png").rename(tmp_path / "masks" / "b.png")
+    clean = tmp_path / "clean"
+    (told,) = notes_of(lambda: dinounet.relabel(tmp_path / "masks", clean, labels=LABELS))
+    assert "a.png shows the number 1 as #ff0000, and" in told
+    assert "b.png as #00ff00: palettes differ, and the numbers count" in told
+    (told,) = notes_of(lambda: dinounet.evaluate(clean, tmp_path / "masks", labels=LABELS))
+    assert "a.png shows the number 1 as #ff0000, and" in told
+
+
+def test_evaluate_takes_groups_as_plan_does(tmp_path: Path) -> None:
+    for folder in ("truth", "found"):
+        (tmp_path / folder).mkdir()
+        for case in "abc":
+            Image.fromarray(numbers()[0]).save(tmp_path / folder / f"{case}.png")
+    table = tmp_path / "groups.csv"
+    table.write_text("case,group\na,P1\nb,p1\nc,P2\n")
+    found: list[Metrics] = []
+
+    def evaluate() -> None:
+        found.append(dinounet.evaluate(tmp_path / "found", tmp_path / "truth", labels=LABELS, by="group", groups=table))
+
+    (told,) = notes_of(evaluate)
+    assert "'P1' and 'p1'" in told
+    assert [(group.case, group.pooled) for group in found[0].groups] == [("P1", ("a", "b")), ("P2", ("c",))]
