@@ -13,7 +13,9 @@
 #   with Pixel Spacing     segread: AttributeError: Sequence does not have the required attributes for a Pixel Measures ...
 #   without Pixel Spacing  get_volume: OperationalError: no such column: FrameLUT.ImagePositionPatient_0
 set -euo pipefail
-cd "$(mktemp -d)"
+folder=$(mktemp -d)
+trap 'rm -rf "$folder"' EXIT
+cd "$folder"
 python3 -m venv venv
 venv/bin/pip install --quiet --disable-pip-version-check highdicom==0.28.2 pydicom==3.0.2 numpy==2.2.6
 venv/bin/python -W ignore - <<'PYTHON'

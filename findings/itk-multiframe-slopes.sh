@@ -10,7 +10,9 @@
 # Seen, and expected by this script:
 #   values [100, 100, 100, 100], spacing along z 1.0
 set -euo pipefail
-cd "$(mktemp -d)"
+folder=$(mktemp -d)
+trap 'rm -rf "$folder"' EXIT
+cd "$folder"
 python3 -m venv venv
 venv/bin/pip install --quiet --disable-pip-version-check SimpleITK==2.5.7 pydicom==3.0.2 numpy==2.2.6
 venv/bin/python -W ignore - <<'PYTHON'

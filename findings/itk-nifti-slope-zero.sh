@@ -10,7 +10,9 @@
 #   nibabel   [0 1 2 3] int16
 #   SimpleITK [10. 11. 12. 13.] float32
 set -euo pipefail
-cd "$(mktemp -d)"
+folder=$(mktemp -d)
+trap 'rm -rf "$folder"' EXIT
+cd "$folder"
 python3 -m venv venv
 venv/bin/pip install --quiet --disable-pip-version-check nibabel==5.4.2 SimpleITK==2.5.7 numpy==2.2.6
 venv/bin/python - <<'PYTHON'

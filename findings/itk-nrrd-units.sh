@@ -12,7 +12,9 @@
 #   box (200.0, 200.0, 0.9) ['NRRD_units[0]', 'NRRD_units[1]', 'NRRD_units[2]']
 #   [nrrd] _nrrdFieldCheckSpaceInfo: axis[0] has a direction vector, and so can't have min, max, spacing, or units set
 set -euo pipefail
-cd "$(mktemp -d)"
+folder=$(mktemp -d)
+trap 'rm -rf "$folder"' EXIT
+cd "$folder"
 python3 -m venv venv
 venv/bin/pip install --quiet --disable-pip-version-check SimpleITK==2.5.7
 venv/bin/python - <<'PYTHON'

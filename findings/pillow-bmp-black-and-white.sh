@@ -13,7 +13,9 @@
 #   ITK        [0, 255, 0, 255, 0, 255, 0, 255]
 #   Pillow, white first P [0, 1, 0, 1, 0, 1, 0, 1]
 set -euo pipefail
-cd "$(mktemp -d)"
+folder=$(mktemp -d)
+trap 'rm -rf "$folder"' EXIT
+cd "$folder"
 python3 -m venv venv
 venv/bin/pip install --quiet --disable-pip-version-check pillow==13.0.0 numpy==2.2.6 opencv-python-headless==5.0.0.93 SimpleITK==2.5.7
 venv/bin/python - <<'PYTHON'

@@ -15,7 +15,9 @@
 #   OpenCV    i    i     s      i
 #   libvips   i    i     i      s
 set -euo pipefail
-cd "$(mktemp -d)"
+folder=$(mktemp -d)
+trap 'rm -rf "$folder"' EXIT
+cd "$folder"
 python3 -m venv venv
 venv/bin/pip install --quiet --disable-pip-version-check numpy==2.2.6 tifffile==2026.3.3 scikit-image==0.26.0 \
     SimpleITK==2.5.7 pillow==13.0.0 opencv-python-headless==5.0.0.93 "pyvips[binary]==3.2.0" pyvips-binary==8.18.7

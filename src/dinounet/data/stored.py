@@ -121,7 +121,7 @@ def bytes_to_read(found: Volume) -> int:
 
 
 def pixels_of(found: Volume) -> int:
-    """Of one channel."""
+    """Number of pixels of one channel."""
     return int(np.prod(found.shape, dtype=np.int64))
 
 

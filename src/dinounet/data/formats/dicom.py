@@ -11,13 +11,14 @@ import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from dinounet.data.formats.dicom_frames import DESCRIBING, Slice, geometry_of_slices, slices_of, sort_slices
 from dinounet.data.formats.dicom_objects import damage_told, dicom_files
 from dinounet.data.formats.dicom_spacing import regions_differ
+from dinounet.data.formats.itk import channels_first
 from dinounet.data.geometry import Geometry
 from dinounet.errors import DataError, noted
 from dinounet.files import join_some, require_readable
@@ -199,10 +200,7 @@ def _read_by_gdcm(path: Path) -> np.ndarray:
     import SimpleITK as sitk
 
     quieten_itk(sitk)
-    image: Any = sitk.ReadImage(str(path))
-    array = sitk.GetArrayFromImage(image)
-    array = np.moveaxis(array, -1, 0) if image.GetNumberOfComponentsPerPixel() > 1 else array[None]
-    return array if array.ndim == 4 else array[:, None]
+    return channels_first(sitk.ReadImage(str(path)))
 
 
 def _decode_stored(path: Path, rescales: Rescales | None) -> tuple[np.ndarray, Rescales]:

@@ -50,10 +50,17 @@ def read_itk(path: Path) -> Volume:
     _refuse_slice_in_space(path)
     image = sitk.ReadImage(str(path))
     _require_dimensions(path, image)
+    array = channels_first(image)
+    return Volume(array, _place(path, image), path, segments=segments_in(image, len(array), path))
+
+
+def channels_first(image: Any) -> np.ndarray:
+    """Pixels of SimpleITK's image, (C, Z, Y, X), of which a flat one has a single slice."""
+    import SimpleITK as sitk
+
     array = sitk.GetArrayFromImage(image)
     array = np.moveaxis(array, -1, 0) if image.GetNumberOfComponentsPerPixel() > 1 else array[None]
-    array = array[:, None] if image.GetDimension() == 2 else array
-    return Volume(array, _place(path, image), path, segments=segments_in(image, len(array), path))
+    return array[:, None] if image.GetDimension() == 2 else array
 
 
 def look_into_itk(path: Path) -> tuple[tuple[int, ...], np.dtype[Any], Geometry, Callable[[int], np.ndarray] | None]:
