@@ -23,7 +23,7 @@ class _Version(NamedTuple):
     limits: tuple[str, ...]
     used: str
     read_from_files: tuple[str, ...]
-    """In `memory.stat`, of a group and all that are in it."""
+    """Keys in `memory.stat` of a group and all that are in it."""
 
 
 VERSIONS = {
@@ -32,7 +32,7 @@ VERSIONS = {
         ("memory.limit_in_bytes",), "memory.usage_in_bytes", ("total_inactive_file", "total_active_file")
     ),
 }
-"""By the type of their file system."""
+"""Versions of control groups by the type of their file system."""
 
 
 def free_memory(process: Path = PROCESS) -> int:

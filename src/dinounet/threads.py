@@ -1,4 +1,4 @@
-"""How threads that compute together wait for each other: asleep, instead of turning on the spot.
+"""How threads that compute together wait for each other: asleep, instead of spinning.
 
 PyTorch's kernels on the CPU are shared out to the threads of an OpenMP library, which meet at the end of every kernel.
 By default those that are early spin there. With a core each that spares some microseconds; where another program keeps

@@ -16,7 +16,7 @@ from dinounet.data.formats.picture import picture_pixels
 from dinounet.data.geometry import Volume
 from dinounet.data.images import require_finite
 from dinounet.data.plan import DataPlan
-from dinounet.errors import ConfigError, DataError
+from dinounet.errors import ConfigError, DataError, reason_of
 
 SOURCE = Path("the array")
 
@@ -92,8 +92,7 @@ def _numbers(image: Any) -> np.ndarray:
             image = image.detach().cpu()
             image = (image.float() if image.is_floating_point() else image).numpy()
         except (RuntimeError, TypeError, NotImplementedError) as error:  # sparse, quantised, of no device
-            reason = str(error).strip().partition("\n")[0]
-            raise DataError(f"the tensor can't be read as numbers ({reason}); give a dense one") from None
+            raise DataError(f"the tensor can't be read as numbers ({reason_of(error)}); give a dense one") from None
     if isinstance(image, np.ma.MaskedArray) and np.ma.is_masked(image):
         raise DataError("the array has masked pixels; fill them with numbers, such as by array.filled(0)")
     if not isinstance(image, np.ndarray):

@@ -257,6 +257,8 @@ def _is_film(case: Case) -> bool:
 
 
 def own_ending(case: Case, largest: int) -> str:
-    """That of a case's image; for DICOM series NIfTI, which needs no other package, and PNG or TIFF for images in a
-    format that would change labels (JPEG) or can't hold numbers up to the largest."""
+    """The ending of a case's mask: its image's, or for DICOM series NIfTI, which needs no other package.
+
+    PNG or TIFF for images in a format that would change labels (JPEG) or can't hold numbers up to the largest.
+    """
     return ending_for_labels(ending_of(case.images[0]) or ".nii.gz", largest)

@@ -98,7 +98,7 @@ class _OnCPU(torch.autograd.Function):
 
 
 def sample_near(value: Tensor, sizes: Sizes, reference: Ratios, offsets: Tensor, weights: Tensor) -> Tensor:
-    """The same in a form in which nothing that depends on a map's size is a float, for a graph that others compute.
+    """`sample_and_weigh` in a form in which nothing that depends on a map's size is a float, for exported graphs.
 
     Who computes it in bfloat16 rounds an offset of some cells, and not a place among hundreds.
 

@@ -25,8 +25,8 @@ from dinounet.network.held import held_linears
 from dinounet.network.ratios import Ratios, Table, look_up, tabulate, whole
 
 LARGEST_LOGIT = 1e30
-"""A limit that none reaches: OpenVINO gives out in float32 what an operation as simple as this one comes last to, and
-rounds to bfloat16 what comes out of a convolution."""
+"""A limit that no logit reaches: OpenVINO leaves its output in float32 where an operation as simple as this comes last,
+and rounds it to bfloat16 where a convolution does."""
 
 ROPE = "RotaryEmbeddingDinoV3"
 """The class of timm's whose grid counts in floats, by which `torch.export` fixes the size."""
@@ -40,7 +40,7 @@ def _cubic(away: Tensor) -> Tensor:
 
 
 FILTERS = {"bilinear": tabulate(lambda away: (1 - away).clamp(min=0)), "bicubic": tabulate(_cubic, largest=2)}
-"""What a pixel takes of another by their distance, in pixels of the coarser of both."""
+"""Weight of a pixel by its distance, in pixels of the coarser of both grids."""
 
 
 class Exportable(nn.Module):
@@ -90,10 +90,10 @@ class _Rotations(NamedTuple):
     """DINOv3's rotary positions, for grids of any size."""
 
     table: Table
-    """Of places along the grid, from 0 to 1, of rows and columns alike: (2 * D,) each."""
+    """Sines and cosines of places along the grid, from 0 to 1, of rows and columns alike: (2 * D,) each."""
 
     of_rows: Tensor
-    """Which of the columns depend on the row, (2 * D,); the others depend on the column."""
+    """Which of these numbers depend on the row, (2 * D,); the others depend on the column."""
 
     def at(self, grid: tuple[int, int]) -> Tensor:
         """What timm's `get_embed` gives, (h * w, 2 * D)."""

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from dinounet.errors import ConfigError
+from dinounet.errors import ConfigError, reason_of
 from dinounet.plans import TrackerName
 from dinounet.progress import say
 from dinounet.run import RunRecord
@@ -64,7 +64,7 @@ def tracking(names: Sequence[TrackerName], run: Path, record: RunRecord, first_s
                 open_trackers.push(partial(_close, name, opened))
             except Exception as error:  # each has its own kinds: no account, no server, no space
                 raise ConfigError(
-                    f"--track {name} can't be started ({_reason(error)}); correct that and go on with --resume, or "
+                    f"--track {name} can't be started ({reason_of(error)}); correct that and go on with --resume, or "
                     "with another --track"
                 ) from error
 
@@ -76,7 +76,7 @@ def tracking(names: Sequence[TrackerName], run: Path, record: RunRecord, first_s
                     del trackers[name]
                     say(
                         "track",
-                        f"--track {name} has failed at step {step} ({_reason(error)}) and is left out from here on; "
+                        f"--track {name} has failed at step {step} ({reason_of(error)}) and is left out from here on; "
                         "the training goes on, and log.jsonl has all its numbers",
                         tracker=name,
                         step=step,
@@ -91,11 +91,7 @@ def _close(name: str, opened: AbstractContextManager[Track], *error: Any) -> Non
         opened.__exit__(*error)
     except Exception as trouble:
         if trouble is not error[1]:
-            say("track", f"--track {name} couldn't be closed ({_reason(trouble)})", tracker=name)
-
-
-def _reason(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+            say("track", f"--track {name} couldn't be closed ({reason_of(trouble)})", tracker=name)
 
 
 @contextmanager
