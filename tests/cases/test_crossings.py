@@ -100,3 +100,19 @@ def test_evaluate_takes_groups_as_plan_does(tmp_path: Path) -> None:
     (told,) = notes_of(evaluate)
     assert "'P1' and 'p1'" in told
     assert [(group.case, group.pooled) for group in found[0].groups] == [("P1", ("a", "b")), ("P2", ("c",))]
+
+
+def test_a_mask_with_its_axes_in_another_order_is_no_mask_of_another_size(tmp_path: Path) -> None:
+    for folder, axes in (("truth", (0, 1, 2)), ("found", (2, 0, 1))):
+        (tmp_path / folder).mkdir()
+        stored = sitk.PermuteAxes(sitk.GetImageFromArray(numbers()), axes)
+        sitk.WriteImage(stored, str(tmp_path / folder / "a.nii.gz"))
+    with pytest.raises(DataError, match="x.* but .* is .*; store the axes of both in one order"):
+        dinounet.evaluate(tmp_path / "found", tmp_path / "truth", labels=LABELS)
+
+
+def test_evaluate_says_that_a_folder_is_missing(tmp_path: Path) -> None:
+    (tmp_path / "truth").mkdir()
+    Image.fromarray(numbers()[0]).save(tmp_path / "truth" / "a.png")
+    with pytest.raises(DataError, match="found is not a folder"):
+        dinounet.evaluate(tmp_path / "found", tmp_path / "truth")

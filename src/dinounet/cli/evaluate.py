@@ -60,13 +60,14 @@ def evaluate(
     from dinounet.files import METRICS, require_file
     from dinounet.progress import progress, say
 
+    cases = len(find_masks(truth, find_masks(predictions)))  # before their labels, of which a missing folder has none
     found = find_labels(predictions, truth, labels)
     path = Path(output) if output else predictions / METRICS
     if path.suffix == ".csv":
         raise ConfigError(f"{path} is where the table goes; name the JSON file with -o, and a CSV goes beside it")
     require_file(path)
     require_file(path.with_suffix(".csv"))
-    with progress("evaluating", len(find_masks(truth, find_masks(predictions)))) as advance:
+    with progress("evaluating", cases) as advance:
         metrics = evaluate_folders(
             predictions, truth, found.labels, path, lambda _: advance(),
             regions=found.regions, ignore=found.ignore, colours=found.colours, tolerance=tolerance, by=by,

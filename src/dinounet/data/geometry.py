@@ -186,9 +186,11 @@ def require_same_grid(volume: Volume, like: Volume) -> None:
     Of a file that tells in several ways where it lies, one way that fits is enough.
     """
     if volume.shape != like.shape:
+        turned = sorted(volume.shape) == sorted(like.shape)
         raise DataError(
-            f"{volume.source} is {_times(volume.shape)} but {like.source} is {_times(like.shape)}; give both the same "
-            "size, or pair others"
+            f"{volume.source} is {_times(volume.shape)} but {like.source} is {_times(like.shape)}; "
+            + ("store the axes of both in one order, " if turned else "give both the same size, ")
+            + "or pair others"
         )
     a, b = volume.geometry, like.geometry
     if a is None or b is None:
