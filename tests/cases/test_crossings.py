@@ -13,6 +13,8 @@ import SimpleITK as sitk
 from PIL import Image
 
 import dinounet
+from dinounet.data.dataset import read_dataset
+from dinounet.data.groups import group_cases
 from dinounet.errors import DataError
 from dinounet.evaluation.records import Metrics
 
@@ -107,7 +109,7 @@ def test_a_mask_with_its_axes_in_another_order_is_no_mask_of_another_size(tmp_pa
         (tmp_path / folder).mkdir()
         stored = sitk.PermuteAxes(sitk.GetImageFromArray(numbers()), axes)
         sitk.WriteImage(stored, str(tmp_path / folder / "a.nii.gz"))
-    with pytest.raises(DataError, match="x.* but .* is .*; store the axes of both in one order"):
+    with pytest.raises(DataError, match="store the axes of both in one order"):
         dinounet.evaluate(tmp_path / "found", tmp_path / "truth", labels=LABELS)
 
 
@@ -116,3 +118,19 @@ def test_evaluate_says_that_a_folder_is_missing(tmp_path: Path) -> None:
     Image.fromarray(numbers()[0]).save(tmp_path / "truth" / "a.png")
     with pytest.raises(DataError, match="found is not a folder"):
         dinounet.evaluate(tmp_path / "found", tmp_path / "truth")
+
+
+def test_a_table_that_tears_a_patient_apart_is_told(tmp_path: Path) -> None:
+    names = ["sub-1_ses-a_T1w", "sub-1_ses-b_T1w", "sub-2_T1w", "sub-3_T1w"]
+    rows = []
+    for index, name in enumerate(names):
+        for folder in ("images", "masks"):
+            (tmp_path / folder).mkdir(exist_ok=True)
+            Image.fromarray(numbers()[0] + (index * 16 if folder == "images" else 0)).save(
+                tmp_path / folder / f"{name}.png"
+            )
+        rows.append(f"images/{name}.png,masks/{name}.png,group {index}")
+    (tmp_path / "table.csv").write_text("image,mask,group\n" + "\n".join(rows))
+    cases = read_dataset(tmp_path / "table.csv").cases
+    (told,) = group_cases(cases).remarks
+    assert "sub-1_ses-a_T1w and sub-1_ses-b_T1w; a patient may be on both sides" in told

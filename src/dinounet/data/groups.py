@@ -128,7 +128,8 @@ def group_cases(cases: Sequence[Case], by: GroupBy = "auto", *, offer_only: bool
     if named and by in ("folder", "name", "patient"):
         raise ConfigError(f"the table's column group says what belongs together; leave --group {by} out, or the column")
     if named:
-        return _alike_as_one(Grouping(cases, "column"))
+        known = _alike_as_one(Grouping(cases, "column"))
+        return replace(known, remarks=(*known.remarks, *_torn_patients(known.cases)))
     if by in ("none", "column"):
         return Grouping(cases, "none")
     kinds = [kind for kind in (_by_patient(cases), _by_folder(cases), _by_name(cases)) if kind.several]
@@ -153,6 +154,22 @@ def _alike_as_one(grouping: Grouping) -> Grouping:
         return grouping
     cases = tuple(replace(case, group=spelled.get(case.group or "")) for case in grouping.cases)
     return replace(grouping, cases=cases, remarks=(*grouping.remarks, remark))
+
+
+def _torn_patients(cases: Sequence[Case]) -> tuple[str, ...]:
+    """A sentence about patients whose cases a table puts into several groups; none if there are none."""
+    patients = _by_patient(cases)
+    members: dict[str, dict[str, str]] = {}
+    for case in cases:
+        if case.name in patients.groups:
+            members.setdefault(patients.groups[case.name], {}).setdefault(case.group or case.name, case.name)
+    torn = [" and ".join([*groups.values()][:2]) for groups in members.values() if len(groups) > 1]
+    if not torn:
+        return ()
+    return (
+        f"{patients.found}, and the table's column group puts cases of one patient into several groups: "
+        f"{join_some(torn)}; a patient may be on both sides of a fold, so correct the column.",
+    )
 
 
 def spell_as_one(groups: Iterable[str]) -> tuple[dict[str, str], str]:
