@@ -15,7 +15,9 @@ from PIL import Image
 import dinounet
 from dinounet.data.dataset import read_dataset
 from dinounet.data.groups import group_cases
-from dinounet.errors import DataError
+from dinounet.data.pairs import Case
+from dinounet.data.splits import hold_out
+from dinounet.errors import ConfigError, DataError
 from dinounet.evaluation.records import Metrics
 
 LABELS = "background=0,liver=1,tumour=2"
@@ -134,3 +136,15 @@ def test_a_table_that_tears_a_patient_apart_is_told(tmp_path: Path) -> None:
     cases = read_dataset(tmp_path / "table.csv").cases
     (told,) = group_cases(cases).remarks
     assert "sub-1_ses-a_T1w and sub-1_ses-b_T1w; a patient may be on both sides" in told
+
+
+def test_a_patients_number_holds_nobody_out(tmp_path: Path) -> None:
+    cases = [
+        Case(name, (), None, group) for name, group in zip("abcd", ("patient 1",) * 2 + ("patient 2",) * 2, strict=True)
+    ]
+    with pytest.raises(ConfigError, match=r"patient 1, a number that may be another patient's .*: a, b\)"):
+        hold_out(cases, ["patient 1"], "patient")
+    with pytest.raises(ConfigError, match=r"it leaves b \(name these too\)"):
+        hold_out(cases, ["a"], "patient")
+    assert [case.name for case in hold_out(cases, ["a", "b"], "patient")[1]] == ["a", "b"]
+    assert [case.name for case in hold_out(cases, ["patient 1"])[1]] == ["a", "b"]  # as a table has it

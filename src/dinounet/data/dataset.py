@@ -137,7 +137,7 @@ def read_dataset(
     named = None if labels is None else name_labels(labels)
     found, remarks = read_table(root) if is_table else (find_pairs(root), ())
     grouping = group_cases(found, group)
-    cases, held_out = hold_out(grouping.cases, test)
+    cases, held_out = hold_out(grouping.cases, test, grouping.by)
     masks = [path for case in cases for path in mask_paths(case.mask)]
     refuse_jpegs(masks)
     refuse_fractions(masks)
@@ -248,7 +248,7 @@ def _read_nnunet(root: Path, test: Sequence[str], group: GroupBy) -> Dataset:
         "none" if of_its_own.exists() else group,
         offer_only=True,
     )
-    cases, held_out = hold_out(grouping.cases, test)
+    cases, held_out = hold_out(grouping.cases, test, grouping.by)
     splits = (
         read_splits(of_its_own, cases, [case.name for case in held_out]) if of_its_own.exists() else split_cases(cases)
     )

@@ -41,6 +41,9 @@ SUBJECT = re.compile(r"(?:^|_)(sub-[0-9A-Za-z]+)(?=[_.]|$)")
 NO_PATIENT = re.compile(r"(anon(ym(i[sz]ed?|ous)?)?|de-?identified|removed|unknown|none|patient|n/?a|[x*]+|0+)?")
 """What stands in PatientID where a patient's identifier was taken out."""
 
+NUMBERED_PATIENT = re.compile(r"patient \d+")
+"""The name of a group by DICOM's PatientID, whose number goes by the order of the cases."""
+
 
 @dataclass(frozen=True)
 class PlannedGroups:

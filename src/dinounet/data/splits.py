@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from dinounet.data.groups import NUMBERED_PATIENT, GroupBy
 from dinounet.data.pairs import Case
 from dinounet.errors import ConfigError, DataError
 from dinounet.files import join_some, read_json, read_text
@@ -121,12 +122,15 @@ def read_test_list(path: Path) -> tuple[str, ...]:
     return tuple(name for name in names if name)
 
 
-def hold_out(cases: Sequence[Case], names: Sequence[str]) -> tuple[tuple[Case, ...], tuple[Case, ...]]:
+def hold_out(
+    cases: Sequence[Case], names: Sequence[str], by: GroupBy = "column"
+) -> tuple[tuple[Case, ...], tuple[Case, ...]]:
     """Set the cases of a test list apart.
 
     Args:
         cases: of the dataset.
         names: of cases, or of groups, which hold out all of theirs.
+        by: what put the cases into groups; those by PatientID have numbers for names, which don't last.
 
     Returns:
         the other cases, and those held out, each in the order in which they were given.
@@ -135,19 +139,26 @@ def hold_out(cases: Sequence[Case], names: Sequence[str]) -> tuple[tuple[Case, .
         ConfigError: a name is unknown, a group would be torn apart, or no case is left.
     """
     members, known = by_group(cases), {case.name for case in cases}
+    numbered = {group for group in members if by == "patient" and NUMBERED_PATIENT.fullmatch(group)}
     problems, held_out = [], set()
     for name in dict.fromkeys(names):
         if name in known:
             held_out.add(name)
+        elif name in numbered:
+            problems.append(
+                f"it names {name}, a number that may be another patient's once there are other images (name the cases: "
+                f"{', '.join(members[name])})"
+            )
         elif name in members:
             held_out.update(members[name])
         else:
-            near = difflib.get_close_matches(name, sorted({*known, *members}), n=1, cutoff=0.0)
+            near = difflib.get_close_matches(name, sorted({*known, *members} - numbered), n=1, cutoff=0.0)
             problems.append(f"it names {name}, which is no case and no group (did you mean {near[0]}?)")
     for group, parts in members.items():
         left = [name for name in parts if name not in held_out]
         if 0 < len(left) < len(parts):
-            problems.append(f"it tears the group {group} apart, of which it leaves {', '.join(left)} (name the group)")
+            remedy = "name these too" if group in numbered else "name the group"
+            problems.append(f"it tears the group {group} apart, of which it leaves {', '.join(left)} ({remedy})")
     if problems:
         raise ConfigError(f"the test list is wrong: {join_some(problems)}; correct it")
     if len(held_out) == len(known):
