@@ -301,7 +301,7 @@ def test_a_link_to_weights_elsewhere_is_nothing_but_a_file_to_be_hashed(bundle: 
 def test_what_can_not_be_exported_is_told(run: Path, bundle: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="is a bundle already; export the run that it was made of"):
         dinounet.export([bundle], tmp_path / "b")
-    with pytest.raises(DataError, match="nowhere is not a run"):
+    with pytest.raises(DataError, match="nowhere does not exist; give the folder"):
         dinounet.export([tmp_path / "nowhere"], tmp_path / "b")
     with pytest.raises(DataError, match="a run is named twice"):
         dinounet.export([run, run], tmp_path / "b")

@@ -153,7 +153,7 @@ def test_reading_and_writing_in_threads_changes_nothing_of_the_process(files: li
             with suppress(dinounet.UserError):
                 image = read_image([path])
                 look_into([path])
-                write_mask(tmp_path / f"{number}{path.suffix}", image.array[0] % 2, image)
+                write_mask(tmp_path / f"{number}_{path.name}", image.array[0] % 2, image)
 
     with everything_watched() as changed, ThreadPoolExecutor(4) as threads:
         list(threads.map(read_and_write, range(4)))

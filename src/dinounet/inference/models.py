@@ -79,8 +79,7 @@ def find_models(given: Sequence[str | Path], revision: str | None = None) -> lis
         one = Path(name)
         if revision:
             raise ConfigError(
-                f"a revision is given, but {one} names a folder here; write {HUB}{one.as_posix()} if a bundle on the "
-                "Hub is meant, or leave the revision out"
+                f"a revision is given, but {one} is not on the Hub; leave the revision out, or give {HUB}user/name"
             )
         is_one = _is_model(one) or is_onnx_file(one)
         if not is_one and not one.exists():

@@ -35,7 +35,7 @@ def check_options(
     if micro_batch is not None and micro_batch < 1:
         raise ConfigError(f"--micro-batch is {micro_batch}; it must be at least 1")
     if not 0 <= checkpoint_minutes < math.inf:
-        raise ConfigError(f"--checkpoint-minutes is {checkpoint_minutes}; it must be a number of at least 0")
+        raise ConfigError(f"--checkpoint-minutes is {checkpoint_minutes:g}; it must be a number of at least 0")
     if cache is not None:
         require_folder(cache, "--cache")
     require_trackers(track)
