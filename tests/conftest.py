@@ -8,10 +8,26 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
 
 from datasets import write_png_dataset
 
 sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]  # else importing openvino tells its makers so
+
+settings.register_profile(
+    "laws",  # of tests/laws: what holds for all inputs is tried on the same ones in every run
+    derandomize=True,
+    database=None,
+    deadline=None,  # of a busy machine nothing follows
+    suppress_health_check=[
+        HealthCheck.too_slow,
+        HealthCheck.function_scoped_fixture,  # of the folder that examples write to, each over the last one's files
+    ],
+)
+settings.load_profile("laws")
+st.register_type_strategy(float, st.floats(allow_nan=False, allow_infinity=False))  # what JSON holds
+st.register_type_strategy(int, st.integers(-(10**12), 10**12))
 
 SHARED = Path(os.environ.get("DINOUNET_SHARED", Path(__file__).parents[2] / "shared"))
 

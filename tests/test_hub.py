@@ -272,7 +272,9 @@ def test_a_folder_is_a_folder_and_the_hub_is_asked_by_its_name_alone(
     np.testing.assert_array_equal(predict_proba(NAME, image), predict_proba(here, image))
     assert store.asked == []
     np.testing.assert_array_equal(predict_proba(f"hf://{NAME}", image), there)
-    with pytest.raises(ConfigError, match="a revision is given, but ada/lesions names a folder here; write hf://ada/"):
+    with pytest.raises(
+        ConfigError, match="a revision is given, but ada/lesions is not on the Hub; leave the revision out"
+    ):
         dinounet.load(NAME, revision="main")
 
 

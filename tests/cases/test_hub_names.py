@@ -89,7 +89,7 @@ def test_nor_does_python(asked: list[Any], given: Any) -> None:
     ):
         dinounet.load(given)
     with pytest.raises(
-        UserError, match="a revision is given, but runs/patient_miller names a folder here; write hf://"
+        UserError, match="a revision is given, but runs/patient_miller is not on the Hub; leave the revision out"
     ):
         dinounet.load(given, revision="v1")
     assert asked == []
