@@ -217,7 +217,10 @@ def test_from_training_to_report(both: Path, tmp_path: Path) -> None:
     assert list(metrics.mean_over_cases) == ["whole", "square"]
     assert (metrics.ignore, metrics.ignored_pixels) == (3, 2 * 72 * 30)
     (masks / "prediction.json").unlink()
-    assert dinounet.evaluate(masks, both / "labelsTs") == metrics  # as dataset.json tells
+    again = dinounet.evaluate(masks, both / "labelsTs")  # as dataset.json tells, which knows of no training
+    assert (again.cases, again.mean_over_cases) == (metrics.cases, metrics.mean_over_cases)
+    assert set(metrics.left_out) == {"square"}, "it lies where nobody has judged: no training case holds it"
+    assert not again.left_out
     page = dinounet.report(masks, both / "labelsTs", tmp_path / "report.html", images=both / "imagesTs", run=run)
     assert "whole" in page.read_text()
 

@@ -41,6 +41,19 @@ def any_of(kind: type[Any]) -> st.SearchStrategy[Any]:
     return st.fixed_dictionaries(fields).map(lambda values: (kind, values))
 
 
+st.register_type_strategy(  # within a Postprocessing, where what it refuses can't be rejected
+    Steps,
+    st.builds(
+        Steps,
+        keep_largest=st.booleans(),
+        smallest=st.none() | st.floats(0, exclude_min=True, allow_infinity=False),
+        fill_holes=st.booleans(),
+        dice_before=st.none() | st.floats(0, 1),
+        dice_after=st.none() | st.floats(0, 1),
+    ),
+)
+
+
 @settings(max_examples=100)
 @given(st.one_of([any_of(kind) for kind in RECORDS]))
 def test_a_record_is_what_was_written(tmp_path: Path, drawn: tuple[type[Any], dict[str, Any]]) -> None:
