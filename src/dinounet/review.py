@@ -32,7 +32,7 @@ from dinounet.inference.folder import predict_files
 from dinounet.inference.loading import load
 from dinounet.inference.postprocessing import POSTPROCESSING, describe, read_postprocessing
 from dinounet.inference.predictor import Predictor
-from dinounet.inference.record import PredictionRecord, record_prediction
+from dinounet.inference.record import PredictionRecord, at_the_detector, record_prediction
 from dinounet.progress import progress, say
 from dinounet.run import RECORD, REPORT, Result, read_log, read_run, tell
 
@@ -132,7 +132,9 @@ def _predict_and_evaluate(cases: Sequence[Case], run: Path, folder: Path, postpr
     calibrates = _bytes_of_probabilities(predictor, len(cases)) <= MOST_FOR_CALIBRATION
     with progress("predicting", len(cases)) as advance:
         predict_files(predictor, cases, folder, on_case=advance, probabilities=calibrates)
-    write_json(folder / PREDICTION, replace(made, images=len(cases), seconds=time.monotonic() - started))
+    seconds = time.monotonic() - started
+    made = replace(made, images=len(cases), seconds=seconds, at_the_detector=at_the_detector(cases))
+    write_json(folder / PREDICTION, made)
     with progress("evaluating", len(cases)) as advance:
         evaluate_cases(
             cases, _masks_in(folder), predictor.plan.data.meaning, folder / METRICS, lambda _: advance(),

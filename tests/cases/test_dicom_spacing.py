@@ -1,5 +1,6 @@
 """The size of a DICOM image's pixels is what its kind's attributes say (PS3.3, 10.7.1.3), and never made up."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from dinounet.files import read_json, write_json
 from dinounet.inference.outputs import choose_endings
 from dinounet.plans import Plan, Recipe
 from networks import planned
+from untrained import write_run
 
 PIXELS = np.arange(40 * 48, dtype=np.uint16).reshape(40, 48)
 SPACED = {"PixelSpacing": [0.15, 0.16]}
@@ -166,6 +168,39 @@ def test_lengths_have_their_unit_in_plan_metrics_and_report(
     assert mask.name == f"{last}.dcm"
     entropy = nibabel.load(tmp_path / "masks" / "uncertainty" / f"{last}_entropy.nii.gz")
     assert entropy.shape[:2] == (64, 64)
+
+
+def test_lengths_stay_at_the_detector_where_the_truth_s_format_has_no_word_for_it(tmp_path: Path) -> None:
+    """From the images that were predicted to `evaluate`, `report` and `compare`, of one image later too."""
+    x_rays, truth = write_x_rays(tmp_path / "data", [IMAGER, IMAGER, SPACED]), tmp_path / "truth"
+    data = dinounet.plan(x_rays, network="unet", patch=(32, 32), device="cpu").data
+    write_run(tmp_path / "run", data)
+    truth.mkdir()
+    pixels = {}
+    for index, spacing in enumerate([(0.21, 0.2), (0.21, 0.2), (0.16, 0.15)]):
+        mask = np.asarray(Image.open(x_rays / "masks" / f"c{index}.png"))
+        pixels[f"c{index}"] = nibabel.Nifti1Image(mask.T[..., None], np.diag([*spacing, 1, 1]))
+
+    masks = tmp_path / "masks"
+    for name in ("c0", "c1"):
+        dinounet.predict(tmp_path / "run", [x_rays / "images" / name], masks, tta="none")
+        nibabel.save(pixels[name], truth / f"{name}.nii.gz")
+    found = dinounet.evaluate(masks, truth)
+    assert (found.unit, found.volume_unit) == (DETECTOR, "mm2 at the detector")
+    words = ["report", masks, truth, "--images", x_rays / "images", "-o", tmp_path / "report.html"]
+    assert main([str(word) for word in words]) == 0
+    page = (tmp_path / "report.html").read_text()
+    assert f"HD95 ({DETECTOR})" in page and "volume (mm2 at the detector)" in page
+    shutil.copytree(masks, tmp_path / "others")
+    (tmp_path / "others" / "prediction.json").unlink()  # masks of someone else's, which tell nothing
+    compared = dinounet.compare([tmp_path / "others", masks], truth, labels="background=0,foreground=1")
+    assert (compared.unit, compared.volume_unit) == (DETECTOR, "mm2 at the detector")
+
+    dinounet.predict(tmp_path / "run", [x_rays / "images" / "c2"], tmp_path / "calibrated", tta="none")
+    for path in truth.iterdir():
+        path.unlink()
+    nibabel.save(pixels["c2"], truth / "c2.nii.gz")
+    assert dinounet.evaluate(tmp_path / "calibrated", truth).unit == MM
 
 
 def in_one_line(capsys: pytest.CaptureFixture) -> str:

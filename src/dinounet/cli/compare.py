@@ -55,6 +55,7 @@ def compare(
         pair_models,
     )
     from dinounet.evaluation.digits import write_number
+    from dinounet.evaluation.labels import find_at_the_detector
     from dinounet.evaluation.tables import describe_winners, print_comparison
     from dinounet.files import require_file, write_json
     from dinounet.progress import progress, say
@@ -65,8 +66,9 @@ def compare(
         require_file(path)
     pairs = pair_models(folders, truth, by, Path(groups) if groups is not None else None)
     known = common_labels(folders, truth, labels)
+    shadows = {name for folder in folders.values() for name in find_at_the_detector(folder)}
     with progress("comparing", sum(len(cases) for cases, _ in pairs.values())) as advance:
-        metrics = evaluate_models(pairs, known, tolerance, lambda _: advance(), by)
+        metrics = evaluate_models(pairs, known, tolerance, lambda _: advance(), by, shadows)
     comparison = compare_models(metrics, folders, truth, {name: _origin(folder) for name, folder in folders.items()})
     if path:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -6,7 +6,7 @@ signed-rank test (doi:10.2307/3001968) is two-sided and not corrected for the nu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -235,8 +235,17 @@ def evaluate_models(
     tolerance: float,
     on_case: Callable[[str], None] | None = None,
     by: By = "case",
+    at_the_detector: Collection[str] = (),
 ) -> dict[str, Metrics]:
     """Evaluate each model afresh: older metrics may be of another truth, of other labels or of masks since changed.
+
+    Args:
+        pairs: of each model by its name.
+        known: what the numbers in the masks stand for.
+        tolerance: of NSD.
+        on_case: is called with the name of each case that is done.
+        by: what is scored.
+        at_the_detector: names of cases whose lengths are at the detector, as the record of any of the models tells.
 
     Raises:
         UserError: see `evaluate_cases`.
@@ -245,7 +254,9 @@ def evaluate_models(
     metrics = {}
     for name, (cases, predicted) in pairs.items():
         with noted(problems):
-            metrics[name] = evaluate_cases(cases, predicted, known, on_case=on_case, tolerance=tolerance, by=by)
+            metrics[name] = evaluate_cases(
+                cases, predicted, known, on_case=on_case, tolerance=tolerance, by=by, at_the_detector=at_the_detector
+            )
     if problems:
         raise DataError(_once_each(problems))
     return metrics

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from dinounet.data.extents import on_one_grid
+from dinounet.data.fingerprint import AT_THE_DETECTOR
 from dinounet.data.geometry import Volume, require_same_grid, require_straight
 from dinounet.data.images import VOLUME_ENDINGS, ending_of
 from dinounet.data.labels import Labels, Region, write_labels
@@ -22,7 +23,7 @@ from dinounet.data.splits import by_group
 from dinounet.errors import ConfigError, DataError, noted
 from dinounet.evaluation.calibration import NUMBERS, count_decisions, find_probabilities, summarise_decisions
 from dinounet.evaluation.groups import CountedCase, measure_case, measure_group, with_groups
-from dinounet.evaluation.labels import find_absent
+from dinounet.evaluation.labels import find_absent, find_at_the_detector
 from dinounet.evaluation.means import summarise
 from dinounet.evaluation.metrics import tally
 from dinounet.evaluation.records import By, Metrics, Unit, VolumeUnit, group_of, write_metrics
@@ -109,7 +110,7 @@ def evaluate_folders(
     return evaluate_cases(
         cases, predicted, known, output, on_case,
         problems=problems, tolerance=tolerance, probabilities=probabilities, by=by,
-        left_out=find_absent(predictions, known),
+        left_out=find_absent(predictions, known), at_the_detector=find_at_the_detector(predictions),
     )  # fmt: skip
 
 
@@ -137,6 +138,7 @@ def evaluate_cases(
     probabilities: Mapping[str, Path] | None = None,
     by: By = "case",
     left_out: Mapping[str, str] | None = None,
+    at_the_detector: Collection[str] = (),
     in_pixels: bool = False,
 ) -> Metrics:
     """Compare the masks of cases, wherever they are, with their truth; see `evaluate_folders`.
@@ -152,6 +154,7 @@ def evaluate_cases(
         probabilities: the file of each case's, to find out how well they are calibrated; none to leave that out.
         by: what is scored; by group, a case without one is its own.
         left_out: classes that are not to be in the means over classes, and why.
+        at_the_detector: names of cases whose lengths are at the detector also where the truth's files can't say so.
         in_pixels: whether lengths count in pixels also where a spacing is known, since other cases have another unit.
     """
     if not known.foreground:
@@ -174,7 +177,7 @@ def evaluate_cases(
             pair = on_one_grid(read_truth(case, known), prediction)
             require_same_grid(pair[1], pair[0])
             require_straight(pair[0])
-            pair = _in_one_unit(case, *pair, in_pixels)
+            pair = _in_one_unit(case, *pair, in_pixels, case.name in at_the_detector)
         except OddValues as error:
             odd.append(error)
             continue
@@ -247,19 +250,23 @@ def _unknown(mask: Volume, labels: Mapping[str, int]) -> str:
     return f"{mask.source} holds the values {values} but the labels are {named}; name them or correct the mask"
 
 
-def _in_one_unit(case: Case, truth: Volume, prediction: Volume, in_pixels: bool) -> tuple[Volume, Volume]:
+def _in_one_unit(
+    case: Case, truth: Volume, prediction: Volume, in_pixels: bool, at_the_detector: bool
+) -> tuple[Volume, Volume]:
     """Both masks of a case, in pixels if that is asked for, and by the image's spacing if the truth tells none."""
     if in_pixels:
         return replace(truth, geometry=None), replace(prediction, geometry=None)
     if truth.geometry is None and case.images and ending_of(case.images[0]) in VOLUME_ENDINGS:
         return replace(truth, geometry=prediction.geometry), prediction  # which lies on its image's grid
+    if truth.geometry is not None and at_the_detector:
+        return replace(truth, geometry=replace(truth.geometry, unit=AT_THE_DETECTOR)), prediction
     return truth, prediction
 
 
 def _units(truth: Volume) -> tuple[Unit, VolumeUnit]:
     if truth.geometry is None:
         return "px", "px"
-    if truth.geometry.unit == "mm at the detector":
+    if truth.geometry.unit == AT_THE_DETECTOR:
         return truth.geometry.unit, "mm2 at the detector"
     return "mm", "mm2" if truth.is_flat else "ml"
 

@@ -17,11 +17,22 @@ NOT_LEARNED = "no training case has a pixel of it"
 
 def find_absent(predictions: Path, known: Labels) -> dict[str, str]:
     """Classes, or regions, that the network could not learn, as `prediction.json` tells, and why; not all there are."""
+    told = _names_told(predictions, "absent_classes")
+    absent = [name for name in known.foreground if name in told]
+    return dict.fromkeys(absent, NOT_LEARNED) if len(absent) < len(known.foreground) else {}
+
+
+def find_at_the_detector(predictions: Path) -> list[str]:
+    """Cases whose images, as `prediction.json` tells, have their lengths in mm at the detector."""
+    return _names_told(predictions, "at_the_detector")
+
+
+def _names_told(predictions: Path, key: str) -> list[str]:
+    """A list of names in `prediction.json`; none where it, or its list, isn't there."""
     path = predictions / PREDICTION
     content = read_json(path, what="the record of a prediction") if path.is_file() else {}
-    told = content.get("absent_classes") if isinstance(content, Mapping) else None
-    absent = [name for name in known.foreground if isinstance(told, list) and name in told]
-    return dict.fromkeys(absent, NOT_LEARNED) if len(absent) < len(known.foreground) else {}
+    told = content.get(key) if isinstance(content, Mapping) else None
+    return [str(name) for name in told] if isinstance(told, list) else []
 
 
 def find_labels(predictions: Path, truth: Path, given: str | None = None) -> Labels:

@@ -25,7 +25,7 @@ from dinounet.files import PREDICTION, join_some, read_record, remove_leftovers,
 from dinounet.inference.inputs import cut_otherwise, tell_cut_otherwise
 from dinounet.inference.outputs import Outputs, allocated, choose_endings
 from dinounet.inference.predictor import Predictor
-from dinounet.inference.record import PredictionRecord, differences, hash_source
+from dinounet.inference.record import PredictionRecord, at_the_detector, differences, hash_source
 from dinounet.inference.segmentation import Segmentation, Wanted
 from dinounet.progress import say
 
@@ -193,6 +193,7 @@ def _begin(outputs: Outputs, cases: Sequence[Case], record: PredictionRecord, ov
     path = folder / PREDICTION
     require_place(folder)
     sources = {case.name: hash_source(case) for case in cases}
+    shadows = at_the_detector(cases)  # from the images, so that it is known of masks that are there already, too
     if path.is_file():
         remove_leftovers(folder)
         known = read_record(PredictionRecord, path, what="the record of a prediction")
@@ -222,13 +223,15 @@ def _begin(outputs: Outputs, cases: Sequence[Case], record: PredictionRecord, ov
             record, sources = known, {**known.sources, **new}
         elif not differing:
             sources = {**known.sources, **sources}
+        if not differing:
+            shadows += tuple(name for name in known.at_the_detector if name not in names)
         if differing and others:
             raise ConfigError(
                 f"{folder} holds masks of other cases that were predicted otherwise ({differing}): "
                 f"{join_some(others)}; give another folder with -o"
             )
     folder.mkdir(parents=True, exist_ok=True)
-    record = replace(record, sources=sources)
+    record = replace(record, sources=sources, at_the_detector=tuple(sorted(shadows)))
     write_json(path, record)
     return record
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 
 from dinounet.data.formats import READERS
+from dinounet.data.formats.dicom import is_at_the_detector
 from dinounet.data.labels import Region
 from dinounet.data.pairs import Case
 from dinounet.errors import ConfigError
@@ -103,6 +105,10 @@ class PredictionRecord:
     cut_otherwise: dict[str, str] = field(default_factory=dict)
     """Of images whose slices lie along another axis of the body than those learned from, by name, that axis."""
 
+    at_the_detector: tuple[str, ...] = ()
+    """Names of images, X-rays that nobody calibrated, whose lengths are in mm at the detector. A truth in
+    a format that has no word for it is measured as they are; none by versions before this was recorded."""
+
     sources: dict[str, str] = field(default_factory=dict)
     """Of each image, by name, a hash of its files' sizes and times of change, so that no mask is kept for another image
     of the same name; none for those predicted by versions before this was recorded."""
@@ -181,6 +187,11 @@ def hash_source(case: Case) -> str:
     """What tells the files of an image from others of the same name without reading them; their folder may move."""
     files = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in case.files]
     return hashlib.sha256(json.dumps(files).encode()).hexdigest()[:16]
+
+
+def at_the_detector(cases: Sequence[Case]) -> tuple[str, ...]:
+    """The names of X-rays that nobody calibrated."""
+    return tuple(case.name for case in cases if case.images[0].is_dir() and is_at_the_detector(case.images[0]))
 
 
 def _tell(post: Postprocessing | None) -> str:

@@ -137,6 +137,17 @@ def is_film(folder: Path) -> bool:
     return len(slices) > 1 and slices[0].place is None
 
 
+def is_at_the_detector(folder: Path) -> bool:
+    """Whether the lengths of the X-ray in a folder are in mm at the detector, without reading its pixels."""
+    if len(dicom_files(folder)) != 1:
+        return False
+    try:
+        geometry = geometry_of_series(folder)
+    except DataError:  # which reading the image tells
+        return False
+    return geometry is not None and geometry.unit == "mm at the detector"
+
+
 def differing_regions(folder: Path) -> bool:
     """Whether an ultrasound image has no spacing since its regions of tissue differ in theirs."""
     files = dicom_files(folder)
