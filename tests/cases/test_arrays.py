@@ -63,6 +63,8 @@ REFUSED: list[tuple[str, tuple[int, ...], str | None, str]] = [
     ("rgb", (2, 3, H, W), None, "if these are several images, predict one after another"),
     ("rgb", (1, 3, H, W), None, "if these are several images, predict one after another"),
     ("rgb", (H, W, 3), None, "if the channels are its last axis, give axes='HWC'"),
+    ("grey", (H, W, 1), None, "if the channel is its last axis, give axes='HWC'"),
+    ("grey", (H, W, 3), None, "if its last axis, as in axes='HWC', is colours, make one channel of them, (H, W)"),
     ("rgb", (H, W), None, "1 channels, but 3 are wanted"),
     ("rgb", (4, H, W), None, "give an array of (3, H, W)"),
     ("grey", (5, H, W), None, "if these are several images, predict one after another"),

@@ -15,7 +15,10 @@ from PIL import Image
 import dinounet
 from dinounet.data.dataset import read_dataset
 from dinounet.data.groups import group_cases
+from dinounet.data.labels import parse_labels
+from dinounet.data.masks import read_truth
 from dinounet.data.pairs import Case
+from dinounet.data.plan import plan_data
 from dinounet.data.splits import hold_out
 from dinounet.errors import ConfigError, DataError
 from dinounet.evaluation.records import Metrics
@@ -71,6 +74,56 @@ def test_relabel_takes_no_number_for_a_class_that_is_another_one_elsewhere(
     with pytest.raises(DataError, match=r"segments liver, tumour, whose numbers differ from file to file"):
         dinounet.relabel(drawn_in_two_orders, tmp_path / "clean", labels="background=0,organ=1,lesion=2")
     assert not (tmp_path / "clean").exists()
+
+
+COLOURS = "background=#000000,square=#00ff00,disc=#ff0000"
+PAINTED = np.array([[0, 0, 0], [255, 0, 0], [0, 255, 0]], np.uint8)[numbers()[0]]
+
+
+def save_pictures(folder: Path, **masks: np.ndarray) -> None:
+    """Images with these masks."""
+    for index, (case, mask) in enumerate(masks.items()):
+        image = np.random.default_rng(index).integers(0, 255, mask.shape[:2]).astype(np.uint8)
+        for kind, pixels in (("images", image), ("masks", mask)):
+            (folder / kind).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(folder / kind / f"{case}.png")
+
+
+def test_numbers_beside_colours_are_no_classes_by_the_order_of_the_labels(tmp_path: Path) -> None:
+    save_pictures(tmp_path, a=PAINTED, b=numbers()[0], c=PAINTED, d=numbers()[0])
+    told = r"b\.png, \S*d\.png hold numbers \(0, 1, 2\), but the labels are colours .* paint the masks in these"
+    with pytest.raises(DataError, match=told):
+        plan_data(read_dataset(tmp_path, parse_labels(COLOURS)), (16, 16))
+
+
+def test_predictions_may_hold_numbers_beside_colours_and_the_truth_may_not(tmp_path: Path) -> None:
+    ours = np.array([0, 2, 1], np.uint8)[numbers()[0]]  # square is 1, disc 2
+    save_pictures(tmp_path / "found", a=ours)
+    save_pictures(tmp_path / "truth", a=PAINTED)
+    truth = tmp_path / "truth" / "masks"
+    found = dinounet.evaluate(tmp_path / "found" / "masks", truth, labels=COLOURS)
+    assert [found.cases[0].classes[name].dice for name in ("square", "disc")] == [1.0, 1.0]
+    Image.fromarray(numbers()[0]).save(truth / "a.png")
+    with pytest.raises(DataError, match=r"truth/masks/a\.png holds numbers \(0, 1, 2\)"):
+        dinounet.evaluate(tmp_path / "found" / "masks", truth, labels=COLOURS)
+
+
+@pytest.mark.parametrize(
+    ("labels", "grey", "classes"),
+    [
+        (COLOURS, [0, 0, 0], [0, 0, 0]),
+        ("background=#000000,lesion=#ffffff", [0, 255, 0], [0, 1, 0]),
+        ("background=#000000,lesion=#ffffff", [0, 1, 0], [0, 1, 0]),
+        ("background=#ffffff,lesion=#000000", [255, 0, 255], [0, 1, 0]),
+        ("background=#000000,bone=#808080,skin=#ff0000", [0, 128, 0], [0, 1, 0]),
+    ],
+)
+def test_grey_that_is_a_colour_is_its_class(labels: str, grey: list[int], classes: list[int], tmp_path: Path) -> None:
+    levels = np.array(grey, np.uint8)
+    save_pictures(tmp_path, a=levels[numbers()[0]])
+    dataset = read_dataset(tmp_path, parse_labels(labels))
+    truth = read_truth(dataset.cases[0], dataset.meaning)
+    np.testing.assert_array_equal(truth.array[0], np.array(classes)[numbers()[0]])
 
 
 def test_palettes_that_contradict_each_other_are_told_by_relabel_and_evaluate(tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ from dinounet.data.naming import (
     advice,
     common_folder,
     first_files,
+    is_grey,
     listed,
     to_mark,
 )
@@ -54,7 +55,7 @@ def read_truth(case: Case, known: Labels | None = None) -> Volume:
     if known is None and isinstance(case.mask, Path):
         volume = read_stored(case.mask, of="mask")
         return replace(volume, array=to_marks(volume, coloured=True))
-    mask = read_mask(case.mask, known)
+    mask = read_mask(case.mask, known, by_colour=True)
     if ending_of(mask.source) == SEGMENTATION_ENDING and case.images:
         mask = on_one_grid(mask, read_image(case.images[:1]))[0]
     return _measured_as(case.images[0], mask) if case.images else mask
@@ -73,8 +74,14 @@ def _measured_as(image: Path, mask: Volume) -> Volume:
     return mask if geometry is None else replace(mask, geometry=replace(mask.geometry, unit=geometry.unit))
 
 
-def read_mask(mask: Path | ClassFiles, known: Labels | None = None) -> Volume:
+def read_mask(mask: Path | ClassFiles, known: Labels | None = None, by_colour: bool = False) -> Volume:
     """Read a mask, (Z, Y, X) of whole numbers; three equal channels count as one, and colours as `known` tells.
+
+    Args:
+        mask: one file, or one of each class.
+        known: what stands for the classes, if that is known.
+        by_colour: whether grey is a colour, too, where `known` has colours, as in a truth; in predictions, which are
+            ours, it is numbers.
 
     Raises:
         DataError: the file is missing, broken, in no known format, or doesn't hold whole numbers or known colours.
@@ -102,6 +109,8 @@ def read_mask(mask: Path | ClassFiles, known: Labels | None = None) -> Volume:
             f"{mask} is a mask in different colours ({listed(np.unique(marks))}), but {labels}; convert it to one "
             "number a pixel, as dinounet relabel does"
         )
+    if by_colour and known is not None and known.colours is not None:
+        marks = _number_greys(marks, known, mask)
     return replace(volume, array=marks)
 
 
@@ -198,6 +207,25 @@ def _number(marks: np.ndarray, known: Labels, path: Path) -> np.ndarray:
     if not named.all():
         raise OddValues("colours", path, count_values(marks[~named]), known.colours)
     return numbers
+
+
+def _number_greys(greys: np.ndarray, known: Labels, path: Path) -> np.ndarray:
+    """Numbers in the place of grey levels, (Z, Y, X), that stand for colours; 0 and 1 may be black and the only class.
+
+    Raises:
+        OddValues: they are other numbers, which would be classes by the mere order of the colours.
+    """
+    assert known.colours is not None
+    found = count_values(greys)
+    numbers = {int(colour[1:3], 16): known.given[name] for name, colour in known.colours.items() if is_grey(colour)}
+    if found.keys() <= numbers.keys():
+        mapped = np.zeros(greys.shape, np.uint8)
+        for grey, number in numbers.items():
+            mapped[greys == grey] = number
+        return mapped
+    if len(known.given) == 2 and numbers.get(0) == 0 and found.keys() <= {0, 1}:  # as files of 1 bit are read
+        return greys
+    raise OddValues("no colours", path, found, known.colours)
 
 
 def _join(files: ClassFiles, known: Labels) -> Volume:

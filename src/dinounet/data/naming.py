@@ -43,7 +43,8 @@ class OddValues(DataError):
     """What a mask holds is no label; what repairs one such mask repairs all of them.
 
     Args:
-        kind: fractions; colours or numbers that no label has; or too many different values.
+        kind: fractions; colours or numbers that no label has; numbers where labels are colours; or too many different
+            values.
         path: the mask.
         pixels: how many hold each value, of unknown colours and numbers alone.
         labels: what it may hold, if that is known.
@@ -51,7 +52,7 @@ class OddValues(DataError):
 
     def __init__(
         self,
-        kind: Literal["fractions", "colours", "numbers", "values"],
+        kind: Literal["fractions", "colours", "no colours", "numbers", "values"],
         path: Path,
         pixels: Counts,
         labels: Given | None = None,
@@ -99,6 +100,12 @@ def _told(kind: str, paths: Sequence[Path], pixels: Counts, labels: Given | None
     if kind == "values":
         return str(too_many(holds, pixels, folder))
     assert labels is not None
+    if kind == "no colours":
+        return (
+            f"{holds} numbers ({listed(found)}), but the labels are colours ({write_labels(labels)}), which don't say "
+            f"what each number is; paint the {'mask' if len(paths) == 1 else 'masks'} in these colours, or store all "
+            "masks as numbers and name those"
+        )
     if kind == "colours":
         return (
             f"{holds} {listed(found)} in {sum(pixels.values())} pixels, but the labels are {write_labels(labels)}; "
@@ -109,6 +116,11 @@ def _told(kind: str, paths: Sequence[Path], pixels: Counts, labels: Given | None
         f"{holds} {listed(found)}, but the labels are {write_labels(labels)}; name them or correct the "
         f"{'mask' if len(paths) == 1 else 'masks'}{nearest}"
     )
+
+
+def is_grey(colour: str) -> bool:
+    """Whether a colour ("#808080") has as much red as green and blue."""
+    return colour[1:3] == colour[3:5] == colour[5:7]
 
 
 def infer_labels(pixels: Mapping[int, int], dataset: str, masks: Path) -> tuple[Labels, Counter[int]]:

@@ -73,7 +73,7 @@ def open_image(paths: Sequence[Path], most: int, slice_axis: int = 0) -> Volume:
 def open_truth(case: Case, known: Labels | None, most: int, slice_axis: int = 0) -> Volume:
     """Read a case's mask as `read_truth` does, or leave it in its file if reading it takes more bytes than `most`."""
     mask = case.mask
-    if not isinstance(mask, Path):
+    if not isinstance(mask, Path) or (known is not None and known.colours is not None):
         return read_truth(case, known)
     found = look_into([mask])
     if (

@@ -139,6 +139,10 @@ def _advise(shape: Sequence[int], plan: DataPlan) -> str:
         if shape[-1] == channels > 1:
             return "if the channels are its last axis, give axes='HWC'"
         if channels == 1:
+            if shape[-1] == 1:
+                return "if the channel is its last axis, give axes='HWC'"
+            if shape[-1] == 3:
+                return "if its last axis, as in axes='HWC', is colours, make one channel of them, (H, W)"
             return several if flat else "if these are slices, give axes='ZYX'"
     if len(shape) == 4:
         if shape[1] == channels:
