@@ -4,6 +4,7 @@ Numbers by hand, by MONAI (`DiceMetric`, which gives NaN where the truth is empt
 """
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -203,6 +204,33 @@ def test_a_class_can_be_left_out_of_the_mean_with_a_word(folders: dict[str, Path
     assert metrics.mean_over_cases_and_classes.dice == pytest.approx(sum(both) / 2)
     assert metrics.basis_over_classes.false_alarms == 10 and metrics.basis["a"].false_alarms == 5
     assert metrics.mean_over_cases["a"].dice == pytest.approx(metrics.basis["a"].floor + metrics.basis["a"].above_floor)
+
+
+def test_evaluate_and_compare_leave_the_same_class_out(
+    folders: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What no training case of one model held, for both models."""
+    for name, absent in {"noisy": ["a"], "good": []}.items():
+        shutil.copytree(folders[name], tmp_path / name)
+        record = {"labels": {"background": 0, "a": 1, "b": 2, "c": 3}, "absent_classes": absent}
+        (tmp_path / name / "prediction.json").write_text(json.dumps(record))
+    alone = dinounet.evaluate(tmp_path / "noisy", folders["truth"])
+    assert list(alone.left_out) == ["a"]
+    for order in (("noisy", "good"), ("good", "noisy")):
+        found = dinounet.compare([tmp_path / name for name in order], folders["truth"])
+        models = {model.name: model for model in found.models}
+        assert models["noisy"].mean_over_cases_and_classes == alone.mean_over_cases_and_classes
+        b, c = (models["good"].mean_over_cases[name].dice for name in "bc")
+        assert models["good"].mean_over_cases_and_classes.dice == pytest.approx((b + c) / 2)
+        assert found.left_out == {"a": "no training case of noisy has a pixel of it"}
+    told = " ".join(capsys.readouterr().out.split())
+    assert "Not in the means over classes, of any model: a (no training case of noisy has a pixel of it)." in told
+
+    for name in ("noisy", "good"):  # each lacks what the other has
+        path = tmp_path / name / "prediction.json"
+        absent = ["a"] if name == "noisy" else ["b", "c"]
+        path.write_text(json.dumps({**json.loads(path.read_text()), "absent_classes": absent}))
+    assert dinounet.compare([tmp_path / "noisy", tmp_path / "good"], folders["truth"]).left_out == {}
 
 
 def test_postprocessing_that_would_leave_nothing_is_not_chosen(tmp_path: Path) -> None:

@@ -55,7 +55,7 @@ def compare(
         pair_models,
     )
     from dinounet.evaluation.digits import write_number
-    from dinounet.evaluation.labels import find_at_the_detector
+    from dinounet.evaluation.labels import find_absent_in_any, find_at_the_detector
     from dinounet.evaluation.tables import describe_winners, print_comparison
     from dinounet.files import require_file, write_json
     from dinounet.progress import progress, say
@@ -66,9 +66,10 @@ def compare(
         require_file(path)
     pairs = pair_models(folders, truth, by, Path(groups) if groups is not None else None)
     known = common_labels(folders, truth, labels)
+    left_out = find_absent_in_any(folders, known)
     shadows = {name for folder in folders.values() for name in find_at_the_detector(folder)}
     with progress("comparing", sum(len(cases) for cases, _ in pairs.values())) as advance:
-        metrics = evaluate_models(pairs, known, tolerance, lambda _: advance(), by, shadows)
+        metrics = evaluate_models(pairs, known, tolerance, lambda _: advance(), by, left_out, shadows)
     comparison = compare_models(metrics, folders, truth, {name: _origin(folder) for name, folder in folders.items()})
     if path:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -93,6 +94,7 @@ def compare(
         by=comparison.by,
         cases=len(comparison.cases),
         groups=len(comparison.groups),
+        left_out=comparison.left_out,
         highest=comparison.highest,
         highest_where_present=comparison.highest_where_present,
         comparison=path,

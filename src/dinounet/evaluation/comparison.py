@@ -7,7 +7,7 @@ signed-rank test (doi:10.2307/3001968) is two-sided and not corrected for the nu
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -106,7 +106,7 @@ class ComparedModel:
     """Of each class."""
 
     mean_over_cases_and_classes: MeanMetrics
-    """Of everything; each case and class weighs the same."""
+    """Of everything; each case and class weighs the same, but for the classes that are left out."""
 
     empties: dict[str, EmptyCounts]
     """Of each class."""
@@ -173,6 +173,9 @@ class Comparison:
     groups: tuple[str, ...] = ()
     """The groups that were scored; none by case."""
 
+    left_out: dict[str, str] = field(default_factory=dict)
+    """Classes that are in no model's means over classes, since some model could not learn them, and why."""
+
     regions: tuple[Region, ...] | None = None
     """What was evaluated instead of classes."""
 
@@ -235,6 +238,7 @@ def evaluate_models(
     tolerance: float,
     on_case: Callable[[str], None] | None = None,
     by: By = "case",
+    left_out: Mapping[str, str] | None = None,
     at_the_detector: Collection[str] = (),
 ) -> dict[str, Metrics]:
     """Evaluate each model afresh: older metrics may be of another truth, of other labels or of masks since changed.
@@ -245,6 +249,7 @@ def evaluate_models(
         tolerance: of NSD.
         on_case: is called with the name of each case that is done.
         by: what is scored.
+        left_out: classes that are to be in no model's means over classes, and why.
         at_the_detector: names of cases whose lengths are at the detector, as the record of any of the models tells.
 
     Raises:
@@ -255,8 +260,9 @@ def evaluate_models(
     for name, (cases, predicted) in pairs.items():
         with noted(problems):
             metrics[name] = evaluate_cases(
-                cases, predicted, known, on_case=on_case, tolerance=tolerance, by=by, at_the_detector=at_the_detector
-            )
+                cases, predicted, known, on_case=on_case, tolerance=tolerance, by=by, left_out=left_out,
+                at_the_detector=at_the_detector,
+            )  # fmt: skip
     if problems:
         raise DataError(_once_each(problems))
     return metrics
@@ -325,6 +331,7 @@ def compare_models(
         highest_where_present=_highest(present),
         by=like.by,
         groups=tuple(group.case for group in like.groups),
+        left_out=like.left_out,
         regions=like.regions,
         ignore=like.ignore,
         colours=like.colours,

@@ -9,7 +9,7 @@ from dinounet.data.labels import Labels, name_labels, parse_labels, read_nnunet_
 from dinounet.data.legends import labels_of_legends
 from dinounet.data.pairs import mask_files
 from dinounet.errors import ConfigError
-from dinounet.files import PREDICTION, read_json, to_record
+from dinounet.files import PREDICTION, join_some, read_json, to_record
 
 NOT_LEARNED = "no training case has a pixel of it"
 """Why a class is in no mean over classes."""
@@ -20,6 +20,21 @@ def find_absent(predictions: Path, known: Labels) -> dict[str, str]:
     told = _names_told(predictions, "absent_classes")
     absent = [name for name in known.foreground if name in told]
     return dict.fromkeys(absent, NOT_LEARNED) if len(absent) < len(known.foreground) else {}
+
+
+def find_absent_in_any(folders: Mapping[str, Path], known: Labels) -> dict[str, str]:
+    """Classes, or regions, that the network of any of several models could not learn, and whose; not all there are.
+
+    Args:
+        folders: of each model's masks, by its name.
+        known: what the numbers in the masks stand for.
+    """
+    absent = {model: _names_told(folder, "absent_classes") for model, folder in folders.items()}
+    found = {}
+    for name in known.foreground:
+        if models := [model for model, names in absent.items() if name in names]:
+            found[name] = f"no training case of {join_some(models)} has a pixel of it"
+    return found if len(found) < len(known.foreground) else {}
 
 
 def find_at_the_detector(predictions: Path) -> list[str]:

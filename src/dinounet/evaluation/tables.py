@@ -163,6 +163,7 @@ def describe_winners(comparison: Comparison) -> str:
             present[model.name] = write_number("dice", model.basis_over_classes.mean_where_present.dice)
     floor = write_number("dice", comparison.models[0].basis_over_classes.floor)
     by = comparison.by
+    out = "; ".join(f"{name} ({why})" for name, why in comparison.left_out.items())
     return " ".join(
         [
             f"Highest mean Dice over all {by}s: {_name_highest(comparison.highest, dices)}; an all-background "
@@ -171,6 +172,7 @@ def describe_winners(comparison: Comparison) -> str:
             if present
             else f"No {by} has a class.",
             *(model.warning for model in comparison.models if model.warning),
+            *([f"Not in the means over classes, of any model: {out}."] if out else []),
         ]
     )
 
