@@ -14,6 +14,7 @@ from sklearn.metrics import f1_score, jaccard_score, precision_score, recall_sco
 
 import dinounet
 from dinounet.cli.main import main
+from dinounet.errors import ConfigError
 from dinounet.evaluation.metrics import measure
 from dinounet.evaluation.records import CaseMetrics, Metrics, read_metrics
 from dinounet.evaluation.report import write_report
@@ -172,6 +173,34 @@ def test_a_run_s_own_groups_are_known_from_its_review(folders: tuple[Path, Path,
     dinounet.evaluate(tmp_path / "validation", tmp_path / "truth", labels=LABELS, groups=table)
     found = dinounet.evaluate(tmp_path / "validation", tmp_path / "truth", labels=LABELS, by="group")
     assert [group.case for group in found.groups] == list(PATIENTS)
+
+
+def test_who_told_the_groups_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """An earlier evaluation's go before the truth's folders; models that were told different ones have no pairs."""
+    truth, first, second = (tmp_path / name for name in ("truth", "first", "second"))
+    for name in ("x/1", "x/2", "y/1", "y/2"):
+        for folder, place in ((truth, name), (first, name.replace("/", "_")), (second, name.replace("/", "_"))):
+            path = folder / f"{place}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np.eye(8, dtype=np.uint8)).save(path)
+    labels = "background=0,a=1"
+
+    def told() -> str:
+        return " ".join(capsys.readouterr().out.split())
+
+    dinounet.compare([first, second], truth, labels=labels, by="group")
+    assert told().count(f"groups are the folders in {truth};") == 1
+    dinounet.evaluate(first, truth, tmp_path / "metrics.json", labels=labels, by="group")
+    assert f"groups are the folders in {truth};" in told()
+    table = tmp_path / "groups.csv"
+    table.write_text("case,group\nx_1,1\nx_2,2\ny_1,1\ny_2,2\n")
+    dinounet.evaluate(first, truth, labels=labels, by="group", groups=table)
+    assert "groups are" not in told()
+    found = dinounet.evaluate(first, truth, tmp_path / "metrics.json", labels=labels, by="group")
+    assert [group.case for group in found.groups] == ["1", "2"]
+    assert f"groups are those that {first / 'metrics.json'} knows of an earlier evaluation" in told()
+    with pytest.raises(ConfigError, match=r"the models' groups differ .*first.*the folders in .*give --groups"):
+        dinounet.compare([first, second], truth, labels=labels, by="group")
 
 
 def test_compare_by_group(folders: tuple[Path, Path, Path], tmp_path: Path) -> None:

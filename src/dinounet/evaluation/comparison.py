@@ -27,16 +27,8 @@ from dinounet.evaluation.means import (
     with_mean_over_classes,
 )
 from dinounet.evaluation.metrics import NAMES
-from dinounet.evaluation.records import (
-    Basis,
-    By,
-    EmptyCounts,
-    Interval,
-    MeanMetrics,
-    Metrics,
-    Unit,
-    VolumeUnit,
-)
+from dinounet.evaluation.records import Basis, By, EmptyCounts, Interval, MeanMetrics, Metrics, Unit, VolumeUnit
+from dinounet.progress import say
 
 FORMAT = 2
 
@@ -195,18 +187,25 @@ def pair_models(
     """The masks of every model, each with its truth, and the groups of cases as `with_groups` has them.
 
     Raises:
-        ConfigError: nothing says which cases belong together.
+        ConfigError: nothing says which cases belong together, or models' folders say otherwise.
         DataError: which cases who lacks, all together, or that a folder is none or empty.
     """
     pairs: dict[str, Pairs] = {}
     problems: list[str] = []
+    told: dict[str, list[str | None]] = {}
     for name, folder in folders.items():
         with noted(problems):
             cases, predicted, wrong = pair_folders(folder, truth)
             problems += wrong
-            pairs[name] = with_groups(cases, folder, truth, by, groups), predicted
+            cases, source = with_groups(cases, folder, truth, by, groups)
+            pairs[name] = cases, predicted
+            told[source] = [case.group for case in cases]
     if problems:
         raise DataError(_once_each(problems))
+    for source in filter(None, told):
+        say("note", source)
+    if len(set(map(tuple, told.values()))) > 1:
+        raise ConfigError(f"the models' groups differ ({'; '.join(told)}), so that nothing is paired; give --groups")
     return pairs
 
 

@@ -103,7 +103,9 @@ def evaluate_folders(
     known = Labels(dict(labels), regions, ignore, colours)
     cases, predicted, problems = pair_folders(predictions, truth)
     with noted(problems):
-        cases = with_groups(cases, predictions, truth, by, groups)
+        cases, told = with_groups(cases, predictions, truth, by, groups)
+        if told:
+            say("note", told)
     probabilities: dict[str, Path] = {}
     with noted(problems):
         probabilities = find_probabilities(predictions, [case.name for case in cases])

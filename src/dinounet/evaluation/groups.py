@@ -72,8 +72,8 @@ def _measure(name: str, counted: Sequence[CountedCase], tolerance: float, group:
 
 def with_groups(
     cases: Sequence[Case], predictions: Path, truth: Path, by: By, groups: Path | Mapping[str, str] | None
-) -> list[Case]:
-    """The cases with their groups.
+) -> tuple[list[Case], str]:
+    """The cases with their groups, and in a sentence who told these; "" where they were given, or aren't asked for.
 
     Args:
         cases: with the files of their truth.
@@ -89,9 +89,14 @@ def with_groups(
     if by not in ("case", "group"):
         raise ConfigError(f"by is {by!r}; give case or group")
     if groups is None and by == "case":
-        return list(cases)
+        return list(cases), ""
+    told = ""
     if groups is None:
-        known: Mapping[str, str] = _groups_of_before(cases, predictions) or _folders(cases, truth)
+        known: Mapping[str, str] = _groups_of_before(cases, predictions)
+        told = f"groups are those that {predictions / METRICS} knows of an earlier evaluation"
+        if not known:
+            known, told = _folders(cases, truth), f"groups are the folders in {truth}"
+        told += "; give --groups a CSV file for others"
     else:
         known = groups if isinstance(groups, Mapping) else read_groups(groups)
     lacking = [case.name for case in cases if case.name not in known]
@@ -101,7 +106,7 @@ def with_groups(
     spelled, remark = spell_as_one(known[case.name] for case in cases)
     if remark:
         say("note", remark)
-    return [replace(case, group=spelled[known[case.name]]) for case in cases]
+    return [replace(case, group=spelled[known[case.name]]) for case in cases], told
 
 
 def read_groups(path: Path) -> dict[str, str]:
