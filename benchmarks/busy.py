@@ -1,10 +1,11 @@
 """What a busy process beside costs: with threads that spin while they wait (by default), and with threads that sleep.
 
-    python benchmarks/busy.py              # three to four minutes on a machine that does nothing else
+    python benchmarks/busy.py              # four minutes on a machine that does nothing else
 
-Prediction and a training step by PyTorch, and prediction by onnxruntime; each with both ways of waiting, alone and with
-one other process that never rests. Each way has a process of its own; they take turns, and a ratio is the median over
-turns of the ratio within a turn. Weights are random: they change no cost.
+Prediction and a training step by PyTorch, and prediction by onnxruntime; each with the ways of waiting (spinning as by
+default, sleeping soon as the program has it, sleeping at once), alone and with one other process that never rests. Each
+way has a process of its own; they take turns, and a ratio is the median over turns of the ratio within a turn. Weights
+are random: they change no cost.
 """
 
 import argparse
@@ -28,7 +29,8 @@ from dinounet.threads import CHOSEN_BY_USER, WAITING
 
 TASKS = ("prediction", "training step", "onnxruntime")
 SIDE = 256
-SPINS, SLEEPS = "spin", "sleep"
+SPINS, SLEEPS, AT_ONCE = "spin", "sleep soon", "sleep at once"
+ENVIRONMENTS: dict[str, dict[str, str]] = {SPINS: {}, SLEEPS: WAITING, AT_ONCE: WAITING | {"GOMP_SPINCOUNT": "0"}}
 NEVER_RESTS = "while True: pass"
 
 
@@ -93,7 +95,7 @@ def start_worker(task: str, way: str, file: Path) -> subprocess.Popen[str]:
     environment = {name: value for name, value in os.environ.items() if name not in CHOSEN_BY_USER}
     worker = subprocess.Popen(
         [sys.executable, __file__, "--worker", task, way, str(file)],
-        env=environment | (WAITING if way == SLEEPS else {}),
+        env=environment | ENVIRONMENTS[way],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -131,7 +133,8 @@ def busy_process() -> Iterator[None]:
 
 def measure(task: str, turns: int, file: Path) -> dict[tuple[str, str], list[float]]:
     """Seconds of each turn, by the way of waiting and by who is beside."""
-    workers = {way: start_worker(task, way, file) for way in (SPINS, SLEEPS)}
+    ways = [way for way in ENVIRONMENTS if task != "onnxruntime" or way != AT_ONCE]  # which spins or sleeps
+    workers = {way: start_worker(task, way, file) for way in ways}
     seconds: dict[tuple[str, str], list[float]] = {}
     for turn in range(turns):
         order = list(workers.items())[:: 1 if turn % 2 else -1]
@@ -174,7 +177,7 @@ def main() -> None:
             export(file)
         for task in asked.tasks:
             seconds = measure(task, asked.turns, file)
-            for way in (SPINS, SLEEPS):
+            for way in [way for way in ENVIRONMENTS if (way, "alone") in seconds]:
                 alone, beside = seconds[way, "alone"], seconds[way, "beside"]
                 print(
                     f"| {task} | {way} | {spread(alone)} | {spread(beside)} | {ratio(beside, alone):.2f} "

@@ -14,10 +14,12 @@ from __future__ import annotations
 import os
 
 WAITING = {
-    "GOMP_SPINCOUNT": "0",  # libgomp, which PyTorch brings on Linux
+    # libgomp, which PyTorch brings on Linux: as long as it spins by itself where threads outnumber processors. Not at
+    # all would be a little faster on a busy machine, and slower on an idle one, where waking a thread takes longer
+    "GOMP_SPINCOUNT": "1000",
     "KMP_BLOCKTIME": "0",  # milliseconds; LLVM's libomp and Intel's, which it brings on macOS and Windows
 }
-"""Environment variables by which OpenMP libraries are told to sleep at once."""
+"""Environment variables by which OpenMP libraries are told to sleep soon (benchmarks/busy.py)."""
 
 CHOSEN_BY_USER = ("OMP_WAIT_POLICY", "KMP_LIBRARY", *WAITING)
 """Environment variables by which users themselves say how threads wait."""
