@@ -5,7 +5,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 import dinounet
 from datasets import write_png_dataset
@@ -52,8 +54,6 @@ def test_help_of_a_verb_comes_without_torch_and_is_a_python_function(verb: str) 
             "dinounet: nowhere does not exist; give the folder that `dinounet train` or",
         ),
         (["evaluate", "a", "b"], "dinounet: a is not a folder; give one that holds a mask for each case"),
-        (["evaluate", ".", "."], "dinounet: neither . nor . says which classes the masks hold; pass --labels"),
-        (["evaluate", ".", ".", "--labels", "x"], "dinounet: --labels is 'x'; write it as background=0,lesion=1"),
         (["info", "nowhere"], "dinounet: nowhere does not exist; give the folder"),
         (["plan"], "dinounet: missing from dinounet plan: DATASET Dataset, as for"),
         (["plan", "x", "--patc", "3"], "--patc, 3; did you mean --patch?; see dinounet plan --help"),
@@ -145,3 +145,14 @@ def test_plan_tells_what_a_dataset_holds_and_writes_what_train_reads(
     told = capsys.readouterr().err
     assert all(text in told for text in ("case_1.png can't be read", "case_2_0000.png can't be read"))
     assert not (tmp_path / "other.json").exists()
+
+
+def test_masks_without_names_of_classes_are_asked_for_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        Image.fromarray(np.eye(8, dtype=np.uint8)).save(tmp_path / folder / "case.png")
+    words = ["evaluate", str(tmp_path / "a"), str(tmp_path / "b")]
+    assert main(words) == 2
+    assert "says which classes the masks hold; pass --labels" in capsys.readouterr().err
+    assert main([*words, "--labels", "x"]) == 2
+    assert "dinounet: --labels is 'x'; write it as background=0,lesion=1" in capsys.readouterr().err
