@@ -26,7 +26,8 @@ from sybil.parsers.markdown import CodeBlockParser
 import dinounet
 import test_hub
 from datasets import picture
-from dinounet.cli.main import VERBS, _understand, find_verb, main
+from dinounet.cli.flags import parse_call
+from dinounet.cli.main import VERBS, find_verb, main
 from dinounet.network.backbone import build_backbone
 from dinounet.network.config import NetworkConfig
 from dinounet.network.variants import BackboneVariant, find_variant
@@ -160,7 +161,7 @@ def parse(command: str) -> None:
     starts = [place + 1 for place, word in enumerate(words[:-1]) if word.split(":")[0] == "dinounet"]
     verbs = [place for place in starts if words[place] in VERBS]
     for place in verbs:
-        _understand(*find_verb(words[place], words[place + 1 :]))
+        parse_call(*find_verb(words[place], words[place + 1 :]))
     assert verbs or (words[0] not in ("dinounet", "torchrun", "srun") and words[:2] != ["docker", "run"]), command
     if words[0] == "make":
         subprocess.run(["make", "--dry-run", *words[1:]], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)

@@ -92,7 +92,7 @@ def convert(value: Any, hint: Any, name: str) -> Any:
         return _convert(value, hint)
     except TypeError:
         shown = " ".join(reprlib.repr(value).split())  # of arrays the beginning, in one line
-        raise ConfigError(f"{name} is {shown}; it must be {_describe(hint)}") from None
+        raise ConfigError(f"{name} is {shown}; it must be {describe(hint)}") from None
 
 
 def _convert(value: Any, hint: Any) -> Any:
@@ -142,19 +142,19 @@ def _convert_items(value: Any, kind: type, parts: Sequence[Any]) -> Any:
     return kind(_convert(item, hint) for item, hint in zip(items, hints, strict=True))
 
 
-def _describe(hint: Any) -> str:
+def describe(hint: Any) -> str:
     """What an annotation asks for, in words."""
     origin, parts = typing.get_origin(hint), typing.get_args(hint)
     if origin is Literal:
         return " or ".join(map(str, parts))
     if origin in (Union, types.UnionType):
-        return " or ".join(_describe(part) for part in parts)
+        return " or ".join(describe(part) for part in parts)
     if origin in (list, tuple, Sequence):
         many = origin is not tuple or parts[-1] is ...
         return (
-            f"a list of which each is {_describe(parts[0])}"
+            f"a list of which each is {describe(parts[0])}"
             if many
-            else f"{len(parts)} items, each {_describe(parts[0])}"
+            else f"{len(parts)} items, each {describe(parts[0])}"
         )
     words = {int: "a whole number", float: "a number", str: "text", Path: "a path", bool: "True or False", None: "None"}
     named = words | {types.NoneType: "None"}

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
-
-import tyro
+from typing import Any
 
 from dinounet.arguments import checked
 from dinounet.evaluation.comparison import Comparison, Origin
@@ -16,10 +14,10 @@ from dinounet.evaluation.records import By
 
 @checked
 def compare(
-    predictions: Annotated[list[str], tyro.conf.Positional, tyro.conf.arg(metavar="PREDICTIONS PREDICTIONS [...]")],
+    predictions: list[str],
     /,
     truth: Path,
-    output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None,
+    output: Path | None = None,
     *,
     labels: str | None = None,
     tolerance: float = TOLERANCE,

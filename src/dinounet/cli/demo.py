@@ -5,15 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import tyro
-
 from dinounet.arguments import UNSET, Default, checked
 
 
 @checked
 def demo(
     *,
-    output: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("dinounet-demo"),
+    output: Path = Path("dinounet-demo"),
     weights: Annotated[str, Default("hub")] = UNSET,
     resume: bool = False,
 ) -> Path:

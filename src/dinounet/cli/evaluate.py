@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
-
-import tyro
 
 from dinounet.arguments import checked
 from dinounet.evaluation.evaluate import TOLERANCE
@@ -14,10 +11,10 @@ from dinounet.evaluation.records import By, Metrics
 
 @checked
 def evaluate(
-    predictions: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="PREDICTIONS")],
-    truth: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="TRUTH")],
+    predictions: Path,
+    truth: Path,
     /,
-    output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None,
+    output: Path | None = None,
     *,
     labels: str | None = None,
     tolerance: float = TOLERANCE,

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
-
-import tyro
+from typing import Literal
 
 from dinounet.arguments import checked
 
 
 @checked
 def export(
-    runs: Annotated[list[Path], tyro.conf.Positional, tyro.conf.arg(metavar="RUN [RUN ...]")],
+    runs: list[Path],
     /,
-    output: Annotated[Path, tyro.conf.arg(aliases=["-o"])],
+    output: Path,
     *,
     format: Literal["bundle", "onnx", "nnunet"] = "bundle",
     licence: str | None = None,

@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import tyro
-
 from dinounet.arguments import UNSET, Default, checked
 
 if TYPE_CHECKING:
@@ -25,7 +23,7 @@ WIDTH_OF_NUMBERS = 59
 
 @checked
 def info(
-    what: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="backbones|timm:NAME|RUN|BUNDLE")] = BACKBONES,
+    what: str = BACKBONES,
     /,
     *,
     backbone_scale: Annotated[float, Default(1.0)] = UNSET,

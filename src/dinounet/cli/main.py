@@ -5,13 +5,10 @@ Only the chosen verb's module is imported, and that imports neither torch nor ti
 
 from __future__ import annotations
 
-import contextlib
 import difflib
 import importlib
-import io
 import keyword
 import os
-import re
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -92,7 +89,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(f"there is no verb {verb!r}; " + (f"did you mean {near[0]}?" if near else "see dinounet --help"))
     try:
         function, verb, words = find_verb(verb, words[1:])
-        _understand(function, verb, words)()
+        from dinounet.cli.flags import parse_call
+
+        parse_call(function, verb, words)()
     except UserError as error:
         if debug:
             raise
@@ -111,7 +110,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if debug:
             raise
         return _fail(
-            f"failed by a fault of its own ({type(error).__name__}: {error}); run it again with --debug and report it",
+            f"internal error ({type(error).__name__}: {error}); run it again with --debug and report it",
             OUR_FAILURE,
         )
     return DONE
@@ -143,42 +142,6 @@ def find_verb(verb: str, words: list[str]) -> tuple[Callable[..., Any], str, lis
     if part not in PARTS[verb]:
         raise ConfigError(f"dinounet {verb} has no {part or 'second word'}; choose {', '.join(PARTS[verb])}")
     return getattr(module, part), f"{verb} {part}", words[1:]
-
-
-def _understand(function: Callable[..., Any], verb: str, words: list[str]) -> Callable[[], Any]:
-    """The call that the words after the verb ask for.
-
-    Raises:
-        ConfigError: they ask for none.
-    """
-    import tyro
-
-    from dinounet.cli.flags import to_command
-
-    speaks = my_place().rank == 0
-    config = (tyro.conf.OmitArgPrefixes,)
-    told = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(told):
-            call: Callable[[], Any] = tyro.cli(
-                to_command(function), prog=f"dinounet {verb}", args=words, config=config, console_outputs=speaks
-            )
-    except SystemExit as stop:
-        if stop.code != USER_ERROR:
-            raise  # --help
-        raise ConfigError(f"{_shorten(told.getvalue())}; see dinounet {verb} --help") from None
-    return call
-
-
-def _shorten(box: str) -> str:
-    """What tyro says in a box of several lines, as one: what is wrong, and the nearest flag if it names some."""
-    lines = [line.strip("│ ") for line in box.splitlines()[1:]]  # without the title
-    parts = re.split(r"[─╰╯-]{9,}", " ".join(lines))
-    wrong, *hints = [part for part in parts if part.strip()] or ["the command can't be understood"]
-    sentences = wrong.split(" Got errors:")[0].strip(" .").split(". ")
-    near = re.search(r"Perhaps you meant: .*?(--[\w-]+)", " ".join(hints))
-    what = "; ".join(sentence[:1].lower() + sentence[1:] for sentence in sentences)
-    return what + (f"; did you mean {near[1]}?" if near else "")
 
 
 def _fail(message: str, code: int = USER_ERROR) -> int:

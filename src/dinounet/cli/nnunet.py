@@ -9,14 +9,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-import tyro
-
 from dinounet.arguments import UNSET, Default, checked
 from dinounet.device import Device
 from dinounet.network.config import NetworkConfig
 
-Dataset = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATASET")]
-FoldName = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="FOLD")]
+Dataset = str
+FoldName = str
 Trainer = Literal["DinoUNetTrainer", "DinoUNetPaperTrainer"]
 
 
@@ -150,9 +148,9 @@ def train(
 @checked
 def predict(
     dataset: Dataset,
-    images: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="IMAGES")],
+    images: Path,
     /,
-    output: Annotated[Path, tyro.conf.arg(aliases=["-o"])],
+    output: Path,
     *,
     trainer: Annotated[Trainer, Default("DinoUNetTrainer")] = UNSET,
     plans: Annotated[str, Default("DinoUNetPlans")] = UNSET,

@@ -6,10 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import tyro
-
 from dinounet.arguments import UNSET, Default, checked, given
-from dinounet.cli.recipe_flags import NAMED, NO_CHANGES, RecipeFlags
 from dinounet.data.groups import GroupRule
 from dinounet.device import Device, Precision
 from dinounet.files import join_some
@@ -23,12 +20,12 @@ if TYPE_CHECKING:
 
 @checked
 def plan(
-    data: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DATASET")],
+    data: Path,
     /,
     *,
-    output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None,
-    recipe: Annotated[Recipe | RecipeName, NAMED, Default("default")] = UNSET,
-    changes: Annotated[Mapping[str, Any], tyro.conf.arg(name="", constructor=RecipeFlags)] = NO_CHANGES,
+    output: Path | None = None,
+    recipe: Annotated[Recipe | RecipeName, Default("default")] = UNSET,
+    changes: Mapping[str, Any] = {},
     network: Architecture = "dinounet",
     backbone: Annotated[str, Default(NetworkConfig.backbone)] = UNSET,
     taps: tuple[int, int, int, int] | None = None,

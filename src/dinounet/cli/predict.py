@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated, Literal
-
-import tyro
+from typing import Literal
 
 from dinounet.arguments import checked
 from dinounet.device import Device, Precision
@@ -14,10 +12,10 @@ from dinounet.device import Device, Precision
 
 @checked
 def predict(
-    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")],
-    inputs: Annotated[list[Path], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE [IMAGE ...]")],
+    run: Path,
+    inputs: list[Path],
     /,
-    output: Annotated[Path, tyro.conf.arg(aliases=["-o"])],
+    output: Path,
     *,
     also: tuple[Path, ...] = (),
     format: str | None = None,

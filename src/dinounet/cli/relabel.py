@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
-
-import tyro
 
 from dinounet.arguments import checked
 
 
 @checked
 def relabel(
-    masks: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="MASKS")],
+    masks: Path,
     /,
-    output: Annotated[Path, tyro.conf.arg(aliases=["-o"])],
+    output: Path,
     *,
     labels: str,
 ) -> list[Path]:

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
-
-import tyro
 
 from dinounet.arguments import checked
 
 
 @checked
 def report(
-    predictions: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="PREDICTIONS")],
-    truth: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="TRUTH")],
+    predictions: Path,
+    truth: Path,
     /,
-    output: Annotated[Path, tyro.conf.arg(aliases=["-o"])],
+    output: Path,
     *,
     images: Path,
     run: Path | None = None,

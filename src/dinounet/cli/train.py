@@ -6,10 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import tyro
-
 from dinounet.arguments import UNSET, Default, checked, given
-from dinounet.cli.recipe_flags import NAMED, NO_CHANGES, RecipeFlags
 from dinounet.data.groups import GroupRule
 from dinounet.data.splits import Fold
 from dinounet.device import Device, Precision
@@ -19,12 +16,12 @@ from dinounet.plans import CHECKPOINT_MINUTES, Architecture, Recipe, RecipeName,
 
 @checked
 def train(
-    data: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DATASET")],
+    data: Path,
     /,
-    output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None,
+    output: Path | None = None,
     *,
-    recipe: Annotated[Recipe | RecipeName, NAMED, Default("default")] = UNSET,
-    changes: Annotated[Mapping[str, Any], tyro.conf.arg(name="", constructor=RecipeFlags)] = NO_CHANGES,
+    recipe: Annotated[Recipe | RecipeName, Default("default")] = UNSET,
+    changes: Mapping[str, Any] = {},
     network: Annotated[Architecture, Default("dinounet")] = UNSET,
     backbone: Annotated[str, Default(NetworkConfig.backbone)] = UNSET,
     taps: tuple[int, int, int, int] | None = None,
