@@ -11,7 +11,7 @@ demo: .venv/demo-installed
 	PATH="$(CURDIR)/$(BIN):$$PATH" dinounet demo --output demo $$(test -d demo && echo --resume)
 
 test: .venv/dev-installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --durations=10
+	$(BIN)/python -m pytest -n 2 --dist loadfile --durations=10
 
 # Agreement with nnU-Net, which `make test` skips: nnunetv2 and the newest timm don't go into one environment.
 test-nnunet: .venv-nnunet/installed

@@ -1,10 +1,38 @@
-"""Files that are shared between checkouts, and what the parity tests tell at the end."""
+"""The environment that tests run in, files shared between checkouts, and the closing line of the parity tests."""
 
 import os
+import re
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+KEPT = re.compile(
+    r"PATH|HOME|USER|TMPDIR|TEMP|TMP|SYSTEMROOT|LD_LIBRARY_PATH|VIRTUAL_ENV|CI|CUDA_VISIBLE_DEVICES"
+    r"|DINOUNET_(SHARED|CHROMIUM)|(PYTEST|PIP)_.*|PYTHON(PATH|UNBUFFERED|DONTWRITEBYTECODE)"
+)
+"""Environment variables that stay as the shell has set them: where things lie, what of the machine may be used."""
+
+
+def clean_environment() -> None:
+    """Removes all other variables: of the Hub's client, OpenMP, nnU-Net, launchers, proxies and our own.
+
+    Runs before anything is imported that reads them.
+    """
+    for name in os.environ.keys() - set(filter(KEPT.fullmatch, os.environ)):
+        del os.environ[name]
+    os.environ |= {
+        "HF_HOME": str(Path(__file__).parents[1] / ".pytest_cache/huggingface"),  # without token and downloads
+        "OMP_NUM_THREADS": "1",  # pytest-xdist keeps the cores busy
+        "LC_ALL": "C.UTF-8",
+        "TZ": "UTC",
+    }
+    if hasattr(time, "tzset"):  # not on Windows
+        time.tzset()
+
+
+clean_environment()
 
 import pytest
 import torch
