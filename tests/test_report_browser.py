@@ -177,8 +177,9 @@ def test_pictures_are_reached_and_leafed_through_by_keyboard(browser: Browser, p
         browser.press("Tab")
         assert browser.run("document.activeElement === document.body || !!document.activeElement.closest('dialog')")
     browser.press("Escape")
-    browser.run("new Promise((done) => setTimeout(done))")  # until the page has heard of it
-    state = shown(browser)
+    for _ in range(1000):  # until the page has heard of it
+        if (state := shown(browser))["focus"] == f"Large view of {cases[-1]}":
+            break
     assert not state["open"] and state["focus"] == f"Large view of {cases[-1]}"
 
 
