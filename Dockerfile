@@ -19,7 +19,7 @@ RUN pip install --no-cache-dir ".[${EXTRAS}]"
 
 FROM python:${PYTHON}
 COPY --from=build /opt/dinounet /opt/dinounet
-# any user may run it, also one without a name (which MONAI asks for) or a home: what is written lies in /cache, /tmp and
+# any user may run it, also one without a name (which PyTorch's compiler asks for) or a home: what is written lies in /cache, /tmp and
 # the mounted folders
 RUN useradd --uid 1000 --create-home dinounet && mkdir -m 1777 /cache
 ENV PATH=/opt/dinounet/bin:${PATH} \

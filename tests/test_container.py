@@ -43,7 +43,7 @@ def test_its_versions_are_such_as_the_package_wants() -> None:
 
 def test_it_runs_the_command_line_as_a_user_that_is_not_root(capsys: pytest.CaptureFixture[str]) -> None:
     assert last("ENTRYPOINT") == '["dinounet"]'
-    assert {"HOME=/tmp", "USER=dinounet"} <= set(last("ENV").split())  # importing MONAI fails without a user's name
+    assert {"HOME=/tmp", "USER=dinounet"} <= set(last("ENV").split())  # PyTorch's compiler fails without a user's name
     assert int(last("USER").split(":")[0]) > 0
     health = re.search(r'CMD \["dinounet", (.*)\]', last("HEALTHCHECK"))
     assert health and main(re.findall(r'"([^"]+)"', health[1])) == 0

@@ -1,15 +1,17 @@
 """What a caller may rely on: any size, any channels, a backbone that stays frozen, precision and compilation."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 
 from dinounet.errors import ConfigError
-from dinounet.network.config import NetworkConfig
+from dinounet.network.config import NetworkConfig, plan_unet
 from dinounet.network.dinounet import DinoUNet, pad_to_stride
 from dinounet.network.normalisation import InstanceNorm
+from dinounet.network.unet import UNet, rename_monai_keys
 from networks import tiny_config
 
 
@@ -364,3 +366,32 @@ def test_prediction_and_training_see_the_same_network_in_either_order_of_memory(
     with torch.no_grad():
         predicted = network(image)
     assert (predicted - network(image)).norm() < 1e-4 * predicted.norm()
+
+
+@pytest.mark.parametrize("patch", [(64, 64), (8, 40), (64, 256)])
+def test_a_unet_is_monais_dynunet_whose_stored_tensors_it_loads(patch: tuple[int, int]) -> None:
+    from monai.networks.nets import DynUNet
+
+    config = plan_unet(patch, in_channels=3, num_classes=4)
+    config = replace(config, widths=tuple(8 + 2 * depth for depth in range(len(config.widths))))
+    heads = len(config.widths) - 3
+    theirs = DynUNet(
+        2, 3, 4, kernel_size=[3] * len(config.widths), strides=config.strides, upsample_kernel_size=config.strides[1:],
+        filters=config.widths, norm_name=("INSTANCE", {"affine": True}),
+        act_name=("leakyrelu", {"inplace": True, "negative_slope": 0.01}), deep_supervision=heads > 0,
+        deep_supr_num=max(heads, 1), trans_bias=True,
+    )  # fmt: skip
+    for twice in ("input_block", "downsamples", "bottleneck", "upsamples", "deep_supervision_heads"):
+        theirs._modules.pop(twice, None)  # as stored: skip_layers has all of them nested
+    ours = UNet(config)
+    ours.load_state_dict(rename_monai_keys({f"core.{name}": tensor for name, tensor in theirs.state_dict().items()}))
+    # a checkpoint numbers the optimizer's moments by the order of the parameters
+    assert all(torch.equal(*pair) for pair in zip(ours.parameters(), theirs.parameters(), strict=True))
+
+    image = torch.randn(2, 3, *patch)
+    logits = theirs.output_block(theirs.skip_layers(image))
+    lower = theirs.heads if heads > 0 else []
+    found = ours.train().scales(image)
+    for scale, other in zip(found, [logits, *lower], strict=True):
+        assert torch.allclose(scale, other, rtol=0, atol=1e-5 * (other.max() - other.min()).item())
+    assert torch.equal(ours.eval()(image), found[0])

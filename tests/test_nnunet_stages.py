@@ -136,18 +136,16 @@ def networks(oracle: Oracle) -> tuple[torch.nn.Module, torch.nn.Module]:
     """Our U-Net with the weights of nnU-Net's, and nnU-Net's."""
     theirs, ours = oracle.trainer.network, build_network(plan_unet(PATCH, in_channels=3, num_classes=3))
     state, lowest = theirs.state_dict(), len(ours.config.widths) - 1
-    names = {"core.output_block.conv.conv": f"decoder.seg_layers.{lowest - 1}"}
-    for depth in range(lowest + 1):
-        level = "core.skip_layers" + depth * ".next_layer"
-        blocks = {level if depth == lowest else f"{level}.downsample": f"encoder.stages.{depth}.0"}
-        if depth < lowest:
-            blocks[f"{level}.upsample.conv_block"] = f"decoder.stages.{lowest - 1 - depth}"
-            names[f"{level}.upsample.transp_conv.conv"] = f"decoder.transpconvs.{lowest - 1 - depth}"
-            names[f"{level}.super_head.conv.conv"] = f"decoder.seg_layers.{lowest - 1 - depth}"
-        for block, their_block in blocks.items():
-            for index in (0, 1):
-                names[f"{block}.conv{index + 1}.conv"] = f"{their_block}.convs.{index}.conv"
-                names[f"{block}.norm{index + 1}"] = f"{their_block}.convs.{index}.norm"
+    names = {"head": f"decoder.seg_layers.{lowest - 1}"}
+    blocks = {f"encoder.{depth}": f"encoder.stages.{depth}.0" for depth in range(lowest + 1)}
+    for stage in range(lowest):
+        blocks[f"decoder.{stage}.block"] = f"decoder.stages.{stage}"
+        names[f"decoder.{stage}.up"] = f"decoder.transpconvs.{stage}"
+        names[f"decoder.{stage}.head"] = f"decoder.seg_layers.{stage}"
+    for block, their_block in blocks.items():
+        for index in (0, 1):
+            names[f"{block}.conv{index + 1}"] = f"{their_block}.convs.{index}.conv"
+            names[f"{block}.norm{index + 1}"] = f"{their_block}.convs.{index}.norm"
     parts = {name: name.rpartition(".") for name in ours.state_dict()}
     ours.load_state_dict({name: state[f"{names[module]}.{part}"] for name, (module, _, part) in parts.items()})
     return ours, theirs

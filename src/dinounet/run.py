@@ -197,7 +197,6 @@ def versions() -> dict[str, str]:
         "torch",
         "timm",
         "lightning-fabric",
-        "monai",
         "batchgeneratorsv2",
         "numpy",
         "nibabel",

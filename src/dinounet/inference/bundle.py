@@ -362,6 +362,7 @@ def _require_shapes(path: Path, config: NetworkConfig | UNetConfig) -> None:
 
     from dinounet.network.build import build_network
     from dinounet.network.dinounet import DinoUNet
+    from dinounet.network.unet import rename_monai_keys
 
     with torch.device("meta"):
         network = build_network(config)
@@ -369,6 +370,7 @@ def _require_shapes(path: Path, config: NetworkConfig | UNetConfig) -> None:
     try:
         with safe_open(path, framework="pt") as file:
             given = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118 -- no mapping
+        given = rename_monai_keys(given)
     except SafetensorError as error:
         raise WeightsError(f"{path} is damaged ({error}); get the bundle again") from None
     differing = sorted(name for name in expected.keys() | given.keys() if expected.get(name) != given.get(name))

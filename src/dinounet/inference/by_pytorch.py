@@ -18,6 +18,7 @@ from dinounet.network.build import Network, build_network
 from dinounet.network.config import NetworkConfig
 from dinounet.network.initialisation import WithoutInitialValues
 from dinounet.network.provenance import BackboneRecord
+from dinounet.network.unet import rename_monai_keys
 from dinounet.network.weights import fill_backbone
 from dinounet.run import machine
 
@@ -82,7 +83,7 @@ def load_networks(
         if model.backbone and not shared:
             filled.append((model, network.backbone, _fill(network, model.backbone, weights, model)))
         try:
-            network.load_state_dict(load_file(model.file))
+            network.load_state_dict(rename_monai_keys(load_file(model.file)))
         except (SafetensorError, RuntimeError) as error:
             reason = str(error).splitlines()[0]
             raise WeightsError(f"{model.file} is damaged ({reason}); copy the run again") from None

@@ -68,7 +68,7 @@ class Exportable(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         if not isinstance(self.network, DinoUNet):
-            logits: Tensor = self.network.core.output_block(self.network.core.skip_layers(image))
+            (logits,) = self.network.scales(image)
             return logits.clamp(-LARGEST_LOGIT, LARGEST_LOGIT)
         with plain_operators(), _counted_positions(self._rope, self._rotations):
             (logits,) = self.network.decoder(self.network.encode(image))

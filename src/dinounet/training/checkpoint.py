@@ -17,6 +17,7 @@ from torch import Tensor
 
 from dinounet.errors import DataError
 from dinounet.files import whole_file
+from dinounet.network.unet import rename_monai_keys
 from dinounet.progress import say
 from dinounet.run import CHECKPOINT, PREVIOUS_CHECKPOINT
 
@@ -101,4 +102,5 @@ def _write(path: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) -> Non
 
 
 def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+    part = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+    return rename_monai_keys(part)
