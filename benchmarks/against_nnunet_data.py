@@ -16,7 +16,7 @@ from dinounet.data.images import read_image
 from dinounet.data.masks import read_truth
 from dinounet.data.pairs import Case
 from dinounet.files import write_json
-from dinounet.integrations.nnunet.environment import TRAINERS, TRAINERS_VARIABLE, require_nnunet
+from dinounet.integrations.nnunet import TRAINERS
 from dinounet.integrations.nnunet.network import architecture_of
 from dinounet.network.backbone import build_backbone
 from dinounet.network.config import NetworkConfig
@@ -49,8 +49,7 @@ class Place:
         for name, folder in {"raw": self.raw, "preprocessed": self.preprocessed, "results": results}.items():
             folder.mkdir(parents=True, exist_ok=True)
             os.environ[f"nnUNet_{name}"] = str(folder)
-        os.environ[TRAINERS_VARIABLE] = str(TRAINERS)
-        for name, value in {"n_proc_DA": "1", "def_n_proc": "1", "compile": "0"}.items():
+        for name, value in {"extTrainer": str(TRAINERS), "n_proc_DA": "1", "def_n_proc": "1", "compile": "0"}.items():
             os.environ.setdefault(f"nnUNet_{name}", value)
 
     def test(self, fold: int) -> tuple[Path, Path]:
@@ -79,7 +78,6 @@ def link(path: Path, folder: Path) -> None:
 
 def prepare(asked: argparse.Namespace) -> Place:
     """Plan the whole dataset for both, once; patch and batch are nnU-Net's, or what was asked for."""
-    require_nnunet()
     place = Place(asked.work)
     given = asked.dataset.resolve()
     name = given.name if re.fullmatch(r"Dataset\d{3}_.+", given.name) else f"Dataset{FIRST}_{given.name}"

@@ -17,7 +17,7 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 import dinounet
-from dinounet.cli.main import PARTS, VERBS, main
+from dinounet.cli.main import VERBS, main
 
 ROOT = Path(__file__).parents[1]
 PAGES = {"README.md": "index.md", "CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
@@ -69,18 +69,13 @@ def _in_repository(page: str, target: str) -> Path:
 def _commands() -> str:
     parts = ["# Commands\n\nWhat `dinounet VERB --help` says.\n"]
     for verb in VERBS:
-        parts.append(f"## dinounet {verb}")
-        if verb in PARTS:
-            parts.append(VERBS[verb].capitalize() + ".")
-        for words in [[verb, part] for part in PARTS.get(verb, ())] or [[verb]]:
-            told = io.StringIO()
-            wide = patch.dict(os.environ, COLUMNS=str(WIDTH))
-            with wide, contextlib.redirect_stdout(told), contextlib.suppress(SystemExit):
-                main([*words, "--help"])
-            usage, *texts = told.getvalue().strip().split("\n\n")
-            flags = next(place for place, text in enumerate(texts) if TITLE.match(text))
-            parts += [f"### dinounet {' '.join(words)}"] if verb in PARTS else []
-            parts += [*texts[:flags], "\n".join(["```text", usage, "", *texts[flags:], "```"])]
+        told = io.StringIO()
+        wide = patch.dict(os.environ, COLUMNS=str(WIDTH))
+        with wide, contextlib.redirect_stdout(told), contextlib.suppress(SystemExit):
+            main([verb, "--help"])
+        usage, *texts = told.getvalue().strip().split("\n\n")
+        flags = next(place for place, text in enumerate(texts) if TITLE.match(text))
+        parts += [f"## dinounet {verb}", *texts[:flags], "\n".join(["```text", usage, "", *texts[flags:], "```"])]
     return "\n\n".join(parts)
 
 

@@ -27,7 +27,7 @@ import dinounet
 import test_hub
 from datasets import picture
 from dinounet.cli.flags import parse_call
-from dinounet.cli.main import VERBS, find_verb, main
+from dinounet.cli.main import VERBS, function_of, main
 from dinounet.network.backbone import build_backbone
 from dinounet.network.config import NetworkConfig
 from dinounet.network.variants import BackboneVariant, find_variant
@@ -50,7 +50,6 @@ NOT_RUN = {
     "srun": "wants a SLURM cluster; tests/test_processes.py sets its variables",
     "docker": "wants a container engine",
     "nnUNetv2_": "nnU-Net is in an environment of its own; tests/test_nnunet_*.py run in it",
-    "dinounet nnunet": "as well",
     "export nnUNet_": "sets a shell's variables",
     "python benchmarks/": "takes minutes to hours, some of it on data that is not here",
 }
@@ -131,7 +130,7 @@ def stand_ins(tmp_path_factory: pytest.TempPathFactory, small: pytest.MonkeyPatc
     shutil.copytree(root / "runs" / "fold_0", root / "runs" / "fold_1")
     for copy in ("run", "run_0", "run_1", "runs/folds/0", "runs/folds/1"):
         shutil.copytree(root / "runs" / "fold_0", root / copy)
-    dinounet.export("run", "DinoUNetTrainer__DinoUNetPlans__2d", format="nnunet")
+    dinounet.export("run", "DinoUNetTrainer__nnUNetPlans__2d", format="nnunet")
     for folder in ("other_masks", "masks_s", "masks_l"):
         dinounet.predict("run", ["images"], folder, device="cpu")
     return root
@@ -161,7 +160,7 @@ def parse(command: str) -> None:
     starts = [place + 1 for place, word in enumerate(words[:-1]) if word.split(":")[0] == "dinounet"]
     verbs = [place for place in starts if words[place] in VERBS]
     for place in verbs:
-        parse_call(*find_verb(words[place], words[place + 1 :]))
+        parse_call(function_of(words[place]), words[place], words[place + 1 :])
     assert verbs or (words[0] not in ("dinounet", "torchrun", "srun") and words[:2] != ["docker", "run"]), command
     if words[0] == "make":
         subprocess.run(["make", "--dry-run", *words[1:]], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)

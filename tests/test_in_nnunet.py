@@ -1,7 +1,7 @@
-"""Dino U-Net for nnU-Net, where nnU-Net is not installed: its surroundings, the network, and conversions both ways."""
+"""Dino U-Net for nnU-Net, where nnU-Net is not installed: plans, the network, and conversions both ways."""
 
-import importlib.metadata
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,115 +17,85 @@ from dinounet.data.dataset import read_dataset
 from dinounet.errors import ConfigError, UserError, WeightsError
 from dinounet.files import write_json
 from dinounet.inference.models import find_models
+from dinounet.integrations.nnunet.conversions import read_nnunet_plan
 from dinounet.integrations.nnunet.network import PlannedDinoUNet, architecture_of
+from dinounet.integrations.nnunet.planner import plan_network
 from dinounet.network.backbone import build_backbone
 from dinounet.network.dinounet import DinoUNet
 from dinounet.network.weights import fill_backbone
 from dinounet.plans import plan_dataset
-from dinounet.sharing.published import read_nnunet_plan
-from networks import tiny_config
+from networks import TINY, tiny_config
 
 
-def told(words: str, capsys: pytest.CaptureFixture[str]) -> str:
-    """What a wrong command is answered: one sentence."""
-    assert main(words.split()) == 2
-    text = capsys.readouterr().err
-    assert text.count("\n") == 1
-    return text
+def test_nnunet_finds_our_trainers_where_info_says(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["info", "nnunet"]) == 0
+    folder = Path(capsys.readouterr().out.strip())
+    assert [path.name for path in folder.glob("*.py")] == ["dinounet_trainers.py"]
 
 
-@pytest.fixture
-def installed(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    """As if a known version of nnU-Net were there, and none of its variables."""
-    monkeypatch.setattr(importlib.metadata, "version", lambda _: "2.8.3")
-    for name in ("raw", "preprocessed", "results", "extTrainer"):
-        monkeypatch.setenv(f"nnUNet_{name}", "")
-    return monkeypatch
+def a_plan(**changes: Any) -> dict[str, Any]:
+    """What matters here of nnU-Net's plan of 12 volumes of 10 slices."""
+    part = {"median_image_size_in_voxels": [90.0, 500.0], "patch_size": [96, 512], "batch_size": 12} | changes
+    volumes = {"median_image_size_in_voxels": [10.0, 90.0, 500.0]}
+    return {"plans_name": "nnUNetPlans", "configurations": {"2d": part, "3d_fullres": volumes}}
 
 
-def test_without_nnunet_or_with_another_version_it_says_what_to_install(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+DATASET = {"channel_names": {"0": "CT"}, "numTraining": 12}
+
+
+def test_the_network_goes_into_nnunets_plan_and_stays_that_of_the_first_fold(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def missing(name: str) -> str:
-        raise importlib.metadata.PackageNotFoundError(name)
+    monkeypatch.setenv("DINOUNET_WEIGHTS", "random")
+    monkeypatch.setenv("DINOUNET_NETWORK", json.dumps(TINY))
+    planned = plan_network(a_plan(spacing=[1.0, 1.0]), DATASET, "2d", tmp_path)
+    part = planned["configurations"]["2d"]
+    most = round(12 * 10 * 90 * 500 * 0.05 / (96 * 512))  # 5 % of all voxels
+    assert (part["patch_size"], part["batch_size"], part["spacing"]) == ([96, 512], most, [1.0, 1.0])
+    assert part["architecture"] == make_architecture()
+    assert plan_network(planned, DATASET, "2d", tmp_path / "other") == planned
 
-    monkeypatch.setattr(importlib.metadata, "version", missing)
-    for words in ("nnunet plan 7", "nnunet train 7 0", "nnunet predict 7 images -o masks"):
-        assert "nnU-Net is not installed; install it by pip install 'dinounet[nnunet]'" in told(words, capsys)
-    for version in ("2.7.1", "2.9", "2.10.0", "3.0"):
-        monkeypatch.setattr(importlib.metadata, "version", lambda _, version=version: version)
-        assert f"nnU-Net {version} is installed, and 2.8 is needed; install it by pip install" in told(
-            "nnunet plan 7", capsys
-        )
-
-
-def test_folders_that_nobody_names_or_that_are_none_are_listed_together(
-    installed: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    text = told("nnunet plan 7", capsys)
-    assert "nnUNet_raw, where the datasets lie, is not set; nnUNet_preprocessed, where plans and" in text
-    assert text.endswith(
-        "is not set; name folders that are there by nnU-Net's variables, or by --raw, --preprocessed\n"
-    )
-    text = told(f"nnunet plan 7 --raw {tmp_path} --preprocessed {tmp_path}/nowhere", capsys)
-    assert f"--preprocessed is {tmp_path}/nowhere, which is not a folder; name folders that" in text
-    assert "--raw is" not in text
-    installed.setenv("nnUNet_results", str(tmp_path / "gone"))
-    assert f"nnUNet_results is {tmp_path}/gone, which is not a folder" in told("nnunet predict 7 a -o b", capsys)
-
-
-def test_a_dataset_is_known_by_name_or_number(
-    installed: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    words = f"nnunet train {{}} 0 --preprocessed {tmp_path} --results {tmp_path}"
-    assert f"{tmp_path} has no dataset 7; give its number, or its whole name" in told(words.format("7"), capsys)
-    for name in ("Dataset007_A", "Dataset070_B"):
-        (tmp_path / name).mkdir()
-    assert "Dataset007_A/DinoUNetPlans.json does not exist; plan the dataset first: dinounet nnunet plan" in told(
-        words.format("7"), capsys
-    )
-    assert "has no dataset Dataset007 among Dataset007_A; Dataset070_B;" in told(words.format("Dataset007"), capsys)
-    (tmp_path / "Dataset007_C").mkdir()
-    assert "has several datasets 7: Dataset007_A, Dataset007_C; give the whole name" in told(words.format("7"), capsys)
+    write_json(tmp_path / "plans.json", planned)
+    monkeypatch.delenv("DINOUNET_NETWORK")
+    monkeypatch.setenv("DINOUNET_MEMORY", "2")
+    assert plan_network(a_plan(spacing=[1.0, 1.0]), DATASET, "2d", tmp_path) == planned
+    monkeypatch.setenv("DINOUNET_NETWORK", '{"backbone": "dinov3_vitb16"}')
+    with pytest.raises(ConfigError, match="is of another network than DINOUNET_NETWORK names; unset that, or move the"):
+        plan_network(a_plan(), DATASET, "2d", tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("change", "words", "message"),
+    ("variables", "configuration", "message"),
     [
-        ({}, "--configuration 3d_fullres", "3d_fullres is of volumes, and Dino U-Net segments slices; use 2d"),
-        ({}, "--configuration two", "has no configuration two but 2d; use 2d"),
-        ({"network_class_name": "unet.PlainConvUNet"}, "", "is for PlainConvUNet, and not for Dino U-Net; plan by"),
-        ({"format": 2}, "", "names a network of format 2 and this version of dinounet reads 1; plan anew by"),
-        ({}, "", "Dataset007_A is planned, but its slices are not made; plan it without --no-preprocess"),
-        ({"weight": "hub"}, "", "the plan's arch_kwargs has the unknown key 'weight'; did you mean 'weights'?"),
+        ({}, "3d_fullres", "3d_fullres is of volumes, and Dino U-Net segments slices; use 2d"),
+        ({}, "two", "the plan nnUNetPlans has no configuration two but 2d, 3d_fullres; use 2d"),
+        ({"NETWORK": "vitb"}, "2d", """DINOUNET_NETWORK is 'vitb'; write it as {"backbone": "dinov3_vitb16"}"""),
+        ({"NETWORK": '{"backbon": "a"}'}, "2d", "DINOUNET_NETWORK has the unknown key 'backbon'; did you mean 'backb"),
+        ({"MEMORY": "nan"}, "2d", "DINOUNET_MEMORY is 'nan'; it must be a number of at least 1"),
+        ({"WEIGHTS": "gone.safetensors"}, "2d", "gone.safetensors does not exist"),
     ],
 )
-def test_a_plan_of_volumes_of_another_network_or_version_is_refused_before_training(
-    change: dict[str, Any],
-    words: str,
-    message: str,
-    installed: pytest.MonkeyPatch,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+def test_volumes_and_variables_that_mean_nothing_are_refused_before_training(
+    variables: dict[str, str], configuration: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    architecture = make_architecture()
-    if "network_class_name" in change:
-        architecture |= change
-    else:
-        architecture["arch_kwargs"] |= change
-    (tmp_path / "Dataset007_A").mkdir()
-    planned = {"configurations": {"2d": {"architecture": architecture}}}
-    (tmp_path / "Dataset007_A" / "DinoUNetPlans.json").write_text(json.dumps(planned))
-    line = f"nnunet train 7 0 --preprocessed {tmp_path} --results {tmp_path} {words}"
-    assert message in told(line, capsys)
+    for name, value in ({"WEIGHTS": "random", "NETWORK": json.dumps(TINY)} | variables).items():
+        monkeypatch.setenv(f"DINOUNET_{name}", value)
+    with pytest.raises(UserError, match=re.escape(message)) as error:
+        plan_network(a_plan(), DATASET, configuration, tmp_path)
+    assert "\n" not in str(error.value)
 
 
-def test_a_missing_or_unknown_second_word_is_answered(capsys: pytest.CaptureFixture[str]) -> None:
-    assert "dinounet nnunet has no second word; choose plan, train, predict, trainers" in told("nnunet", capsys)
-    assert "dinounet nnunet has no plann; choose plan" in told("nnunet plann", capsys)
-    assert main(["nnunet", "trainers"]) == 0
-    folder = Path(capsys.readouterr().out.strip())
-    assert [path.name for path in folder.glob("*.py")] == ["dinounet_trainers.py"]
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"format": 2}, "names a network of format 2 and this version of dinounet reads 1; train anew, or use"),
+        ({"weight": "hub"}, "the plan's arch_kwargs has the unknown key 'weight'; did you mean 'weights'?"),
+    ],
+)
+def test_a_plan_of_another_version_is_refused(change: dict[str, Any], message: str) -> None:
+    arguments = make_architecture()["arch_kwargs"] | change
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        PlannedDinoUNet(1, 2, **arguments)
 
 
 def make_architecture(seed: int = 0, projection: Any = None, **changes: Any) -> dict[str, Any]:
@@ -240,7 +210,7 @@ def test_what_nnunet_cannot_do_is_refused_and_what_it_does_otherwise_is_told(
         dinounet.export(run, tmp_path / "folder", format="nnunet", licence="cc-by-4.0")
     with monkeypatch.context() as patch:
         found = [replace(model, file=Path("model.onnx")) for model in find_models([run])]
-        patch.setattr("dinounet.integrations.nnunet.folders.find_models", lambda _: found)
+        patch.setattr("dinounet.integrations.nnunet.conversions.find_models", lambda _: found)
         with pytest.raises(ConfigError, match="is of ONNX files; export the run or the bundle that they were made of"):
             export(run, tmp_path / "folder")
     assert not (tmp_path / "folder").exists()

@@ -36,21 +36,21 @@ from dinounet.cli.main import main
 from dinounet.data.dataset import read_dataset
 from dinounet.errors import ConfigError
 from dinounet.files import write_json
-from dinounet.integrations.nnunet.environment import CONFIGURATION, TRAINERS
-from dinounet.integrations.nnunet.network import architecture_of
+from dinounet.integrations.nnunet import TRAINERS
 from dinounet.integrations.nnunet.planner import fit
 from dinounet.integrations.nnunet.trainer import DinoUNetPaperTrainer, DinoUNetTrainer
-from dinounet.network.backbone import build_backbone
 from dinounet.network.dinounet import DinoUNet
-from dinounet.network.weights import fill_backbone
 from dinounet.plans import plan_dataset
-from networks import tiny_config
+from networks import TINY, tiny_config
 
 pytestmark = pytest.mark.slow
 
 NAME = "Dataset903_Nerve"
 SIDE = 64
-QUICK = {"DINOUNET_EPOCHS": "2", "DINOUNET_STEPS_AN_EPOCH": "3"}
+QUICK = {
+    "DINOUNET_EPOCHS": "2", "DINOUNET_STEPS_AN_EPOCH": "3", "DINOUNET_WEIGHTS": "random",
+    "DINOUNET_NETWORK": json.dumps(TINY),
+}  # fmt: skip
 
 QUICK_UNET = """
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
@@ -64,16 +64,16 @@ class QuickTrainer(nnUNetTrainer):
 
 @dataclass(frozen=True)
 class Home:
-    """nnU-Net's folders, with a dataset that is planned for both networks."""
+    """nnU-Net's folders, with a dataset that nnU-Net has planned."""
 
     folder: Path
     images: Path
 
     @property
     def plan(self) -> Path:
-        return self.folder / "preprocessed" / NAME / "DinoUNetPlans.json"
+        return self.folder / "preprocessed" / NAME / "nnUNetPlans.json"
 
-    def trained(self, trainer: str, plans: str = "DinoUNetPlans") -> Path:
+    def trained(self, trainer: str, plans: str = "nnUNetPlans") -> Path:
         return self.folder / "results" / NAME / f"{trainer}__{plans}__2d"
 
 
@@ -136,13 +136,13 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
 
 
 def write_nerve(root: Path) -> None:
-    """Five cases of 96 x 96 pixels to learn from, and two of one patch's size to segment."""
+    """Five cases of 96 x 96 pixels, a patch of ours, to learn from, and two to segment."""
     image, mask = (np.asarray(Image.open(shared(f"data/axon_sem/{name}.png"))) for name in ("image", "mask"))
     classes = np.searchsorted((0, 128, 255), mask if mask.ndim == 2 else mask[..., 0]).astype(np.uint8)
     for folder in ("imagesTr", "labelsTr", "imagesTs"):
         (root / folder).mkdir(parents=True)
     for index in range(7):
-        side, column = (96 if index < 5 else SIDE), 200 * index
+        side, column = 96, 200 * index
         window = np.s_[300 : 300 + side, column : column + side]
         part = "Tr" if index < 5 else "Ts"
         Image.fromarray(np.ascontiguousarray(image[window])).save(root / f"images{part}" / f"nerve_{index}_0000.png")
@@ -158,7 +158,7 @@ def write_nerve(root: Path) -> None:
 
 
 def plan(folder: Path) -> None:
-    """By our command for Dino U-Net, whose network is then made tiny, and by nnU-Net's own for its U-Net."""
+    """By nnU-Net's own command; its patches are then made small, for its U-Net's sake."""
     measure = DatasetFingerprintExtractor.run
 
     def measure_less(extractor: Any, *words: Any, **named: Any) -> Any:
@@ -167,30 +167,21 @@ def plan(folder: Path) -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(DatasetFingerprintExtractor, "run", measure_less)
-        ours("nnunet", "plan", "903", "--weights", "random", "--processes", "1")
-    stock("nnUNetv2_plan_experiment", "-d", "903")
-    network = tiny_config()
-    backbone = fill_backbone(build_backbone(network), network.backbone, "random")
-    for name, changes in {
-        "DinoUNetPlans": {"architecture": architecture_of(network, backbone, 0, None)},
-        "nnUNetPlans": {"data_identifier": f"DinoUNetPlans_{CONFIGURATION}"},  # prepared the same, once
-    }.items():
-        path = folder / "preprocessed" / NAME / f"{name}.json"
-        content = json.loads(path.read_text())
-        if name == "DinoUNetPlans":
-            path.with_name("as_planned.json").write_text(path.read_text())
-        content["configurations"][CONFIGURATION] |= {"patch_size": [SIDE, SIDE], "batch_size": 2, **changes}
-        path.write_text(json.dumps(content))
+        stock("nnUNetv2_plan_and_preprocess", "-d", "903", "-c", "2d", "-npfp", "1", "-np", "1")
+    path = folder / "preprocessed" / NAME / "nnUNetPlans.json"
+    content = json.loads(path.read_text())
+    content["configurations"]["2d"] |= {"patch_size": [SIDE, SIDE], "batch_size": 2}
+    path.write_text(json.dumps(content))
 
 
-def train(trainer: str, plans: str, *words: str) -> None:
-    stock("nnUNetv2_train", "903", "2d", "0", "-tr", trainer, "-p", plans, "-device", "cpu", "--npz", *words)
+def train(trainer: str, *words: str) -> None:
+    stock("nnUNetv2_train", "903", "2d", "0", "-tr", trainer, "-device", "cpu", "--npz", *words)
 
 
 @pytest.fixture(scope="module")
 def trained(home: Home) -> Path:
     """By nnU-Net's command, in a shell."""
-    in_a_shell("nnUNetv2_train", "903", "2d", "0", "-tr", "DinoUNetTrainer", "-p", "DinoUNetPlans", "-device", "cpu")
+    in_a_shell("nnUNetv2_train", "903", "2d", "0", "-tr", "DinoUNetTrainer", "-device", "cpu", "--npz")
     return home.trained("DinoUNetTrainer")
 
 
@@ -203,13 +194,12 @@ def masks(folder: Path) -> dict[str, np.ndarray]:
     return {path.name: np.asarray(Image.open(path)) for path in sorted(folder.glob("*.png"))}
 
 
-def test_a_plan_holds_slices_only_and_the_network_as_json(home: Home) -> None:
-    planned = json.loads((home.folder / "preprocessed" / NAME / "as_planned.json").read_text())
-    assert list(planned["configurations"]) == ["2d"]
-    theirs = json.loads((home.folder / "preprocessed" / NAME / "nnUNetPlans.json").read_text())["configurations"]["2d"]
-    part = planned["configurations"]["2d"]
-    own = ("architecture", "batch_size", "patch_size", "data_identifier")
-    assert {**part, **dict.fromkeys(own)} == {**theirs, **dict.fromkeys(own)}
+def test_a_trained_model_keeps_nnunets_plan_but_for_the_network_patch_and_batch(home: Home, trained: Path) -> None:
+    theirs, kept = (json.loads(path.read_text()) for path in (home.plan, trained / "plans.json"))
+    part = kept["configurations"]["2d"]
+    own = ("architecture", "batch_size", "patch_size")
+    assert {**part, **dict.fromkeys(own)} == {**theirs["configurations"]["2d"], **dict.fromkeys(own)}
+    assert {**kept, "configurations": None} == {**theirs, "configurations": None}
     assert (part["patch_size"], part["batch_size"]) == ([96, 96], 2)
     arguments = part["architecture"]["arch_kwargs"]
     assert (arguments["weights"], len(arguments["sha256"])) == ("random", 64)
@@ -227,17 +217,16 @@ def test_patch_and_batch_are_what_fits_into_the_memory() -> None:
 
 def test_stock_commands_train_choose_predict_and_ensemble(home: Home, trained: Path, tmp_path: Path) -> None:
     assert (trained / "fold_0" / "validation" / "summary.json").is_file()
-    for plans in ("nnUNetPlans", "DinoUNetPlans"):
-        train("QuickTrainer", plans)
+    train("QuickTrainer")
     told = stock(
-        "nnUNetv2_find_best_configuration", "903", "-f", "0", "-c", "2d", "-tr", "QuickTrainer", "-np", "1",
-        "-p", "nnUNetPlans", "DinoUNetPlans",
+        "nnUNetv2_find_best_configuration", "903", "-f", "0", "-c", "2d", "-np", "1",
+        "-tr", "QuickTrainer", "DinoUNetTrainer",
     )  # fmt: skip
-    assert "ensemble___QuickTrainer__nnUNetPlans__2d___QuickTrainer__DinoUNetPlans__2d___0: " in told
+    assert "ensemble___QuickTrainer__nnUNetPlans__2d___DinoUNetTrainer__nnUNetPlans__2d___0: " in told
 
     words = ["-d", "903", "-c", "2d", "-f", "0", "-i", home.images, "-device", "cpu", "--save_probabilities"]
     words += ["-npp", "0", "-nps", "0"]
-    in_a_shell("nnUNetv2_predict", *words, "-tr", "DinoUNetTrainer", "-p", "DinoUNetPlans", "-o", tmp_path / "dino")
+    in_a_shell("nnUNetv2_predict", *words, "-tr", "DinoUNetTrainer", "-o", tmp_path / "dino")
     stock("nnUNetv2_predict", *words, "-tr", "QuickTrainer", "-o", tmp_path / "unet")
     stock("nnUNetv2_ensemble", "-i", tmp_path / "dino", tmp_path / "unet", "-o", tmp_path / "both", "-np", "1")
     joined = masks(tmp_path / "both")
@@ -271,10 +260,11 @@ def test_a_training_that_was_stopped_goes_on(home: Home, monkeypatch: pytest.Mon
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(DinoUNetPaperTrainer, "on_epoch_start", stop)
-        train("DinoUNetPaperTrainer", "DinoUNetPlans")
+        train("DinoUNetPaperTrainer")
     folder = home.trained("DinoUNetPaperTrainer")
     assert not (folder / "fold_0" / "checkpoint_final.pth").exists()
-    ours("nnunet", "train", "903", "0", "--trainer", "DinoUNetPaperTrainer", "--resume", "--device", "cpu")
+    monkeypatch.delenv("DINOUNET_NETWORK")  # the folder's plan names it
+    train("DinoUNetPaperTrainer", "--c")
     held = read(folder)
     assert (held["current_epoch"], len(held["logging"]["train_losses"])) == (2, 2)
     assert held["logging"]["lrs"] == pytest.approx([1e-3, 1e-3 * 0.5**0.9])  # nnU-Net's poly, of two epochs
@@ -287,9 +277,9 @@ def test_a_run_of_nnunets_becomes_a_bundle_that_predicts_the_same(home: Home, tr
     predictor = dinounet.load(tmp_path / "bundle", device="cpu", precision="fp32")
     assert_same_logits(predictor.networks[0], trained, classes=3)
     theirs, found = tmp_path / "theirs", tmp_path / "ours"
-    words = ["--no-tta", "--device", "cpu", "--processes", "1"]
+    words = ["-d", "903", "-c", "2d", "-f", "0", "-tr", "DinoUNetTrainer", "--disable_tta", "-device", "cpu"]
     with without_processes():
-        ours("nnunet", "predict", "903", home.images, "-o", theirs, *words)
+        stock("nnUNetv2_predict", *words, "-i", home.images, "-o", theirs)
     words = ["--precision", "fp32", "--device", "cpu", "--probabilities"]
     ours("predict", tmp_path / "bundle", home.images, "-o", found, *words)
     assert_same_masks(masks(theirs), masks(found), found / "probabilities")
@@ -359,33 +349,9 @@ def assert_same_masks(theirs: dict[str, np.ndarray], ours: dict[str, np.ndarray]
         assert (mask == ours[name]).mean() > 0.99, name
 
 
-def test_our_commands_say_in_a_sentence_what_is_wrong(
-    home: Home,
-    trained: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    for words, message in {
-        "plan 903 --weights random --processes 0": "--processes is 0; it must be at least 1",
-        "plan 903 --weights random --memory nan": "--memory is nan; it must be more than 0",
-        "plan 903 --weights random --plans a/b": "--plans is 'a/b'; give a name without folders",
-        "plan 904": f"has no dataset 904 among {NAME}; give its number, or its whole name",
-        "train 903 0 --configuration 3d_fullres": "3d_fullres is of volumes, and Dino U-Net segments slices; use 2d",
-        "train 903 0 --plans nnUNetPlans": "is for PlainConvUNet, and not for Dino U-Net; plan by dinounet nnunet plan",
-        "train 903 0 --plans Others": "Others.json does not exist; plan the dataset first: dinounet nnunet plan",
-        "train 903 first": "the fold is first; it must be all or a number from 0",
-        "train 903 0 --epochs 0": "--epochs is 0; it must be at least 1",
-        f"predict 903 {tmp_path}/no -o {tmp_path}/out": "no is not a folder; give the folder of the images",
-        f"predict 903 {tmp_path} -o {tmp_path}/out --folds 4": "holds no fold 4; train it first: dinounet nnunet train",
-    }.items():
-        assert main(["nnunet", *words.split()]) == 2
-        told = capsys.readouterr().err
-        assert message in told and told.count("\n") == 1
+def test_a_length_that_is_none_is_refused(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     planned = json.loads(home.plan.read_text()) | {"continue_training": False}
     description = json.loads((home.folder / "raw" / NAME / "dataset.json").read_text())
-    with pytest.raises(ConfigError, match="is of volumes"):
-        DinoUNetTrainer(planned, "3d_fullres", 0, description, torch.device("cpu"))
     monkeypatch.setenv("DINOUNET_EPOCHS", "many")
     with pytest.raises(ConfigError, match="DINOUNET_EPOCHS is 'many'; it must be a number of at least 1"):
         DinoUNetTrainer(planned, "2d", 0, description, torch.device("cpu"))

@@ -3,7 +3,7 @@
     run = dinounet.train("Dataset152_ICBM", "run", weights="hub")
     mask = dinounet.load("run").predict("image.nii.gz")
 
-Every verb of the command line is a function of the same name and arguments; `dinounet nnunet plan` is `nnunet.plan`.
+Every verb of the command line is a function of the same name and arguments.
 Importing this package imports neither torch nor timm; the first use of a name does.
 """
 
@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 from dinounet.errors import UserError
 
 if TYPE_CHECKING:
-    from dinounet.cli import nnunet as nnunet
     from dinounet.cli.compare import compare
     from dinounet.cli.demo import demo
     from dinounet.cli.evaluate import evaluate
@@ -44,7 +43,6 @@ _VERBS = (
 
 _HOMES = {
     **{verb: f"dinounet.cli.{verb}" for verb in _VERBS},
-    "nnunet": "dinounet.cli.nnunet",
     "Predictor": "dinounet.inference.predictor",
     "load": "dinounet.inference.loading",
     "NetworkConfig": "dinounet.network.config",
@@ -64,5 +62,4 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'dinounet' has no attribute {name!r}")
-    module = importlib.import_module(_HOMES[name])
-    return module if name == "nnunet" else getattr(module, name)  # its functions are the verb's second words
+    return getattr(importlib.import_module(_HOMES[name]), name)

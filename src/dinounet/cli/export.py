@@ -57,7 +57,7 @@ def export(
         if given:
             raise ConfigError(f"{flag} is for ONNX files; add --format onnx, or leave it out")
     if format == "nnunet":
-        from dinounet.integrations.nnunet.folders import export_to_nnunet
+        from dinounet.integrations.nnunet.conversions import export_to_nnunet
 
         if licence:
             raise ConfigError("a folder for nnU-Net has no place for --licence; leave it out, or export a bundle")

@@ -33,7 +33,7 @@ def import_(
     Returns:
         The bundle's folder.
     """
-    from dinounet.integrations.nnunet.runs import import_trained
+    from dinounet.integrations.nnunet.conversions import import_trained
 
     return import_trained(
         Path(checkpoint), Path(output), Path(plans) if plans else None, Path(dataset) if dataset else None, licence

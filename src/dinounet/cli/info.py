@@ -34,13 +34,15 @@ def info(
     Args:
         what: backbones for all that have a name here; timm:NAME for a model of timm's; the folder that
             `dinounet train` or `dinounet export` wrote, also of ONNX files; or a bundle on the Hugging Face Hub,
-            hf://user/name or hf://user/name@revision.
+            hf://user/name or hf://user/name@revision; or nnunet for the folder in which nnU-Net finds our trainers:
+            export nnUNet_extTrainer=$(dinounet info nnunet).
         backbone_scale: Of the backbones, what they cost with a grid so many times finer.
         json: As JSON.
     """
     import json as files
 
     from rich.console import Console
+    from rich.markup import escape
 
     from dinounet.errors import ConfigError
     from dinounet.network.config import check_scale
@@ -49,12 +51,19 @@ def info(
     check_scale(scale)
     told: Any
     parts: list[Any]
-    if what == BACKBONES or what.startswith("timm:"):
+    is_of_backbones = what == BACKBONES or what.startswith("timm:")
+    if backbone_scale is not UNSET and not is_of_backbones:
+        raise ConfigError("--backbone-scale is for the list of backbones; a run has its own")
+    if is_of_backbones:
         from dinounet.network.variants import VARIANTS, find_variant
 
         listed = VARIANTS.values() if what == BACKBONES else [find_variant(what)]
         told = [_tell(variant, scale) for variant in listed]
         parts = [*_costs(told, scale), *_sources(told)]
+    elif what == "nnunet":
+        from dinounet.integrations.nnunet import TRAINERS
+
+        told, parts = {"trainers": str(TRAINERS)}, [escape(str(TRAINERS))]
     else:
         from dataclasses import asdict
 
@@ -64,8 +73,6 @@ def info(
         from dinounet.inference.remote import fetch_record, is_on_hub, missing
         from dinounet.run import read_run
 
-        if backbone_scale is not UNSET:
-            raise ConfigError("--backbone-scale is for the list of backbones; a run has its own")
         folder = fetch_record(what) if is_on_hub(what) else Path(what)
         folder = folder.parent if is_onnx_file(folder) else folder
         if not folder.exists():

@@ -11,12 +11,12 @@ import keyword
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import dinounet
 from dinounet.allocator import keep_freed_memory
-from dinounet.errors import ConfigError, Interrupted, UserError
+from dinounet.errors import Interrupted, UserError
 from dinounet.processes import my_place
 from dinounet.program import claim_process
 from dinounet.threads import wait_asleep
@@ -34,11 +34,7 @@ VERBS = {
     "import": "make a bundle of what nnU-Net or the published code trained",
     "push": "upload a bundle to the Hugging Face Hub",
     "info": "list the backbones, or tell what is known of a run or a bundle",
-    "nnunet": "plan, train and predict in nnU-Net, by its own functions",
 }
-
-PARTS = {"nnunet": ("plan", "train", "predict", "trainers")}
-"""Verbs of two words, whose functions are in the module of the first."""
 
 DONE, OUR_FAILURE, USER_ERROR, STOPPED = 0, 1, 2, 130
 
@@ -48,8 +44,8 @@ USAGE = """usage: dinounet VERB ...
 
 {verbs}
 
-  dinounet VERB --help   tells a verb's options
-  dinounet --version     tells the version
+  dinounet VERB --help   shows a verb's options
+  dinounet --version     shows the version
   --debug                with any verb: show the traceback of an error
 """
 
@@ -88,10 +84,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         near = difflib.get_close_matches(verb, VERBS, n=1)
         return _fail(f"there is no verb {verb!r}; " + (f"did you mean {near[0]}?" if near else "see dinounet --help"))
     try:
-        function, verb, words = find_verb(verb, words[1:])
         from dinounet.cli.flags import parse_call
 
-        parse_call(function, verb, words)()
+        parse_call(function_of(verb), verb, words[1:])()
     except UserError as error:
         if debug:
             raise
@@ -117,31 +112,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def function_of(verb: str) -> Any:
-    """The verb's Python function, of the same name, but for a word that Python keeps for itself: `import_`.
-
-    Of a verb of two words it is the module of their functions.
-    """
+    """The verb's Python function, of the same name, but for a word that Python keeps for itself: `import_`."""
     name = f"{verb}_" if keyword.iskeyword(verb) else verb
-    module = importlib.import_module(f"dinounet.cli.{name}")
-    return module if verb in PARTS else getattr(module, name)
-
-
-def find_verb(verb: str, words: list[str]) -> tuple[Callable[..., Any], str, list[str]]:
-    """The function of a verb of one word or two, the verb, and what is left of the words.
-
-    Raises:
-        ConfigError: the second word is missing or unknown.
-    """
-    if verb not in PARTS:
-        return function_of(verb), verb, words
-    module = function_of(verb)
-    part = words[0] if words else ""
-    if part in ("-h", "--help"):
-        print(f"usage: dinounet {verb} {'|'.join(PARTS[verb])} ...\n\n{module.__doc__}", end="")
-        raise SystemExit(DONE)
-    if part not in PARTS[verb]:
-        raise ConfigError(f"dinounet {verb} has no {part or 'second word'}; choose {', '.join(PARTS[verb])}")
-    return getattr(module, part), f"{verb} {part}", words[1:]
+    return getattr(importlib.import_module(f"dinounet.cli.{name}"), name)
 
 
 def _fail(message: str, code: int = USER_ERROR) -> int:

@@ -1,11 +1,15 @@
-"""Dino U-Net inside nnU-Net 2.8: a network that its plans name, a planner, trainers, and conversions both ways.
+"""Dino U-Net inside nnU-Net 2.8: trainers that put our network into its plans, and conversions both ways.
 
-    environment.py   is nnU-Net there, and where are its folders
     network.py       the network, built from JSON in a plan
-    planner.py       writes such a plan; trainer.py trains by it (both import nnU-Net)
+    planner.py       puts it into nnU-Net's plan; trainer.py trains by it, and alone imports nnU-Net
     trainers/        the folder that nnU-Net looks for trainers in
-    runs.py          runs of nnU-Net's as bundles
-    folders.py       bundles as folders of nnU-Net's
+    checkpoints.py   what checkpoints hold, also those of the published network
+    conversions.py   models of nnU-Net's as bundles, and bundles as folders of nnU-Net's
 
-Nothing here is a copy of nnU-Net's code; its own functions are called.
+Nothing here is a copy of nnU-Net's code; its own commands plan, train and predict.
 """
+
+from pathlib import Path
+
+TRAINERS = Path(__file__).parent / "trainers"
+"""The folder in which nnU-Net finds our trainers, once its environment variable nnUNet_extTrainer names it."""

@@ -7,6 +7,7 @@ nnU-Net finds a network's class by the plan's `architecture.network_class_name` 
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -21,6 +22,10 @@ from dinounet.network.provenance import BackboneRecord
 from dinounet.network.weights import fill_backbone
 
 FORMAT = 1
+
+CONFIGURATION = "2d"
+NETWORK_CLASS = f"{__name__}.PlannedDinoUNet"
+"""What names this network in a plan."""
 
 STRIDES = ((1, 1), (2, 2), (2, 2), (2, 2))
 """Where nnU-Net reads at which scales there are logits: all but the last, so 1, 1/2 and 1/4."""
@@ -67,6 +72,31 @@ class PlannedNetwork:
         return to_record(NetworkConfig, {**self.network, **decided}, where="the plan's network")
 
 
+def find_configuration(planned: Any, where: str, configuration: str = CONFIGURATION) -> Mapping[str, Any]:
+    """A configuration of slices in a plan of nnU-Net's.
+
+    Args:
+        planned: content of the plan.
+        where: it comes from.
+        configuration: its name in the plan.
+
+    Raises:
+        ConfigError: it is of volumes, or not there.
+    """
+    if configuration.startswith("3d"):
+        raise ConfigError(f"the configuration {configuration} is of volumes, and Dino U-Net segments slices; use 2d")
+    parts = planned.get("configurations", {}) if isinstance(planned, Mapping) else {}
+    if configuration not in parts:
+        raise ConfigError(f"{where} has no configuration {configuration} but {', '.join(parts) or 'none'}; use 2d")
+    part: Mapping[str, Any] = parts[configuration]
+    return part
+
+
+def names_dinounet(part: Any) -> bool:
+    """Whether a plan's configuration is of this network."""
+    return isinstance(part, Mapping) and part.get("architecture", {}).get("network_class_name") == NETWORK_CLASS
+
+
 def read_arguments(arguments: Any) -> PlannedNetwork:
     """A plan's `arch_kwargs`, read strictly.
 
@@ -76,8 +106,8 @@ def read_arguments(arguments: Any) -> PlannedNetwork:
     found = arguments.get("format") if isinstance(arguments, dict) else None
     if found is not None and found != FORMAT:
         raise ConfigError(
-            f"the plan names a network of format {found} and this version of dinounet reads {FORMAT}; plan anew by "
-            "dinounet nnunet plan, or use the version that planned"
+            f"the plan names a network of format {found} and this version of dinounet reads {FORMAT}; train anew, "
+            "or use the version that planned"
         )
     return to_record(PlannedNetwork, arguments, where="the plan's arch_kwargs")
 
@@ -89,7 +119,7 @@ def architecture_of(
     kept = {name: value for name, value in asdict(network).items() if name not in FROM_NNUNET}
     planned = PlannedNetwork(kept, backbone.weights, backbone.sha256, seed, projection)
     return {
-        "network_class_name": f"{PlannedDinoUNet.__module__}.{PlannedDinoUNet.__qualname__}",
+        "network_class_name": NETWORK_CLASS,
         "arch_kwargs": asdict(planned),
         "_kw_requires_import": [],
     }
@@ -121,7 +151,7 @@ class PlannedDinoUNet(DinoUNet):
         if found.sha256 != planned.sha256:
             raise WeightsError(
                 f"the weights from {found.weights} are not those of the plan (sha256 {found.sha256[:12]}, not "
-                f"{planned.sha256[:12]}); name the right ones by the environment variable {WEIGHTS}, or plan anew"
+                f"{planned.sha256[:12]}); name the right ones by the environment variable {WEIGHTS}, or train anew"
             )
         super().__init__(config, backbone)
         if planned.channel_projection is not None:

@@ -1,34 +1,40 @@
-"""Plans a dataset for Dino U-Net by nnU-Net's own planner: what it says of the data stays, the network is another.
+"""Puts Dino U-Net into nnU-Net's own plan of slices: what it says of the data stays, the network is another.
 
-Of the slices' spacing, normalisation and resampling nothing differs from nnU-Net's 2d configuration. Patch and batch
-are derived for this network: the patch covers the median slice, up to 512, and the batch is what fits into the memory.
+Spacing, normalisation, resampling and the preprocessed slices are nnU-Net's. Patch and batch are derived for this
+network: the patch covers the median slice, up to 512, and the batch is what fits into the memory.
 """
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Sequence
-from functools import partial
+import os
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
-
-from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
-from nnunetv2.experiment_planning.plan_and_preprocess_api import (
-    extract_fingerprint_dataset,
-    plan_experiment_dataset,
-    preprocess_dataset,
-)
 
 from dinounet.data.dataset import read_dataset
 from dinounet.data.plan import LARGEST_PATCH, PATCH_STEP, plan_data
 from dinounet.errors import ConfigError
-from dinounet.integrations.nnunet.environment import CONFIGURATION, PLANS, folder_of
-from dinounet.integrations.nnunet.network import architecture_of
+from dinounet.files import read_json, to_record
+from dinounet.integrations.nnunet.network import WEIGHTS, architecture_of, find_configuration, names_dinounet
 from dinounet.network.backbone import build_backbone
 from dinounet.network.config import NetworkConfig
 from dinounet.network.variants import SIDE, find_variant, memory_at, usual_precision
 from dinounet.network.weights import fill_backbone
-from dinounet.progress import say
+
+NETWORK = "DINOUNET_NETWORK"
+"""Environment variable: fields of the network's configuration as JSON, such as {"backbone": "dinov3_vitb16"}."""
+
+MEMORY = "DINOUNET_MEMORY"
+"""Environment variable: GB that training may take, from which the batch follows; 8 as in nnU-Net."""
+
+RAW = "nnUNet_raw"
+"""Environment variable of nnU-Net's: the folder of its datasets."""
+
+DATASET_SHARE = 0.05
+"""Of all pixels a batch holds at most so many, as in nnU-Net."""
 
 LEAST_BATCH = 2
 """nnU-Net's; before it is undercut, the patch is made smaller."""
@@ -37,52 +43,73 @@ LEAST_PATCH = 64
 """Side below which a patch is not made smaller."""
 
 
-class DinoUNetPlanner(ExperimentPlanner):  # type: ignore[misc]
-    """nnU-Net's planner, but for the network, the patch, the batch, and volumes.
+def plan_network(plans: dict[str, Any], dataset: Mapping[str, Any], configuration: str, folder: Path) -> dict[str, Any]:
+    """A plan of nnU-Net's with Dino U-Net as the network of one of its configurations.
+
+    A plan that names it already stays as it is. Folds of one model are of one network, so that the plan in the model's
+    folder decides once a fold has been trained there, and else the environment variables.
 
     Args:
-        args: nnU-Net's.
-        architecture: what stands under that name in the plan.
-        memory: GB that one patch of 512 x 512 takes in training, and the weights alone.
-        named: nnU-Net's.
+        plans: content of nnU-Net's plan.
+        dataset: content of its `dataset.json`.
+        configuration: name of the configuration, 2d.
+        folder: of the trained model, which need not be there.
+
+    Raises:
+        ConfigError: the configuration is of volumes or isn't there, or a variable is wrong or contradicts the folder.
+        WeightsError: the backbone's weights can't be had.
     """
+    part = find_configuration(plans, f"the plan {plans.get('plans_name')}", configuration)
+    if names_dinounet(part):
+        return plans
+    asked = _asked_for()
+    if (folder / "plans.json").is_file():
+        trained = read_json(folder / "plans.json", what="a plan of nnU-Net's")
+        before = find_configuration(trained, str(folder / "plans.json"), configuration)
+        network = before["architecture"].get("arch_kwargs", {}).get("network", {})
+        if any(network.get(name) != value for name, value in asked.items()):
+            raise ConfigError(f"{folder} is of another network than {NETWORK} names; unset that, or move the folder")
+        own = {name: before[name] for name in ("architecture", "patch_size", "batch_size")}
+    else:
+        own = _plan(plans, part, dataset, asked)
+    return {**plans, "configurations": {**plans["configurations"], configuration: {**part, **own}}}
 
-    def __init__(self, *args: Any, architecture: dict[str, Any], memory: tuple[float, float], **named: Any) -> None:
-        super().__init__(*args, **named)
-        self.architecture, self.memory = architecture, memory
 
-    @staticmethod
-    def static_estimate_VRAM_usage(*_: Any, **__: Any) -> int:  # noqa: N802 -- nnU-Net's name
-        """Nothing: the memory of the U-Net that nnU-Net would plan does not matter."""
-        return 1
+def _asked_for() -> dict[str, Any]:
+    """What the environment says of the network."""
+    text = os.environ.get(NETWORK) or "{}"
+    asked = None
+    with suppress(ValueError):
+        asked = json.loads(text)
+    if not isinstance(asked, dict):
+        raise ConfigError(f'{NETWORK} is {text!r}; write it as {{"backbone": "dinov3_vitb16"}}')
+    return asked
 
-    def get_plans_for_configuration(
-        self,
-        spacing: Sequence[float],
-        median_shape: Sequence[float],
-        data_identifier: str,
-        approximate_n_voxels_dataset: float,
-        _cache: dict[str, Any],
-    ) -> dict[str, Any]:
-        """As nnU-Net's for slices; of volumes only what keeps its planning going, which is not written."""
-        if len(spacing) == 3:
-            return {"patch_size": median_shape, "spacing": spacing}
-        planned = super().get_plans_for_configuration(
-            spacing, median_shape, data_identifier, approximate_n_voxels_dataset, _cache
-        )
-        patch, batch = fit(median_shape, self.memory, self.UNet_vram_target_GB)
-        most = round(approximate_n_voxels_dataset * self.max_dataset_covered / math.prod(patch))
-        batch = max(LEAST_BATCH, min(batch, most))
-        return {**planned, "patch_size": list(patch), "batch_size": batch, "architecture": self.architecture}
 
-    def generate_data_identifier(self, configuration_name: str) -> str:
-        """The same for plans of every name: the slices don't depend on the network."""
-        return f"{PLANS}_{configuration_name}"
-
-    def save_plans(self, plans: dict[str, Any]) -> None:
-        """Write the plan, of slices only."""
-        plans["configurations"] = {CONFIGURATION: plans["configurations"][CONFIGURATION]}
-        super().save_plans(plans)
+def _plan(
+    plans: Mapping[str, Any], part: Mapping[str, Any], dataset: Mapping[str, Any], asked: dict[str, Any]
+) -> dict[str, Any]:
+    network = to_record(NetworkConfig, asked, where=NETWORK)
+    backbone = fill_backbone(build_backbone(network), network.backbone, os.environ.get(WEIGHTS) or "hub")
+    variant = find_variant(network.backbone)
+    weights_alone = variant.frozen * (2 if usual_precision(variant) == "bf16" else 4) / 1e9
+    median = part["median_image_size_in_voxels"]
+    there = read_number(MEMORY, 8.0)
+    patch, batch = fit(median, (memory_at(variant, network.backbone_scale)[1], weights_alone), there)
+    volume = plans["configurations"].get("3d_fullres", {}).get("median_image_size_in_voxels", [1, *median])
+    most = round(math.prod(volume) * dataset["numTraining"] * DATASET_SHARE / math.prod(patch))
+    projection = None
+    if len(dataset["channel_names"]) not in (1, 3):  # nnU-Net's fingerprint has no components of the channels
+        raw = os.environ.get(RAW)
+        if not raw:
+            raise ConfigError(f"{RAW} is not set; the channels' components are computed from the images there")
+        projection = plan_data(read_dataset(Path(raw, plans["dataset_name"]))).channel_projection
+    architecture = architecture_of(network, backbone, 0, projection)
+    return {
+        "architecture": json.loads(json.dumps(architecture)),  # lists, as it is read again
+        "patch_size": list(patch),
+        "batch_size": max(LEAST_BATCH, min(batch, most)),
+    }
 
 
 def fit(median: Sequence[float], memory: tuple[float, float], there: float) -> tuple[tuple[int, int], int]:
@@ -110,62 +137,17 @@ def fit(median: Sequence[float], memory: tuple[float, float], there: float) -> t
     return (sides[0], sides[1]), max(fitting(), LEAST_BATCH)
 
 
-def plan_dataset(
-    dataset: str,
-    network: NetworkConfig,
-    weights: str,
-    *,
-    seed: int = 0,
-    memory: float = 8.0,
-    plans: str = PLANS,
-    preprocess: bool = True,
-    processes: int = 2,
-) -> Path:
-    """Measure, plan and preprocess a dataset, by nnU-Net's functions, for Dino U-Net.
-
-    Args:
-        dataset: name of its folder.
-        network: what to train, but for channels and classes, which the dataset decides.
-        weights: of the backbone: hub, random, or a file or folder.
-        seed: of random weights.
-        memory: GB that training may take.
-        plans: name of the plan.
-        preprocess: whether the slices are made as well.
-        processes: that measure and preprocess.
-
-    Returns:
-        the plan's file.
+def read_number(variable: str, default: float) -> float:
+    """The number in an environment variable.
 
     Raises:
-        WeightsError: the weights can't be had.
-        DataError: the dataset is wrong.
+        ConfigError: it is none, or less than 1.
     """
-    if not 0 < memory < math.inf:
-        raise ConfigError(f"--memory is {memory:g}; it must be more than 0")
-    if processes < 1:
-        raise ConfigError(f"--processes is {processes}; it must be at least 1")
-    if Path(plans).name != plans:
-        raise ConfigError(f"--plans is {plans!r}; give a name without folders")
-    found = read_dataset(folder_of("raw") / dataset)
-    assert found.channels is not None
-    backbone = fill_backbone(build_backbone(network), network.backbone, weights, seed)
-    variant = find_variant(network.backbone)
-    fixed = variant.frozen * (2 if usual_precision(variant) == "bf16" else 4) / 1e9
-    needed = memory_at(variant, network.backbone_scale)[1]
-    projection = None
-    if len(found.channels) not in (1, 3):  # nnU-Net's fingerprint has no components of the channels
-        projection = plan_data(found).channel_projection
-    number = int(dataset.removeprefix("Dataset").partition("_")[0])  # by which these functions know it
-    extract_fingerprint_dataset(number, num_processes=processes, clean=False, verbose=False)
-    planner = partial(
-        DinoUNetPlanner,
-        architecture=architecture_of(network, backbone, seed, projection),
-        memory=(needed, fixed),
-    )
-    plan_experiment_dataset(number, planner, memory, overwrite_plans_name=plans)
-    if preprocess:
-        preprocess_dataset(number, plans, (CONFIGURATION,), [processes])
-    path = folder_of("preprocessed") / dataset / f"{plans}.json"
-    named = "" if plans == PLANS else f" --plans {plans}"
-    say("planned", f"{path}: train by it: dinounet nnunet train {dataset} 0{named}", plan=str(path))
-    return path
+    text = os.environ.get(variable) or str(default)
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 1 <= number < math.inf:
+        raise ConfigError(f"{variable} is {text!r}; it must be a number of at least 1")
+    return number

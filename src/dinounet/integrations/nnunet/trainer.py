@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.file_path_utilities import get_output_folder
 
-from dinounet.errors import ConfigError
-from dinounet.integrations.nnunet.environment import check_planned
+from dinounet.integrations.nnunet.planner import plan_network, read_number
 from dinounet.plans import RECIPES, STEPS_AN_EPOCH, Recipe, RecipeName
 from dinounet.training.optimizer import learning_rate_at, make_optimizer
 
@@ -27,8 +28,10 @@ VALIDATION = 5
 class DinoUNetTrainer(nnUNetTrainer):  # type: ignore[misc]
     """Trains Dino U-Net by our default recipe: `dinounet train`'s, docs/recipes.md.
 
+    The plan is nnU-Net's own; `plan_network` puts the network into it, before nnU-Net keeps it beside the checkpoints.
+
     Raises:
-        ConfigError: the plan is of volumes, or for another network.
+        UserError: the plan is of volumes, or an environment variable is wrong.
     """
 
     recipe_name: RecipeName = "default"
@@ -41,11 +44,12 @@ class DinoUNetTrainer(nnUNetTrainer):  # type: ignore[misc]
         dataset_json: dict[str, Any],
         device: torch.device = torch.device("cuda"),  # noqa: B008 -- nnU-Net's own default
     ) -> None:
-        check_planned(plans, f"the plan {plans.get('plans_name')}", configuration)
+        folder = get_output_folder(plans["dataset_name"], type(self).__name__, plans["plans_name"], configuration)
+        plans = plan_network(plans, dataset_json, configuration, Path(folder))
         super().__init__(plans, configuration, fold, dataset_json, device)
-        self.num_iterations_per_epoch = _asked_for(STEPS) or STEPS_AN_EPOCH
+        self.num_iterations_per_epoch = int(read_number(STEPS, STEPS_AN_EPOCH))
         self.num_val_iterations_per_epoch = max(1, self.num_iterations_per_epoch // VALIDATION)
-        self.num_epochs = _asked_for(EPOCHS) or max(1, RECIPES[self.recipe_name].length // STEPS_AN_EPOCH)
+        self.num_epochs = int(read_number(EPOCHS, max(1, RECIPES[self.recipe_name].length // STEPS_AN_EPOCH)))
         self.recipe = replace(
             RECIPES[self.recipe_name],
             steps=self.num_epochs * self.num_iterations_per_epoch,
@@ -114,17 +118,3 @@ class LearningRate:
     def _set(self) -> None:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate_at(self.done, self.recipe, self.steps_an_epoch)
-
-
-def _asked_for(variable: str) -> int | None:
-    """The number in an environment variable.
-
-    Raises:
-        ConfigError: it is none.
-    """
-    text = os.environ.get(variable)
-    if text is None:
-        return None
-    if not text.isdecimal() or int(text) < 1:
-        raise ConfigError(f"{variable} is {text!r}; it must be a number of at least 1")
-    return int(text)
