@@ -49,7 +49,8 @@ class Place:
         for name, folder in {"raw": self.raw, "preprocessed": self.preprocessed, "results": results}.items():
             folder.mkdir(parents=True, exist_ok=True)
             os.environ[f"nnUNet_{name}"] = str(folder)
-        for name, value in {"extTrainer": str(TRAINERS), "n_proc_DA": "1", "def_n_proc": "1", "compile": "0"}.items():
+        os.environ |= {"nnUNet_extTrainer": str(TRAINERS)}
+        for name, value in {"n_proc_DA": "1", "def_n_proc": "1", "compile": "0"}.items():
             os.environ.setdefault(f"nnUNet_{name}", value)
 
     def test(self, fold: int) -> tuple[Path, Path]:
