@@ -43,13 +43,14 @@ import torch
 import dinounet
 from against_nnunet_data import Place, prepare, share_of
 from dinounet.data.dataset import read_dataset
-from dinounet.device import choose_training_device
-from dinounet.evaluation.bootstrap import describe_bootstrap
 from dinounet.evaluation.evaluate import evaluate_folders
-from dinounet.files import write_json
-from dinounet.network.config import NetworkConfig, plan_unet
-from dinounet.plans import Plan, choose_recipe, make_plan, read_plan
-from dinounet.run import machine, read_run, versions
+from dinounet.evaluation.means import describe_bootstrap
+from dinounet.io import write_json
+from dinounet.planning.planner import choose_recipe, make_plan
+from dinounet.schema.network import NetworkConfig, plan_unet
+from dinounet.schema.plan import Plan, read_plan
+from dinounet.schema.run import read_run
+from dinounet.system import choose_training_device, machine, versions
 from micrograph import write_squares
 from summaries import by_case, cell, means, put_into_page
 

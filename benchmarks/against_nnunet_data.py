@@ -11,17 +11,17 @@ from typing import Any
 import numpy as np
 import SimpleITK as sitk
 
+from dinounet.backbones.frozen import build_backbone
+from dinounet.backbones.weights import fill_backbone
 from dinounet.data.dataset import read_dataset
 from dinounet.data.images import read_image
+from dinounet.data.layouts import Case
 from dinounet.data.masks import read_truth
-from dinounet.data.pairs import Case
-from dinounet.files import write_json
-from dinounet.integrations.nnunet import TRAINERS
-from dinounet.integrations.nnunet.network import architecture_of
-from dinounet.network.backbone import build_backbone
-from dinounet.network.config import NetworkConfig
-from dinounet.network.weights import fill_backbone
-from dinounet.plans import plan_dataset
+from dinounet.io import write_json
+from dinounet.nnunet import TRAINERS
+from dinounet.nnunet.network import architecture_of
+from dinounet.planning.planner import plan_dataset
+from dinounet.schema.network import NetworkConfig
 
 PLANS = ("nnUNetPlans", "DinoUNetPlans")
 FIRST = 500

@@ -23,10 +23,9 @@ from pathlib import Path
 from typing import Any
 
 import dinounet
-from dinounet.allocator import keep_freed_memory
-from dinounet.device import choose_precision
-from dinounet.network.config import NetworkConfig
-from dinounet.network.variants import find_variant
+from dinounet.backbones.registry import find_variant
+from dinounet.schema.network import NetworkConfig
+from dinounet.system import choose_precision, keep_freed_memory
 
 
 def config_of(backbone: str, depth: int | None, **options: Any) -> NetworkConfig:
@@ -43,9 +42,9 @@ def write_random(config: NetworkConfig, folder: Path) -> None:
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    from dinounet.network.backbone import build_backbone
-    from dinounet.network.hub import INDEX
-    from dinounet.network.weights import random_numbers
+    from dinounet.backbones.frozen import build_backbone
+    from dinounet.backbones.hub import INDEX
+    from dinounet.backbones.weights import random_numbers
 
     backbone = build_backbone(config, offload=True)
     size = 2 * sum(parameter.numel() for parameter in backbone.parameters())
@@ -79,9 +78,9 @@ def measure(
     """GB of this process after loading, after a forward and after two training steps; and the seconds of each."""
     import torch
 
-    from dinounet.network.backbone import build_backbone
+    from dinounet.backbones.frozen import build_backbone
+    from dinounet.backbones.weights import fill_backbone
     from dinounet.network.dinounet import DinoUNet
-    from dinounet.network.weights import fill_backbone
 
     keep_freed_memory()  # as the command does
     held, _, offload = way.partition("+")
@@ -119,9 +118,8 @@ def measure(
 
 def training_parts(network: Any, side: int) -> tuple[Any, Any]:
     """Optimizer and loss by the default recipe."""
-    from dinounet.data.fingerprint import Fingerprint, Intensities
-    from dinounet.data.plan import ChannelPlan, DataPlan
-    from dinounet.plans import Recipe
+    from dinounet.schema.plan import ChannelPlan, DataPlan, Fingerprint, Intensities
+    from dinounet.schema.recipe import Recipe
     from dinounet.training.loss import make_loss
     from dinounet.training.optimizer import make_optimizer
 

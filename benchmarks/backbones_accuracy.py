@@ -17,10 +17,10 @@ from statistics import mean
 import torch
 
 import dinounet
-from dinounet.evaluation.bootstrap import describe_bootstrap
-from dinounet.evaluation.records import Metrics, read_metrics
-from dinounet.files import METRICS
-from dinounet.run import RECORD, RunRecord, read_run
+from dinounet.evaluation.means import describe_bootstrap
+from dinounet.io import METRICS
+from dinounet.schema.metrics import Metrics, read_metrics
+from dinounet.schema.run import RECORD, RunRecord, read_run
 from micrograph import write_squares
 from summaries import by_case, cell, means
 

@@ -25,7 +25,8 @@ from typing import Any
 
 import numpy as np
 
-from dinounet.threads import CHOSEN_BY_USER, WAITING
+from dinounet.backbones.frozen import build_network
+from dinounet.system import CHOSEN_BY_USER, WAITING
 
 TASKS = ("prediction", "training step", "onnxruntime")
 SIDE = 256
@@ -38,7 +39,7 @@ def make_task(task: str, way: str, file: Path) -> Callable[[], Any]:
     """One prediction of an image by Dino U-Net S, or one training step of two, in float32."""
     image = np.random.default_rng(0).normal(size=(2 if task == "training step" else 1, 1, SIDE, SIDE))
     if task == "onnxruntime":
-        from dinounet.inference.by_onnxruntime import open_session
+        from dinounet.inference.onnx_backend import open_session
 
         if way == SPINS:
             os.environ["OMP_WAIT_POLICY"] = "active"  # as onnxruntime does by default
@@ -64,18 +65,17 @@ def make_task(task: str, way: str, file: Path) -> Callable[[], Any]:
 def make_network() -> Any:
     import torch
 
-    from dinounet.allocator import keep_freed_memory
-    from dinounet.network.config import NetworkConfig
-    from dinounet.network.dinounet import DinoUNet
+    from dinounet.schema.network import NetworkConfig
+    from dinounet.system import keep_freed_memory
 
     keep_freed_memory()
     torch.manual_seed(0)
-    return DinoUNet(NetworkConfig(backbone="dinov3_vits16"))
+    return build_network(NetworkConfig(backbone="dinov3_vits16"))
 
 
 def export(file: Path) -> None:
     """Write the network as `dinounet export` does."""
-    from dinounet.sharing.onnx import write_network
+    from dinounet.bundle.onnx import write_network
 
     write_network(make_network().eval(), file)
 

@@ -17,9 +17,9 @@ import numpy as np
 import torch
 
 import dinounet
-from dinounet.network.backbone import build_backbone
-from dinounet.network.config import NetworkConfig
+from dinounet.backbones.frozen import build_backbone
 from dinounet.network.dinounet import DinoUNet
+from dinounet.schema.network import NetworkConfig
 from dinounet.training.memory import watch_memory
 
 PARTS = ("prior", "interactions", "merging", "fapm", "enlarge", "decoder")

@@ -19,9 +19,9 @@ from typing import Any
 import torch
 
 import dinounet
-from dinounet.allocator import keep_freed_memory
 from dinounet.inference.folder import predict_files
 from dinounet.inference.inputs import find_inputs
+from dinounet.system import keep_freed_memory
 from prediction_memory import make_run, write_picture
 
 

@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 
 import dinounet
-from dinounet.run import read_log
+from dinounet.schema.run import read_log
 
 WARM_UP = 5
 LIMIT = 0.1

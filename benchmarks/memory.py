@@ -18,10 +18,10 @@ def measure(backbone: str, side: int, batch: int, precision: str) -> dict[str, f
     """Estimate and truth, GB."""
     import torch
 
-    from dinounet.data.fingerprint import Fingerprint, Intensities
-    from dinounet.data.plan import ChannelPlan, DataPlan
-    from dinounet.network.build import build_network
-    from dinounet.plans import Recipe, make_plan
+    from dinounet.backbones.frozen import build_network
+    from dinounet.planning.planner import make_plan
+    from dinounet.schema.plan import ChannelPlan, DataPlan, Fingerprint, Intensities
+    from dinounet.schema.recipe import Recipe
     from dinounet.training.loss import make_loss
     from dinounet.training.memory import measure_step, watch_memory
     from dinounet.training.optimizer import make_optimizer

@@ -24,6 +24,8 @@ from typing import Any
 
 import torch
 
+from dinounet.backbones.frozen import build_network
+
 GMAC = {"dinov3_vits16": 80.8, "dinov3_vitb16": 186.7, "dinov3_vitl16": 471.5}
 """Multiplications with additions for one image of 512 x 512, 10^9; a training step takes three times as many, but for
 the frozen backbone's."""
@@ -35,14 +37,13 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 def make_network(backbone: str) -> Any:
     with suppress(ImportError):  # the first checkouts have none
-        from dinounet.allocator import keep_freed_memory
+        from dinounet.system import keep_freed_memory
 
         keep_freed_memory()
-    from dinounet.network.config import NetworkConfig
-    from dinounet.network.dinounet import DinoUNet
+    from dinounet.schema.network import NetworkConfig
 
     torch.manual_seed(0)
-    return DinoUNet(NetworkConfig(backbone=backbone)).to(DEVICE)
+    return build_network(NetworkConfig(backbone=backbone)).to(DEVICE)
 
 
 def make_task(task: str, precision: str, batch: int, backbone: str) -> Callable[[], None]:

@@ -20,8 +20,8 @@ import torch
 
 import dinounet
 from dinounet.data.masks import read_mask
-from dinounet.inference.by_pytorch import ByPyTorch
 from dinounet.inference.predictor import Predictor
+from dinounet.inference.torch_backend import ByPyTorch
 
 
 def main() -> None:

@@ -17,10 +17,10 @@ import torch
 
 import dinounet
 from dinounet.data.preprocessing import image_to_slices
-from dinounet.inference.by_onnxruntime import open_session
-from dinounet.inference.by_pytorch import ByPyTorch
 from dinounet.inference.inputs import open_input
+from dinounet.inference.onnx_backend import open_session
 from dinounet.inference.predictor import Predictor
+from dinounet.inference.torch_backend import ByPyTorch
 
 sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]  # else importing openvino tells its makers so
 

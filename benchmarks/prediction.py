@@ -142,10 +142,11 @@ def prepare(root: Path, home: Path, steps: int, weights: str) -> None:
 
     import dinounet
     from dinounet.data.dataset import read_dataset
-    from dinounet.data.fingerprint import Intensities
-    from dinounet.data.plan import plan_data
-    from dinounet.files import write_json
-    from dinounet.plans import RECIPES, make_plan
+    from dinounet.io import write_json
+    from dinounet.planning.data_plan import plan_data
+    from dinounet.planning.planner import make_plan
+    from dinounet.schema.plan import Intensities
+    from dinounet.schema.recipe import RECIPES
 
     extractor = DatasetFingerprintExtractor(root.name, num_processes=1)
     fingerprint = extractor.run()

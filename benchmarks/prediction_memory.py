@@ -24,9 +24,10 @@ import dinounet
 from dinounet.data.dataset import read_dataset
 from dinounet.data.geometry import Geometry
 from dinounet.data.images import write_image
-from dinounet.data.plan import plan_data
-from dinounet.files import write_json
-from dinounet.plans import RECIPES, make_plan
+from dinounet.io import write_json
+from dinounet.planning.data_plan import plan_data
+from dinounet.planning.planner import make_plan
+from dinounet.schema.recipe import RECIPES
 
 
 def main() -> None:

@@ -24,11 +24,11 @@ from PIL import Image
 
 import dinounet
 from dinounet.data.dataset import read_dataset
-from dinounet.data.fingerprint import Intensities
-from dinounet.data.plan import ChannelPlan
-from dinounet.files import write_json
-from dinounet.plans import Plan, Recipe, RecipeName, choose_recipe, plan_dataset
-from dinounet.run import RECORD, read_run
+from dinounet.io import write_json
+from dinounet.planning.planner import choose_recipe, plan_dataset
+from dinounet.schema.plan import ChannelPlan, Intensities, Plan
+from dinounet.schema.recipe import Recipe, RecipeName
+from dinounet.schema.run import RECORD, read_run
 from dinounet.training.session import resume_run, start_run
 from summaries import put_into_page
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dinounet.evaluation.bootstrap import intervals_of_means
+from dinounet.evaluation.means import intervals_of_means
 
 BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
 

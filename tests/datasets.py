@@ -8,8 +8,8 @@ import SimpleITK as sitk
 from PIL import Image
 
 from dinounet.data.geometry import Volume
-from dinounet.data.plan import ChannelPlan
 from dinounet.data.preprocessing import measure_channels, normalise
+from dinounet.schema.plan import ChannelPlan
 
 LABELS = {"background": 0, "disc": 1, "square": 2}
 

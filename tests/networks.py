@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from dinounet.network.config import NetworkConfig
+from dinounet.schema.network import NetworkConfig
 
 TINY: dict[str, Any] = {
     "taps": (0, 1, 2, 3),

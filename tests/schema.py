@@ -10,9 +10,13 @@ from typing import Any
 
 from pydantic import ConfigDict, TypeAdapter
 
-from dinounet.data import fingerprint, labels, plan
-from dinounet.inference import bundle, postprocessing
-from dinounet.network import config, weights
+from dinounet.backbones import weights
+from dinounet.bundle import verify as bundle
+from dinounet.inference import postprocessing
+from dinounet.planning import data_plan as plan
+from dinounet.planning import fingerprint
+from dinounet.schema import labels
+from dinounet.schema import network as config
 
 FILE = Path(bundle.__file__).with_name("bundle.schema.json")
 

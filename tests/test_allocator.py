@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from dinounet import allocator
+from dinounet import system as allocator
 
 FREE_100_MB = """
 import os, psutil
@@ -24,10 +24,10 @@ print((resident() - before) // 1_000_000)
     ("first", "kept"),
     [
         ("", False),
-        ("from dinounet.allocator import keep_freed_memory; keep_freed_memory()", True),
+        ("from dinounet.system import keep_freed_memory; keep_freed_memory()", True),
         ("import dinounet; dinounet.NetworkConfig", False),  # a library leaves that to its host
-        ("from dinounet.allocator import *; keep_freed_memory(); return_freed_memory()", False),
-        ("from dinounet.allocator import *; return_freed_memory(); keep_freed_memory()", False),
+        ("from dinounet.system import *; keep_freed_memory(); return_freed_memory()", False),
+        ("from dinounet.system import *; return_freed_memory(); keep_freed_memory()", False),
     ],
 )
 def test_freed_memory_is_kept(first: str, kept: bool) -> None:

@@ -11,17 +11,15 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from datasets import write_png_dataset
+from dinounet.backbones.frozen import build_backbone, build_network, commercial_use
+from dinounet.backbones.registry import VARIANTS, find_variant, gmac_at, memory_at, trained_parameters
+from dinounet.backbones.weights import fill_backbone
 from dinounet.cli.main import main
 from dinounet.errors import ConfigError
-from dinounet.files import write_json
-from dinounet.network.backbone import build_backbone
-from dinounet.network.config import NetworkConfig
-from dinounet.network.dinounet import DinoUNet
-from dinounet.network.timm_models import commercial_use
-from dinounet.network.variants import VARIANTS, find_variant, gmac_at, memory_at, trained_parameters
-from dinounet.network.weights import fill_backbone
-from dinounet.plans import read_plan
-from dinounet.run import read_run
+from dinounet.io import write_json
+from dinounet.schema.network import NetworkConfig
+from dinounet.schema.plan import read_plan
+from dinounet.schema.run import read_run
 from networks import TINY, tiny_config
 
 PYRAMID = {"backbone": "dinov3_convnext_tiny", "backbone_args": {"dims": [16, 32, 64, 128], "depths": [1, 1, 2, 1]}}
@@ -37,7 +35,7 @@ def pyramid_config(**changes: object) -> NetworkConfig:
 def test_the_table_tells_what_timm_builds(name: str) -> None:
     variant = VARIANTS[name]
     with torch.device("meta"):
-        network = DinoUNet(NetworkConfig(backbone=name)).eval()
+        network = build_network(NetworkConfig(backbone=name)).eval()
         image = torch.zeros(1, 3, 512, 512)
         with FlopCounterMode(display=False) as counter:
             taps = network.backbone.read(image[..., : 512 * variant.patch // 16, : 512 * variant.patch // 16])
@@ -80,13 +78,13 @@ def test_memory_is_what_was_measured_and_the_formula_is_near_it() -> None:
 def test_a_scale_gives_a_finer_grid_and_the_same_network_otherwise(
     scale: float, grid: tuple[int, int], backbone: str
 ) -> None:
-    network = DinoUNet(tiny_config(backbone=backbone, backbone_scale=scale)).eval()
+    network = build_network(tiny_config(backbone=backbone, backbone_scale=scale)).eval()
     image = torch.randn(1, 1, 64, 96)
     assert network.backbone.grids((64, 96)) == [grid] * 4
     taps = network.backbone(image.expand(-1, 3, -1, -1))
     assert [tuple(tap.shape) for tap in taps] == [(1, grid[0] * grid[1], 64)] * 4
     assert network(image).shape == (1, 2, 64, 96)
-    usual = DinoUNet(tiny_config(backbone=backbone)).eval()
+    usual = build_network(tiny_config(backbone=backbone)).eval()
     assert [(name, tensor.shape) for name, tensor in network.state_dict().items()] == [
         (name, tensor.shape) for name, tensor in usual.state_dict().items()
     ]
@@ -128,7 +126,7 @@ def test_a_scale_out_of_range_is_refused(scale: float) -> None:
 
 
 def test_a_pyramids_stages_reach_the_interactions_at_their_own_scales() -> None:
-    network = DinoUNet(pyramid_config())
+    network = build_network(pyramid_config())
     image = torch.randn(2, 3, 64, 96)
     stages = network.backbone.vit.forward_intermediates(image, intermediates_only=True)  # timm's own maps
     taps = network.backbone(image)
@@ -148,14 +146,14 @@ def test_a_pyramids_stages_reach_the_interactions_at_their_own_scales() -> None:
 
 
 def test_a_network_on_a_pyramid_learns_its_projections_and_nothing_frozen() -> None:
-    network = DinoUNet(pyramid_config(drop_path=0.0)).train()
+    network = build_network(pyramid_config(drop_path=0.0)).train()
     frozen = {name: tensor.clone() for name, tensor in network.backbone.vit.state_dict().items()}
     network(torch.randn(2, 1, 64, 64)).square().mean().backward()
     projections = network.adapter.project_taps
     assert [isinstance(projection, nn.Linear) for projection in projections] == [True, True, False, True]
     assert all(parameter.grad.abs().sum() > 0 for parameter in projections.parameters())
     assert all(torch.equal(frozen[name], tensor) for name, tensor in network.backbone.vit.state_dict().items())
-    again = DinoUNet(pyramid_config())
+    again = build_network(pyramid_config())
     again.load_state_dict(network.state_dict())
     assert {name for name in network.state_dict() if "project_taps" in name} == {
         f"adapter.project_taps.{i}.{part}" for i in (0, 1, 3) for part in ("weight", "bias")
@@ -193,7 +191,7 @@ def test_a_pyramids_stages_can_not_be_chosen() -> None:
 def test_models_of_timm_by_name(name: str, width: int, patch: int, is_pyramid: bool) -> None:
     variant = find_variant(name)
     assert (variant.width, variant.patch, variant.stages is not None) == (width, patch, is_pyramid)
-    network = DinoUNet(NetworkConfig(backbone=name, stem_width=8, rank=16, widths=(4, 8, 16, 32))).eval()
+    network = build_network(NetworkConfig(backbone=name, stem_width=8, rank=16, widths=(4, 8, 16, 32))).eval()
     record = fill_backbone(network.backbone, name, "random")
     assert record.name == name
     assert variant.frozen == sum(parameter.numel() for parameter in network.backbone.parameters())
@@ -286,7 +284,7 @@ def test_listing_the_backbones_is_quick_and_builds_none() -> None:
 
 def test_pretrained_like_buffers_count_in_the_hash(tmp_path: Path) -> None:
     """Batch norm's statistics decide what a ResNet computes."""
-    from dinounet.network.weights import hash_backbone
+    from dinounet.backbones.weights import hash_backbone
 
     backbone = build_backbone(NetworkConfig(backbone="timm:resnet18"))
     before = hash_backbone(backbone)

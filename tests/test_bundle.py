@@ -14,17 +14,19 @@ from safetensors.torch import load_file, save_file
 
 import dinounet
 from datasets import write_png_dataset
+from dinounet.backbones.frozen import build_network
+from dinounet.bundle import verify as bundles
+from dinounet.bundle.card import make_card
+from dinounet.bundle.verify import read_bundle
 from dinounet.cli.main import main
 from dinounet.data.dataset import read_dataset
-from dinounet.data.plan import plan_data
 from dinounet.errors import ConfigError, DataError, UserError, WeightsError
-from dinounet.files import write_json
-from dinounet.inference import bundle as bundles
-from dinounet.inference.bundle import read_bundle
-from dinounet.inference.postprocessing import Postprocessing, Steps
-from dinounet.network.config import plan_unet
-from dinounet.plans import Plan, Recipe
-from dinounet.sharing.card import make_card
+from dinounet.io import write_json
+from dinounet.planning.data_plan import plan_data
+from dinounet.schema.network import plan_unet
+from dinounet.schema.plan import Plan
+from dinounet.schema.prediction import Postprocessing, Steps
+from dinounet.schema.recipe import Recipe
 from networks import planned
 from schema import FILE, make_schema
 
@@ -128,7 +130,7 @@ def test_the_weights_are_what_is_trained_and_nothing_else(run: Path, bundle: Pat
 
 
 def test_the_published_size_has_less_than_26_mb(tmp_path: Path) -> None:
-    save_file(dinounet.DinoUNet(dinounet.NetworkConfig()).state_dict(), tmp_path / "s.safetensors")
+    save_file(build_network(dinounet.NetworkConfig()).state_dict(), tmp_path / "s.safetensors")
     assert (tmp_path / "s.safetensors").stat().st_size < 26e6
 
 

@@ -20,20 +20,20 @@ from PIL import Image
 
 import dinounet
 from datasets import describe, picture, volume, write_nifti_dataset, write_png_dataset
-from dinounet.data import cache, prepare
+from dinounet.data import cache
+from dinounet.data import cache_writer as prepare
+from dinounet.data.arrays import choose_evenly
 from dinounet.data.cache import NOT_OF_THE_PIXELS, build_cache
-from dinounet.data.choice import choose_evenly
+from dinounet.data.cache_writer import PLACES_A_CLASS
 from dinounet.data.dataset import read_dataset
-from dinounet.data.fingerprint import Intensities
 from dinounet.data.geometry import Geometry, Volume
-from dinounet.data.groups import PlannedGroups
-from dinounet.data.labels import Labels, Region
-from dinounet.data.plan import ChannelPlan, DataPlan, plan_data
-from dinounet.data.prepare import PLACES_A_CLASS
+from dinounet.data.lazy_volume import Planes, open_image, open_truth
+from dinounet.data.patches import cut_patch
 from dinounet.data.preprocessing import measure_channels
-from dinounet.data.sampling import cut_patch
-from dinounet.data.stored import Planes, open_image, open_truth
 from dinounet.errors import DataError, UserError
+from dinounet.planning.data_plan import plan_data
+from dinounet.schema.labels import Labels, Region
+from dinounet.schema.plan import ChannelPlan, DataPlan, Intensities, PlannedGroups
 
 
 @pytest.fixture
@@ -164,10 +164,11 @@ def test_what_is_wrong_comes_together_and_in_order_from_processes_too(
 SCRIPT = """
 import sys
 from pathlib import Path
-from dinounet.data import cache, prepare
+from dinounet.data import cache
+from dinounet.data import cache_writer as prepare
 from dinounet.data.dataset import read_dataset
-from dinounet.data.plan import DataPlan
-from dinounet.files import read_record
+from dinounet.schema.plan import DataPlan
+from dinounet.io import read_record
 
 prepare.WORTH_PROCESSES, prepare._cores = 0, lambda: int(sys.argv[4])
 prepare_cases = cache.prepare_cases
@@ -180,7 +181,7 @@ print("done")
 
 def start(data: Path, root: Path, tmp_path: Path, cores: int) -> "subprocess.Popen[str]":
     """Build a cache from a script that anybody might write, without a guard for multiprocessing."""
-    from dinounet.files import write_json
+    from dinounet.io import write_json
 
     if not (tmp_path / "script.py").exists():
         (tmp_path / "script.py").write_text(SCRIPT)
@@ -501,7 +502,7 @@ from pathlib import Path
 import psutil
 from dinounet.data.cache import build_cache
 from dinounet.data.dataset import read_dataset
-from dinounet.data.plan import plan_data
+from dinounet.planning.data_plan import plan_data
 
 def peak():  # ru_maxrss would be the parent's, which outlives exec
     return 1024 * int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])

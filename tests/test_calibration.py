@@ -7,10 +7,10 @@ import pytest
 from PIL import Image
 from sklearn.calibration import calibration_curve
 
-from dinounet.data.labels import Region
 from dinounet.errors import DataError
 from dinounet.evaluation import calibration
 from dinounet.evaluation.evaluate import evaluate_folders
+from dinounet.schema.labels import Region
 
 LABELS = {"background": 0, "grey": 1, "white": 2}
 

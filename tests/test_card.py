@@ -9,14 +9,16 @@ from huggingface_hub import ModelCard
 
 import dinounet
 from datasets import write_png_dataset
+from dinounet.backbones.registry import VARIANTS
+from dinounet.bundle.card import BEGIN, END, make_card
+from dinounet.bundle.verify import read_bundle
 from dinounet.data.dataset import read_dataset
-from dinounet.data.plan import plan_data
 from dinounet.errors import DataError
-from dinounet.files import write_json
-from dinounet.inference.bundle import BundleRecord, read_bundle
-from dinounet.network.variants import VARIANTS
-from dinounet.plans import Plan, Recipe
-from dinounet.sharing.card import BEGIN, END, make_card
+from dinounet.io import write_json
+from dinounet.planning.data_plan import plan_data
+from dinounet.schema.bundle import BundleRecord
+from dinounet.schema.plan import Plan
+from dinounet.schema.recipe import Recipe
 from networks import planned
 
 

@@ -13,7 +13,7 @@ import dinounet
 from datasets import write_png_dataset
 from dinounet.cli.flags import parse_call
 from dinounet.cli.main import VERBS, function_of, main
-from dinounet.plans import read_plan
+from dinounet.schema.plan import read_plan
 
 
 def run(*words: str) -> subprocess.CompletedProcess[str]:
@@ -92,7 +92,7 @@ def test_words_and_flags_come_in_any_order_and_lists_in_parts() -> None:
 def test_our_own_failure_is_exit_code_1(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("dinounet.run.read_run", lambda _: 1 / 0)
+    monkeypatch.setattr("dinounet.schema.run.read_run", lambda _: 1 / 0)
     assert main(["info", str(tmp_path)]) == 1
     assert "internal error (ZeroDivisionError" in capsys.readouterr().err
     with pytest.raises(ZeroDivisionError):

@@ -13,9 +13,9 @@ from scipy.stats import bootstrap, wilcoxon
 import dinounet
 from dinounet.cli.main import main
 from dinounet.errors import ConfigError, DataError
-from dinounet.evaluation.comparison import Comparison
-from dinounet.evaluation.tables import print_comparison
-from dinounet.files import read_record
+from dinounet.io import read_record
+from dinounet.report.tables import print_comparison
+from dinounet.schema.comparison import Comparison
 
 LABELS = "background=0,grey=1,white=2"
 CASES = [f"case_{index}" for index in range(8)]

@@ -15,19 +15,20 @@ from skimage.transform import resize
 from datasets import LABELS, describe, normalised, picture, volume, write_nifti_dataset
 from dinounet.data.cache import build_cache
 from dinounet.data.dataset import find_cases, hash_dataset, read_dataset
-from dinounet.data.fingerprint import Intensities
 from dinounet.data.geometry import Geometry, Volume, coarsest_axis
 from dinounet.data.images import read_image, write_mask
-from dinounet.data.labels import parse_labels
+from dinounet.data.label_inference import infer_labels
+from dinounet.data.layouts import image_files, mask_files
 from dinounet.data.masks import read_mask
-from dinounet.data.naming import infer_labels
-from dinounet.data.pairs import image_files, mask_files
-from dinounet.data.plan import ChannelPlan, plan_data
+from dinounet.data.patches import Patches, cut_patch
 from dinounet.data.preprocessing import image_to_slices, in_slice, mask_to_slices
-from dinounet.data.sampling import Patches, cut_patch
 from dinounet.errors import ConfigError, DataError
-from dinounet.files import write_json
-from dinounet.plans import Recipe, make_plan, read_plan
+from dinounet.io import write_json
+from dinounet.planning.data_plan import plan_data
+from dinounet.planning.planner import make_plan
+from dinounet.schema.labels import parse_labels
+from dinounet.schema.plan import ChannelPlan, Intensities, read_plan
+from dinounet.schema.recipe import Recipe
 
 
 @pytest.fixture

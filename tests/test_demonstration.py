@@ -10,11 +10,11 @@ import pytest
 from nilearn.datasets import load_mni152_gm_template, load_mni152_template, load_mni152_wm_template
 
 import dinounet
-from dinounet import demonstration
+from dinounet import pipeline as demonstration
 from dinounet.data.dataset import read_dataset
 from dinounet.errors import Interrupted, WeightsError
-from dinounet.plans import Recipe
-from dinounet.run import read_run
+from dinounet.schema.recipe import Recipe
+from dinounet.schema.run import read_run
 
 SHORT = Recipe(steps=2, batch=1, validate_every=2, augmentation="none")
 

@@ -21,13 +21,14 @@ from dinounet.data.dataset import read_dataset
 from dinounet.data.formats.dicom_seg import write_segmentation
 from dinounet.data.geometry import require_same_grid
 from dinounet.data.images import read_image
+from dinounet.data.layouts import Case
 from dinounet.data.masks import read_mask, read_truth
-from dinounet.data.pairs import Case
-from dinounet.data.plan import plan_data
 from dinounet.errors import ConfigError, DataError
-from dinounet.files import write_json
 from dinounet.inference.outputs import choose_endings
-from dinounet.plans import Plan, Recipe
+from dinounet.io import write_json
+from dinounet.planning.data_plan import plan_data
+from dinounet.schema.plan import Plan
+from dinounet.schema.recipe import Recipe
 from networks import planned
 
 SLICES, ROWS, COLUMNS = 5, 40, 48

@@ -26,13 +26,13 @@ from sybil.parsers.markdown import CodeBlockParser
 import dinounet
 import test_hub
 from datasets import picture
+from dinounet.backbones.frozen import build_backbone
+from dinounet.backbones.registry import BackboneVariant, find_variant
+from dinounet.backbones.weights import find_weights
 from dinounet.cli.flags import parse_call
 from dinounet.cli.main import VERBS, function_of, main
-from dinounet.network.backbone import build_backbone
-from dinounet.network.config import NetworkConfig
-from dinounet.network.variants import BackboneVariant, find_variant
-from dinounet.network.weights import find_weights
-from dinounet.plans import RECIPES
+from dinounet.schema.network import NetworkConfig
+from dinounet.schema.recipe import RECIPES
 from test_data import write_pairs
 from test_hub import store  # noqa: F401
 from test_published import write as write_published
@@ -89,7 +89,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[pytest.MonkeyPat
 
     with pytest.MonkeyPatch.context() as patches:
         patches.setattr(NetworkConfig, "__post_init__", shrink)
-        patches.setattr("dinounet.network.weights.download", download)
+        patches.setattr("dinounet.backbones.weights.download", download)
         for name, recipe in RECIPES.items():
             patches.setitem(RECIPES, name, replace(recipe, steps=2, batch=1, augmentation="flip"))
         yield patches

@@ -19,12 +19,11 @@ from sklearn.metrics import f1_score, jaccard_score, precision_score, recall_sco
 from datasets import volume
 from dinounet.cli.main import main
 from dinounet.errors import ConfigError, DataError
-from dinounet.evaluation.bootstrap import describe_bootstrap, intervals_of_means
-from dinounet.evaluation.digits import write_number
 from dinounet.evaluation.evaluate import evaluate_folders, find_masks
-from dinounet.evaluation.metrics import POLICY, measure
-from dinounet.evaluation.records import read_metrics
-from dinounet.evaluation.tables import print_table
+from dinounet.evaluation.means import describe_bootstrap, intervals_of_means
+from dinounet.evaluation.metrics import POLICY, measure, write_number
+from dinounet.report.tables import print_table
+from dinounet.schema.metrics import read_metrics
 
 LABELS = {"background": 0, "grey": 1, "white": 2}
 

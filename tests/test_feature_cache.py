@@ -14,21 +14,23 @@ from safetensors.torch import load_file
 
 import dinounet
 from datasets import write_png_dataset
+from dinounet.backbones.frozen import FrozenBackbone, build_backbone, build_network
+from dinounet.backbones.weights import fill_backbone
 from dinounet.data import cache
-from dinounet.data.augmentation import Augmentation
 from dinounet.data.dataset import read_dataset
-from dinounet.data.plan import plan_data
-from dinounet.data.tiles import Tiles
+from dinounet.data.patches import Tiles
 from dinounet.errors import ConfigError, UserError
-from dinounet.files import PARTIAL, write_json
-from dinounet.network.backbone import FrozenBackbone, build_backbone
+from dinounet.io import PARTIAL, write_json
 from dinounet.network.dinounet import DinoUNet
-from dinounet.network.weights import fill_backbone
-from dinounet.plans import Plan, Recipe
-from dinounet.run import MODEL, read_log, read_run
-from dinounet.training import features, loop, preparing, session
-from dinounet.training.batches import make_patches
-from dinounet.training.features import Taps
+from dinounet.planning.data_plan import plan_data
+from dinounet.schema.plan import Plan
+from dinounet.schema.recipe import Augmentation, Recipe
+from dinounet.schema.run import MODEL, read_log, read_run
+from dinounet.training import feature_cache as features
+from dinounet.training import loop, session
+from dinounet.training import loop as preparing
+from dinounet.training.feature_cache import Taps
+from dinounet.training.loader import make_patches
 from networks import planned
 from test_processes import told_by, torchrun
 
@@ -99,7 +101,7 @@ def test_steps_from_the_cache_are_those_on_the_fly_where_patches_are_the_same(tm
 
 
 def test_given_taps_give_the_logits_of_the_backbone() -> None:
-    network = DinoUNet(replace(NETWORK, in_channels=5)).eval()
+    network = build_network(replace(NETWORK, in_channels=5)).eval()
     image = torch.randn(1, 5, 70, 90)
     with torch.no_grad():
         taps = network.see(image)
@@ -234,7 +236,7 @@ def test_auto_caches_where_it_is_worth_it_and_there_is_room(
 
 def test_the_backbones_share_is_measured_and_leaves_no_trace(png: Path) -> None:
     plan = Plan(plan_data(read_dataset(png), (64, 64)), NETWORK, Recipe())
-    network = DinoUNet(NETWORK)
+    network = build_network(NETWORK)
     before = {name: part.clone() for name, part in network.state_dict().items()}
     random = torch.get_rng_state()
     assert 0 < features.measure_backbone_share(network, plan, "cpu", "fp32") < 0.5  # four narrow blocks

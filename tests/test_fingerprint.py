@@ -15,14 +15,15 @@ from torchvision.transforms.functional import normalize
 import dinounet
 from datasets import LABELS, picture, write_png_dataset
 from dinounet.data.dataset import read_dataset
-from dinounet.data.fingerprint import principal_components
 from dinounet.data.images import read_image
-from dinounet.data.plan import plan_data
 from dinounet.data.preprocessing import image_to_slices
 from dinounet.errors import ConfigError, DataError
-from dinounet.files import write_json
-from dinounet.plans import Plan, Recipe, read_plan
-from dinounet.run import MODEL
+from dinounet.io import write_json
+from dinounet.planning.data_plan import plan_data
+from dinounet.planning.fingerprint import principal_components
+from dinounet.schema.plan import Plan, read_plan
+from dinounet.schema.recipe import Recipe
+from dinounet.schema.run import MODEL
 from networks import planned
 
 NAMED = ",".join(f"{name}={label}" for name, label in LABELS.items())

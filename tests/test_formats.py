@@ -14,12 +14,13 @@ import dinounet
 from datasets import picture
 from dinounet.data.dataset import read_dataset
 from dinounet.data.images import read_image
+from dinounet.data.layouts import image_files
 from dinounet.data.masks import read_mask
-from dinounet.data.pairs import image_files
-from dinounet.data.plan import plan_data
 from dinounet.errors import DataError
-from dinounet.files import write_json
-from dinounet.plans import Plan, Recipe
+from dinounet.io import write_json
+from dinounet.planning.data_plan import plan_data
+from dinounet.schema.plan import Plan
+from dinounet.schema.recipe import Recipe
 from networks import planned
 
 RANDOM = np.random.RandomState(0)

@@ -17,10 +17,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from conftest import shared
+from dinounet.backbones.frozen import FrozenBackbone, build_backbone
+from dinounet.backbones.weights import fill_backbone, hash_backbone
 from dinounet.errors import WeightsError
-from dinounet.network.backbone import FrozenBackbone, build_backbone
-from dinounet.network.config import NetworkConfig
-from dinounet.network.weights import fill_backbone, hash_backbone
+from dinounet.schema.network import NetworkConfig
 
 SIZES: dict[str, Any] = {"hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4}
 ARGS: dict[str, Any] = {"embed_dim": 64, "depth": 4, "num_heads": 4}

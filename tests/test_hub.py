@@ -18,10 +18,11 @@ import dinounet
 from datasets import write_png_dataset
 from dinounet.cli.main import main
 from dinounet.data.dataset import read_dataset
-from dinounet.data.plan import plan_data
 from dinounet.errors import ConfigError, DataError, UserError, WeightsError
-from dinounet.files import write_json
-from dinounet.plans import Plan, Recipe
+from dinounet.io import write_json
+from dinounet.planning.data_plan import plan_data
+from dinounet.schema.plan import Plan
+from dinounet.schema.recipe import Recipe
 from networks import planned
 from test_weights import offline, point_to
 

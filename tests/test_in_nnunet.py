@@ -12,18 +12,17 @@ from PIL import Image
 
 import dinounet
 from datasets import picture, write_png_dataset
+from dinounet.backbones.frozen import build_backbone, build_network
+from dinounet.backbones.weights import fill_backbone
+from dinounet.bundle.load import find_models
 from dinounet.cli.main import main
 from dinounet.data.dataset import read_dataset
 from dinounet.errors import ConfigError, UserError, WeightsError
-from dinounet.files import write_json
-from dinounet.inference.models import find_models
-from dinounet.integrations.nnunet.conversions import read_nnunet_plan
-from dinounet.integrations.nnunet.network import PlannedDinoUNet, architecture_of
-from dinounet.integrations.nnunet.planner import plan_network
-from dinounet.network.backbone import build_backbone
-from dinounet.network.dinounet import DinoUNet
-from dinounet.network.weights import fill_backbone
-from dinounet.plans import plan_dataset
+from dinounet.io import write_json
+from dinounet.nnunet.conversions import read_nnunet_plan
+from dinounet.nnunet.network import PlannedDinoUNet, architecture_of
+from dinounet.nnunet.planner import plan_network
+from dinounet.planning.planner import plan_dataset
 from networks import TINY, tiny_config
 
 
@@ -108,7 +107,7 @@ def make_architecture(seed: int = 0, projection: Any = None, **changes: Any) -> 
 def test_the_network_is_built_from_json_as_nnunet_builds_it() -> None:
     planned = make_architecture(seed=3, projection=((1.0, 0.0), (0.0, 1.0), (0.5, 0.5)))
     network = PlannedDinoUNet(input_channels=2, num_classes=4, deep_supervision=True, **planned["arch_kwargs"])
-    expected = DinoUNet(tiny_config(in_channels=2, num_classes=4, deep_supervision=True))
+    expected = build_network(tiny_config(in_channels=2, num_classes=4, deep_supervision=True))
     fill_backbone(expected.backbone, "dinov3_vits16", "random", 3)
     assert network.channel_projection.tolist() == [[1.0, 0.0], [0.0, 1.0], [0.5, 0.5]]
     image = torch.randn(1, 2, 70, 64)
@@ -210,7 +209,7 @@ def test_what_nnunet_cannot_do_is_refused_and_what_it_does_otherwise_is_told(
         dinounet.export(run, tmp_path / "folder", format="nnunet", licence="cc-by-4.0")
     with monkeypatch.context() as patch:
         found = [replace(model, file=Path("model.onnx")) for model in find_models([run])]
-        patch.setattr("dinounet.integrations.nnunet.conversions.find_models", lambda _: found)
+        patch.setattr("dinounet.nnunet.conversions.find_models", lambda _: found)
         with pytest.raises(ConfigError, match="is of ONNX files; export the run or the bundle that they were made of"):
             export(run, tmp_path / "folder")
     assert not (tmp_path / "folder").exists()

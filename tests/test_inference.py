@@ -13,13 +13,15 @@ from PIL import Image
 
 import dinounet
 from datasets import describe, picture, volume, write_nifti_dataset, write_png_dataset
+from dinounet.data.arrays import tile_starts
 from dinounet.data.dataset import read_dataset
-from dinounet.data.plan import plan_data
-from dinounet.data.stored import Planes
+from dinounet.data.lazy_volume import Planes
 from dinounet.errors import DataError, UserError, WeightsError
-from dinounet.files import write_json
-from dinounet.inference.tiling import Canvas, Enlarger, gaussian, make_grid, tile_starts
-from dinounet.plans import Plan, Recipe
+from dinounet.inference.tiling import Canvas, Enlarger, gaussian, make_grid
+from dinounet.io import write_json
+from dinounet.planning.data_plan import plan_data
+from dinounet.schema.plan import Plan
+from dinounet.schema.recipe import Recipe
 from networks import planned
 
 NETWORK = planned(num_classes=3)

@@ -17,10 +17,11 @@ import dinounet
 from datasets import write_png_dataset
 from dinounet.data.augmentation import make_transform
 from dinounet.data.dataset import read_dataset
-from dinounet.data.plan import plan_data
-from dinounet.files import write_json
-from dinounet.plans import Plan, Recipe
-from dinounet.run import CHECKPOINT, MODEL, PREVIOUS_CHECKPOINT, RECORD, read_log, read_run
+from dinounet.io import write_json
+from dinounet.planning.data_plan import plan_data
+from dinounet.schema.plan import Plan
+from dinounet.schema.recipe import Recipe
+from dinounet.schema.run import CHECKPOINT, MODEL, PREVIOUS_CHECKPOINT, RECORD, read_log, read_run
 from dinounet.training.loss import make_loss
 from networks import planned
 

@@ -15,14 +15,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from dinounet.backbones.frozen import FrozenBackbone, build_backbone
+from dinounet.backbones.low_precision import held_linears
+from dinounet.backbones.registry import find_variant, usual_precision
+from dinounet.backbones.weights import fill_backbone
 from dinounet.errors import ConfigError, WeightsError
-from dinounet.network.backbone import FrozenBackbone, build_backbone
-from dinounet.network.config import NetworkConfig
 from dinounet.network.dinounet import DinoUNet
-from dinounet.network.held import held_linears
-from dinounet.network.provenance import BackboneRecord
-from dinounet.network.variants import find_variant, usual_precision
-from dinounet.network.weights import fill_backbone
+from dinounet.schema.network import BackboneRecord, NetworkConfig
 from networks import TINY, tiny_config
 
 NAME = "dinov3_vits16"
@@ -186,9 +185,9 @@ def test_a_network_learns_on_what_is_held_and_its_checkpoint_has_none_of_it(weig
 MEASURED = """
 import sys, torch
 from pathlib import Path
-from dinounet.network.backbone import build_backbone
-from dinounet.network.config import NetworkConfig
-from dinounet.network.weights import fill_backbone
+from dinounet.backbones.frozen import build_backbone
+from dinounet.schema.network import NetworkConfig
+from dinounet.backbones.weights import fill_backbone
 
 def highest():
     lines = Path("/proc/self/status").read_text().splitlines()

@@ -19,15 +19,16 @@ from dinounet.data.cache import build_cache
 from dinounet.data.dataset import read_dataset
 from dinounet.data.geometry import Volume
 from dinounet.data.images import write_mask
-from dinounet.data.labels import Labels, name_labels, parse_labels
+from dinounet.data.label_inference import infer_labels
+from dinounet.data.layouts import mask_files
 from dinounet.data.masks import read_mask, read_truth
-from dinounet.data.naming import infer_labels
-from dinounet.data.pairs import mask_files
-from dinounet.data.plan import plan_data
 from dinounet.data.relabelling import relabel_folder
 from dinounet.errors import ConfigError, DataError, UserError
-from dinounet.files import write_json
-from dinounet.plans import Plan, Recipe, read_plan
+from dinounet.io import write_json
+from dinounet.planning.data_plan import plan_data
+from dinounet.schema.labels import Labels, name_labels, parse_labels
+from dinounet.schema.plan import Plan, read_plan
+from dinounet.schema.recipe import Recipe
 from networks import planned
 
 COLOURS = np.array([[0, 0, 0], [255, 0, 0], [0, 128, 255]], np.uint8)

@@ -8,14 +8,16 @@ import torch
 
 import dinounet
 from datasets import write_png_dataset
+from dinounet.backbones.frozen import build_network
 from dinounet.data.dataset import read_dataset
-from dinounet.data.plan import plan_data
 from dinounet.errors import UserError
-from dinounet.files import write_json
-from dinounet.network.build import build_network
-from dinounet.network.config import plan_unet
-from dinounet.plans import Plan, Recipe, StepMemory, make_plan, read_plan
-from dinounet.run import read_run
+from dinounet.io import write_json
+from dinounet.planning.data_plan import plan_data
+from dinounet.planning.planner import make_plan
+from dinounet.schema.network import plan_unet
+from dinounet.schema.plan import Plan, StepMemory, read_plan
+from dinounet.schema.recipe import Recipe
+from dinounet.schema.run import read_run
 from dinounet.training import memory
 from dinounet.training.memory import fit_to_memory, measure_step, watch_memory
 from networks import planned
@@ -105,7 +107,7 @@ def test_where_memory_is_short_patches_go_through_the_network_in_parts(
     def short(*_: object) -> StepMemory:
         return StepMemory("cpu", free=64 * 64 * 4000, fixed=0, a_pixel=1000)
 
-    monkeypatch.setattr("dinounet.training.planning.measure_step", short)
+    monkeypatch.setattr("dinounet.training.memory.measure_step", short)
     run = dinounet.train(data, tmp_path / "run", **options)
     assert read_run(run).micro_batch == 3
     assert "3 of 4 patches go through the network at a time" in capsys.readouterr().out

@@ -7,17 +7,19 @@ import pytest
 import torch
 from torch import nn
 
+from dinounet.backbones.frozen import build_network
 from dinounet.errors import ConfigError
-from dinounet.network.config import NetworkConfig, plan_unet
-from dinounet.network.dinounet import DinoUNet, pad_to_stride
-from dinounet.network.normalisation import InstanceNorm
+from dinounet.network.cpu_kernels import InstanceNorm
+from dinounet.network.decoder import pad_to_stride
+from dinounet.network.dinounet import DinoUNet
 from dinounet.network.unet import UNet, rename_monai_keys
+from dinounet.schema.network import NetworkConfig, plan_unet
 from networks import tiny_config
 
 
 def tiny(**changes: object) -> DinoUNet:
     torch.manual_seed(0)
-    return DinoUNet(tiny_config(**changes))
+    return build_network(tiny_config(**changes))
 
 
 @pytest.mark.parametrize(
@@ -34,7 +36,7 @@ def test_parameter_counts_are_the_published_ones(
     backbone: str, trainable: int, adapter: int, fapm: int, frozen: int, frozen_elsewhere: int
 ) -> None:
     with torch.device("meta"):
-        network = DinoUNet(NetworkConfig(backbone=backbone))
+        network = build_network(NetworkConfig(backbone=backbone))
 
     def count(module: nn.Module, trained: bool = True) -> int:
         return sum(p.numel() for p in module.parameters() if p.requires_grad == trained)
@@ -266,7 +268,7 @@ def test_sampling_near_counted_cells_is_sampling_at_their_places() -> None:
 
 
 def test_a_function_is_looked_up_by_whole_numbers() -> None:
-    from dinounet.network.ratios import Ratios, look_up, tabulate, whole
+    from dinounet.network.export_mode import Ratios, look_up, tabulate, whole
 
     table = tabulate(lambda ratio: torch.stack([ratio, (2 * torch.pi * ratio).sin()], dim=-1), largest=3)
     for side in (1, 7, 300, 4096):
@@ -290,7 +292,7 @@ def test_a_place_that_is_not_a_number_gives_no_number_instead_of_an_error() -> N
 
 @pytest.mark.parametrize("bias", [True, False])
 def test_linear_layers_by_onednn_are_pytorchs_and_so_are_their_gradients(bias: bool) -> None:
-    from dinounet.network.onednn import products_by_onednn
+    from dinounet.network.cpu_kernels import products_by_onednn
 
     input = torch.randn(2, 7, 24).transpose(0, 1).requires_grad_()
     layer, upstream = nn.Linear(24, 10, bias=bias), torch.randn(7, 2, 10)
@@ -328,7 +330,7 @@ def test_the_instance_norm_is_pytorchs_and_so_are_its_gradients(order: torch.mem
 def test_attention_by_onednn_is_pytorchs(
     dtype: torch.dtype, tolerance: float, matrix_instructions: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from dinounet.network import onednn
+    from dinounet.network import cpu_kernels as onednn
 
     monkeypatch.setattr(onednn, "processor_has", lambda instructions: matrix_instructions)
     query, key, value = (torch.randn(2, 37, 3, 16).transpose(1, 2) for _ in range(3))  # heads lie between tokens

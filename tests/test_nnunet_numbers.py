@@ -33,19 +33,19 @@ from nnunetv2.utilities.crossval_split import generate_crossval_split
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
 from datasets import describe, normalised, write_png_dataset
+from dinounet.data.arrays import tile_starts, to_classes
 from dinounet.data.cache import CachedCase, build_cache
 from dinounet.data.dataset import read_dataset
-from dinounet.data.fingerprint import Intensities
 from dinounet.data.geometry import Geometry, Volume
-from dinounet.data.labels import IGNORED, Region
-from dinounet.data.plan import ChannelPlan, DataPlan, plan_data
+from dinounet.data.patches import Patches
 from dinounet.data.preprocessing import image_to_slices, mask_to_slices, resampled_size
-from dinounet.data.sampling import Patches
 from dinounet.data.splits import make_splits
-from dinounet.inference.tiling import gaussian, tile_starts
-from dinounet.network.config import plan_unet
-from dinounet.plans import STEPS_AN_EPOCH, Recipe
-from dinounet.targets import to_classes
+from dinounet.inference.tiling import gaussian
+from dinounet.planning.data_plan import plan_data
+from dinounet.schema.labels import IGNORED, Region
+from dinounet.schema.network import plan_unet
+from dinounet.schema.plan import ChannelPlan, DataPlan, Intensities
+from dinounet.schema.recipe import STEPS_AN_EPOCH, Recipe
 from dinounet.training.loss import make_loss
 from dinounet.training.optimizer import learning_rate_at
 

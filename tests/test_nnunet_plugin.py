@@ -23,6 +23,8 @@ import pytest
 import torch
 from PIL import Image
 
+from dinounet.backbones.frozen import build_network
+
 pytest.importorskip("nnunetv2", reason="nnunetv2 is not installed; `make test-nnunet` has it")
 
 import SimpleITK as sitk
@@ -35,12 +37,11 @@ from datasets import write_nifti_dataset
 from dinounet.cli.main import main
 from dinounet.data.dataset import read_dataset
 from dinounet.errors import ConfigError
-from dinounet.files import write_json
-from dinounet.integrations.nnunet import TRAINERS
-from dinounet.integrations.nnunet.planner import fit
-from dinounet.integrations.nnunet.trainer import DinoUNetPaperTrainer, DinoUNetTrainer
-from dinounet.network.dinounet import DinoUNet
-from dinounet.plans import plan_dataset
+from dinounet.io import write_json
+from dinounet.nnunet import TRAINERS
+from dinounet.nnunet.planner import fit
+from dinounet.nnunet.trainer import DinoUNetPaperTrainer, DinoUNetTrainer
+from dinounet.planning.planner import plan_dataset
 from networks import TINY, tiny_config
 
 pytestmark = pytest.mark.slow
@@ -239,7 +240,7 @@ def test_stock_commands_train_choose_predict_and_ensemble(home: Home, trained: P
 
 def test_a_checkpoint_holds_what_was_trained_and_what_is_needed_to_go_on(trained: Path) -> None:
     held = read(trained)
-    network = DinoUNet(tiny_config(num_classes=3))
+    network = build_network(tiny_config(num_classes=3))
     sizes = {name: tensor.shape for name, tensor in held["network_weights"].items()}
     assert sizes == {name: tensor.shape for name, tensor in network.state_dict().items()}
     assert not any("backbone" in name for name in sizes)

@@ -7,8 +7,9 @@ pytest.importorskip("nnunetv2", reason="nnunetv2 is not installed; `make test-nn
 
 from nnunetv2.postprocessing.remove_connected_components import remove_all_but_largest_component_from_segmentation
 
-from dinounet.data.labels import Labels, Region
-from dinounet.inference.postprocessing import Postprocessing, Steps, apply
+from dinounet.inference.postprocessing import apply
+from dinounet.schema.labels import Labels, Region
+from dinounet.schema.prediction import Postprocessing, Steps
 
 NUMBERS = {"background": 0, "a": 1, "b": 2, "c": 7}
 REGIONS = (Region("whole", (1, 2, 7), 1), Region("core", (2, 7), 2))

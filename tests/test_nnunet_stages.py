@@ -16,21 +16,20 @@ from batchgeneratorsv2.transforms.utils.deep_supervision_downsampling import Dow
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.inference.sliding_window_prediction import compute_gaussian
 
+from dinounet.backbones.frozen import build_network
 from dinounet.data.augmentation import enlarged, make_transform
 from dinounet.data.dataset import read_dataset
-from dinounet.data.fingerprint import Intensities
 from dinounet.data.geometry import coarsest_axis
 from dinounet.data.images import read_image
 from dinounet.data.masks import read_truth
-from dinounet.data.paper import IN_MEMORY, largest_batch
-from dinounet.data.plan import DataPlan, plan_data
 from dinounet.data.preprocessing import image_to_slices, mask_to_slices
 from dinounet.inference import tiling
-from dinounet.inference.by_pytorch import ByPyTorch
 from dinounet.inference.predictor import Predictor
-from dinounet.network.build import build_network
-from dinounet.network.config import plan_unet
-from dinounet.plans import RECIPES, STEPS_AN_EPOCH, Plan
+from dinounet.inference.torch_backend import ByPyTorch
+from dinounet.planning.data_plan import largest_batch, plan_data
+from dinounet.schema.network import plan_unet
+from dinounet.schema.plan import DataPlan, Intensities, Plan
+from dinounet.schema.recipe import IN_MEMORY, RECIPES, STEPS_AN_EPOCH
 from dinounet.training.loss import make_loss
 from dinounet.training.optimizer import POLY_POWER, make_optimizer
 from nnunet_oracle import Oracle, run_nnunet

@@ -22,22 +22,22 @@ from safetensors.torch import save_file
 
 import dinounet
 from datasets import write_png_dataset
+from dinounet.backbones.frozen import build_network
+from dinounet.backbones.weights import fill_backbone
+from dinounet.bundle.export import write_bundle
+from dinounet.bundle.exportable import Exportable, plain_operators, resize
+from dinounet.bundle.onnx import trace
+from dinounet.bundle.quantize import quantise
+from dinounet.bundle.verify import hash_file, read_exported
 from dinounet.cli.main import main
 from dinounet.data.dataset import read_dataset
-from dinounet.data.plan import plan_data
 from dinounet.errors import ConfigError, DataError, UserError, WeightsError
-from dinounet.inference.bundle import BundledNetwork, BundleRecord, hash_file
-from dinounet.inference.exported import read_exported
 from dinounet.inference.segmentation import Wanted
-from dinounet.network.build import build_network
-from dinounet.network.config import plan_unet
 from dinounet.network.dinounet import DinoUNet
-from dinounet.network.exportable import Exportable, plain_operators, resize
-from dinounet.network.weights import fill_backbone
-from dinounet.run import now, versions
-from dinounet.sharing.export import write_bundle
-from dinounet.sharing.int8 import quantise
-from dinounet.sharing.onnx import trace
+from dinounet.planning.data_plan import plan_data
+from dinounet.schema.bundle import BundledNetwork, BundleRecord
+from dinounet.schema.network import plan_unet
+from dinounet.system import now, versions
 from networks import planned, tiny_config
 
 SIZES = ((1, 64, 64), (2, 96, 160), (3, 224, 64))
@@ -66,7 +66,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         write_bundle(root / name, record, files)
         with pytest.MonkeyPatch.context() as patch:
             if name == "unet":
-                patch.setattr("dinounet.sharing.onnx.LARGEST_FILE", 1000)
+                patch.setattr("dinounet.bundle.onnx.LARGEST_FILE", 1000)
             dinounet.export(root / name, root / f"{name}_onnx", format="onnx")
     return root
 
@@ -207,7 +207,8 @@ def test_other_backbones_are_traced_without_a_size(backbone: str, arguments: dic
     """Positions of DINOv2 are resized; a pyramid has four grids."""
     torch.manual_seed(0)
     taps = None if "convnext" in backbone else (0, 1, 2, 3)
-    network = DinoUNet(tiny_config(backbone=backbone, backbone_args=arguments, taps=taps, backbone_scale=scale)).eval()
+    config = tiny_config(backbone=backbone, backbone_args=arguments, taps=taps, backbone_scale=scale)
+    network = build_network(config).eval()
     traced = trace(Taps(network), 3, 32, 32).module()
     for batch, *sides in SIZES:
         image = torch.randn(batch, 3, *sides)
@@ -225,7 +226,7 @@ def test_resizing_by_products_is_pytorchs_with_antialias(mode: str, size: tuple[
 
 
 def test_a_backbone_that_is_held_in_fewer_bytes_is_exported_with_what_it_computes_with() -> None:
-    network = DinoUNet(tiny_config(backbone_precision="int8")).eval()
+    network = build_network(tiny_config(backbone_precision="int8")).eval()
     for layer in network.backbone.vit.modules():
         if hasattr(layer, "fill"):
             layer.fill(torch.randn(layer.out_features, layer.in_features) / 8)
@@ -427,7 +428,7 @@ def test_what_does_not_go_with_onnx_is_told(place: Path, tmp_path: Path, monkeyp
 
 def test_a_scale_that_rounds_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"at a scale of 1\.3, by which the sides of its grid are rounded"):
-        Exportable(DinoUNet(tiny_config(backbone_scale=1.3)))
+        Exportable(build_network(tiny_config(backbone_scale=1.3)))
 
 
 def test_info_tells_of_a_folder_and_a_file(place: Path, capsys: pytest.CaptureFixture[str]) -> None:

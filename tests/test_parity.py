@@ -12,13 +12,13 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from conftest import compared, shared
+from dinounet.backbones.frozen import build_backbone, build_network
+from dinounet.backbones.key_names import load_published_state_dict, meta_to_timm, trained_name
 from dinounet.errors import WeightsError
 from dinounet.network.adapter import cell_centres
-from dinounet.network.backbone import build_backbone
-from dinounet.network.config import NetworkConfig
 from dinounet.network.deformable_attention import DeformableAttention, sample_and_weigh
 from dinounet.network.dinounet import DinoUNet
-from dinounet.network.published import load_published_state_dict, meta_to_timm, trained_name
+from dinounet.schema.network import NetworkConfig
 
 TINY = {
     "num_classes": 3,
@@ -41,7 +41,7 @@ def published() -> dict[str, Tensor]:
 
 
 def tiny(state_dict: dict[str, Tensor], **changes: object) -> DinoUNet:
-    network = DinoUNet(NetworkConfig(**{"in_channels": 3, **TINY, **changes})).eval()
+    network = build_network(NetworkConfig(**{"in_channels": 3, **TINY, **changes})).eval()
     load_published_state_dict(network, state_dict)
     return network
 
@@ -262,7 +262,7 @@ def test_a_published_checkpoint_with_all_its_aliases(published: dict[str, Tensor
 
 
 def test_a_published_checkpoint_that_does_not_fit_is_refused_by_name(published: dict[str, Tensor]) -> None:
-    network = DinoUNet(NetworkConfig(in_channels=3, **TINY))
+    network = build_network(NetworkConfig(in_channels=3, **TINY))
     before = {key: tensor.clone() for key, tensor in network.state_dict().items()}
     renamed = dict(published)
     renamed["encoder.fapm.surprise"] = renamed.pop("encoder.fapm.shared_basis.bias")

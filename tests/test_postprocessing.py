@@ -16,18 +16,20 @@ from sklearn.metrics import f1_score
 
 import dinounet
 from datasets import write_png_dataset
-from dinounet import review
-from dinounet.choosing import choose, helps
+from dinounet import pipeline as review
 from dinounet.data.dataset import read_dataset
-from dinounet.data.labels import Labels, Region
-from dinounet.data.pairs import Case
-from dinounet.data.plan import plan_data
+from dinounet.data.layouts import Case
 from dinounet.errors import ConfigError, DataError, Interrupted
-from dinounet.files import read_record, write_json
-from dinounet.inference.postprocessing import Postprocessing, Steps, agree, apply, describe, read_postprocessing
+from dinounet.evaluation.postprocessing_search import choose, helps
+from dinounet.inference.postprocessing import agree, apply, describe
 from dinounet.inference.segmentation import Draft, Segmentation
-from dinounet.plans import Plan, Recipe
-from dinounet.run import read_run
+from dinounet.io import read_record, write_json
+from dinounet.planning.data_plan import plan_data
+from dinounet.schema.labels import Labels, Region
+from dinounet.schema.plan import Plan
+from dinounet.schema.prediction import Postprocessing, Steps, read_postprocessing
+from dinounet.schema.recipe import Recipe
+from dinounet.schema.run import read_run
 from networks import planned
 
 LESION = Labels({"background": 0, "lesion": 1})

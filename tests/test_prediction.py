@@ -17,23 +17,23 @@ from safetensors.torch import save_file
 
 import dinounet
 from datasets import write_nifti_dataset, write_png_dataset
+from dinounet.backbones.frozen import build_backbone
+from dinounet.data.arrays import VIEWS
 from dinounet.data.dataset import read_dataset
 from dinounet.data.geometry import Geometry, Volume
-from dinounet.data.plan import plan_data
-from dinounet.data.rows import Rows
-from dinounet.data.stored import open_image
+from dinounet.data.lazy_volume import Rows, open_image
 from dinounet.errors import ConfigError, DataError, Interrupted, UserError
-from dinounet.files import write_json
 from dinounet.inference import inputs
-from dinounet.inference.ahead import ahead
-from dinounet.inference.by_pytorch import ByPyTorch
 from dinounet.inference.outputs import Outputs, allocated
 from dinounet.inference.predictor import Predictor, Settings
 from dinounet.inference.segmentation import Wanted
-from dinounet.inference.views import VIEWS
-from dinounet.network.backbone import build_backbone
-from dinounet.plans import Plan, Recipe
-from dinounet.run import read_run
+from dinounet.inference.tiling import ahead
+from dinounet.inference.torch_backend import ByPyTorch
+from dinounet.io import write_json
+from dinounet.planning.data_plan import plan_data
+from dinounet.schema.plan import Plan
+from dinounet.schema.recipe import Recipe
+from dinounet.schema.run import read_run
 from networks import planned
 
 
@@ -245,7 +245,7 @@ def test_large_arrays_lie_on_the_disk_until_they_are_packed(tmp_path: Path, monk
         large, small = make((3, 2, 10, 10), np.float16), make((5,), np.float16)
         assert isinstance(large, np.memmap) and not isinstance(small, np.memmap)
         large[:] = np.random.RandomState(0).rand(*large.shape)
-        from dinounet.data.pairs import Case
+        from dinounet.data.layouts import Case
 
         Outputs(tmp_path, {"a": ".png"})._write_probabilities(Case("a", ()), large)
         kept = np.array(large)

@@ -20,14 +20,15 @@ from safetensors.torch import load_file
 import dinounet
 from datasets import write_png_dataset
 from dinounet.data.dataset import read_dataset
-from dinounet.data.plan import plan_data
+from dinounet.distributed import not_synchronised, require_shares
 from dinounet.errors import ConfigError, Interrupted, UserError
-from dinounet.files import write_json
-from dinounet.plans import Plan, Recipe
-from dinounet.processes import Place, my_place
-from dinounet.run import MODEL, read_log, read_run
-from dinounet.team import not_synchronised, require_shares
-from dinounet.training.learner import Learner
+from dinounet.io import write_json
+from dinounet.planning.data_plan import plan_data
+from dinounet.schema.plan import Plan
+from dinounet.schema.recipe import Recipe
+from dinounet.schema.run import MODEL, read_log, read_run
+from dinounet.system import Place, my_place
+from dinounet.training.step import Learner
 from networks import tiny_config
 
 STEPS = 8
@@ -230,7 +231,7 @@ def test_places_are_told_by_torchrun_and_srun(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_only_what_is_trained_and_used_is_synchronised() -> None:
-    from dinounet.network.build import build_network
+    from dinounet.backbones.frozen import build_network
 
     for deep in (False, True):
         network = build_network(tiny_config(num_classes=3, deep_supervision=deep)).train()

@@ -14,9 +14,9 @@ from safetensors.torch import load_file
 import dinounet
 from conftest import shared
 from datasets import picture
+from dinounet.bundle.verify import read_bundle
 from dinounet.cli.main import main
 from dinounet.errors import UserError, WeightsError
-from dinounet.inference.bundle import read_bundle
 from test_parity import assert_parity
 from test_weights import Trap
 

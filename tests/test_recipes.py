@@ -13,19 +13,19 @@ from PIL import Image
 import dinounet
 from conftest import shared
 from datasets import write_nifti_dataset, write_png_dataset
+from dinounet.backbones.frozen import build_backbone, build_network
+from dinounet.backbones.weights import fill_backbone, hash_backbone
 from dinounet.cli.main import main
 from dinounet.data.dataset import read_dataset
-from dinounet.data.paper import largest_batch, plan_as_published
-from dinounet.data.plan import DataPlan, plan_data
 from dinounet.errors import ConfigError, Interrupted, UserError
-from dinounet.files import write_json
-from dinounet.network.backbone import build_backbone
-from dinounet.network.build import build_network
-from dinounet.network.config import NetworkConfig, UNetConfig, plan_unet
-from dinounet.network.initialisation import initialise_he
-from dinounet.network.weights import fill_backbone, hash_backbone
-from dinounet.plans import RECIPES, Plan, Recipe, choose_recipe, plan_dataset, read_plan
-from dinounet.run import MODEL, read_run
+from dinounet.io import write_json
+from dinounet.network.decoder import initialise_he
+from dinounet.planning.data_plan import largest_batch, plan_as_published, plan_data
+from dinounet.planning.planner import choose_recipe, plan_dataset
+from dinounet.schema.network import NetworkConfig, UNetConfig, plan_unet
+from dinounet.schema.plan import DataPlan, Plan, read_plan
+from dinounet.schema.recipe import RECIPES, Recipe
+from dinounet.schema.run import MODEL, read_run
 from dinounet.training import loop
 from dinounet.training.loss import make_loss
 from dinounet.training.optimizer import learning_rate_at, make_optimizer

@@ -13,18 +13,19 @@ from sklearn.metrics import f1_score
 
 import dinounet
 from datasets import describe, write_png_dataset
+from dinounet.data.arrays import to_classes, to_targets
 from dinounet.data.cache import build_cache
 from dinounet.data.dataset import read_dataset
-from dinounet.data.labels import IGNORED, Labels, Region
-from dinounet.data.plan import DataPlan, plan_data
-from dinounet.data.sampling import Patches
+from dinounet.data.patches import Patches
+from dinounet.distributed import Team
 from dinounet.errors import ConfigError, DataError
 from dinounet.evaluation.evaluate import evaluate_folders
-from dinounet.evaluation.pictures import make_pictures
-from dinounet.files import write_json
-from dinounet.plans import Plan, Recipe, read_plan
-from dinounet.targets import to_classes, to_targets
-from dinounet.team import Team
+from dinounet.io import write_json
+from dinounet.planning.data_plan import plan_data
+from dinounet.report.case_images import make_pictures
+from dinounet.schema.labels import IGNORED, Labels, Region
+from dinounet.schema.plan import DataPlan, Plan, read_plan
+from dinounet.schema.recipe import Recipe
 from dinounet.training.loss import make_loss
 from dinounet.training.validation import validate
 from networks import planned

@@ -13,15 +13,15 @@ import SimpleITK as sitk
 from PIL import Image
 
 from dinounet.cli.main import main
-from dinounet.data.labels import Labels
-from dinounet.drawing import COLOURS, colours_of
+from dinounet.data.overlays import COLOURS, colours_of
 from dinounet.errors import DataError
-from dinounet.evaluation.distributions import MOST_DOTS, make_distributions
-from dinounet.evaluation.evaluate import evaluate_folders, summarise
-from dinounet.evaluation.failures import find_failures
-from dinounet.evaluation.pictures import ERRORS, make_pictures
-from dinounet.evaluation.records import Bin, Calibration, CaseMetrics, ClassMetrics, Metrics, write_metrics
-from dinounet.evaluation.report import MOST_LISTED, MOST_OPEN, write_report
+from dinounet.evaluation.evaluate import evaluate_folders
+from dinounet.evaluation.means import summarise
+from dinounet.report.case_images import ERRORS, make_pictures
+from dinounet.report.charts import MOST_DOTS, make_distributions
+from dinounet.report.report import MOST_LISTED, MOST_OPEN, find_failures, write_report
+from dinounet.schema.labels import Labels
+from dinounet.schema.metrics import Bin, Calibration, CaseMetrics, ClassMetrics, Metrics, write_metrics
 
 LABELS = {"background": 0, "grey": 1, "<i>white</i>": 2}
 RUN = {

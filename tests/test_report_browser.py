@@ -10,9 +10,9 @@ from PIL import Image
 
 from browser import Browser
 from dinounet.evaluation.evaluate import evaluate_folders
-from dinounet.evaluation.pictures import make_pictures
-from dinounet.evaluation.records import Bin, Calibration
-from dinounet.evaluation.report import write_report
+from dinounet.report.case_images import make_pictures
+from dinounet.report.report import write_report
+from dinounet.schema.metrics import Bin, Calibration
 from test_report import LOG, RUN
 
 pytestmark = pytest.mark.slow

@@ -6,14 +6,15 @@ from pathlib import Path
 import pytest
 
 import dinounet
-from dinounet import review
+from dinounet import pipeline as review
 from dinounet.cli.main import main
 from dinounet.data.dataset import read_dataset
-from dinounet.data.plan import plan_data
 from dinounet.errors import DataError, Interrupted
-from dinounet.files import write_json
-from dinounet.plans import Plan, Recipe
-from dinounet.run import read_run
+from dinounet.io import write_json
+from dinounet.planning.data_plan import plan_data
+from dinounet.schema.plan import Plan
+from dinounet.schema.recipe import Recipe
+from dinounet.schema.run import read_run
 from networks import planned
 
 OPTIONS = {"weights": "random", "device": "cpu", "precision": "fp32"}

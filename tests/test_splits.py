@@ -15,13 +15,14 @@ import dinounet
 from datasets import describe, volume, write_nifti_dataset, write_png_dataset
 from dinounet.cli.main import main
 from dinounet.data.dataset import read_dataset
-from dinounet.data.pairs import Case
-from dinounet.data.plan import plan_data
+from dinounet.data.layouts import Case
 from dinounet.data.splits import hold_out, make_splits, read_test_list, split_cases
 from dinounet.errors import ConfigError, DataError, UserError
-from dinounet.files import write_json
-from dinounet.plans import Plan, Recipe, read_plan
-from dinounet.run import RunRecord, read_run
+from dinounet.io import write_json
+from dinounet.planning.data_plan import plan_data
+from dinounet.schema.plan import Plan, read_plan
+from dinounet.schema.recipe import Recipe
+from dinounet.schema.run import RunRecord, read_run
 from dinounet.training import session
 from networks import planned
 

@@ -7,8 +7,8 @@ from PIL import Image
 
 from datasets import picture
 from dinounet.data.dataset import hash_dataset, read_dataset
-from dinounet.data.plan import plan_data
 from dinounet.errors import DataError
+from dinounet.planning.data_plan import plan_data
 
 
 @pytest.fixture

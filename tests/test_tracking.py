@@ -10,15 +10,16 @@ from PIL import Image
 import dinounet
 from datasets import write_png_dataset
 from dinounet.cli.main import main
+from dinounet.console import progress
 from dinounet.data.dataset import read_dataset
-from dinounet.data.plan import plan_data
 from dinounet.errors import ConfigError, UserError
-from dinounet.files import write_json
-from dinounet.plans import Plan, Recipe
-from dinounet.progress import progress
-from dinounet.run import read_log, read_run
-from dinounet.training.examples import FILES, write_example
-from dinounet.training.tracking import TRACKERS
+from dinounet.io import write_json
+from dinounet.planning.data_plan import plan_data
+from dinounet.schema.plan import Plan
+from dinounet.schema.recipe import Recipe
+from dinounet.schema.run import read_log, read_run
+from dinounet.training.logging import TRACKERS
+from dinounet.training.validation import FILES, write_example
 from networks import planned
 
 

@@ -19,11 +19,12 @@ from safetensors.torch import load_file
 import dinounet
 from datasets import write_nifti_dataset, write_png_dataset
 from dinounet.data.dataset import hash_dataset, read_dataset
-from dinounet.data.plan import plan_data
 from dinounet.errors import ConfigError, DataError, Interrupted, UserError, WeightsError
-from dinounet.files import write_json
-from dinounet.plans import Plan, Recipe
-from dinounet.run import CHECKPOINT, MODEL, PREVIOUS_CHECKPOINT, read_run
+from dinounet.io import write_json
+from dinounet.planning.data_plan import plan_data
+from dinounet.schema.plan import Plan
+from dinounet.schema.recipe import Recipe
+from dinounet.schema.run import CHECKPOINT, MODEL, PREVIOUS_CHECKPOINT, read_run
 from dinounet.training import loop
 from dinounet.training.checkpoint import load_checkpoint, save_checkpoint
 from dinounet.training.loss import make_loss

@@ -12,10 +12,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save, save_file
 
+from dinounet.backbones.frozen import FrozenBackbone, build_backbone
+from dinounet.backbones.weights import TensorFiles, fill_backbone, find_weights, hash_backbone
 from dinounet.errors import WeightsError
-from dinounet.network.backbone import FrozenBackbone, build_backbone
-from dinounet.network.reading import TensorFiles
-from dinounet.network.weights import fill_backbone, find_weights, hash_backbone
 from networks import tiny_config
 
 NAME = "dinov3_vits16"

@@ -16,10 +16,12 @@ import pytest
 import wrong_descriptions  # noqa: F401 -- enters its datasets into the corpus
 from dinounet.cli.main import main
 from dinounet.data.dataset import read_dataset
-from dinounet.data.plan import plan_data
-from dinounet.files import write_json
-from dinounet.plans import Plan, Recipe, StepMemory, make_plan
-from dinounet.run import read_run
+from dinounet.io import write_json
+from dinounet.planning.data_plan import plan_data
+from dinounet.planning.planner import make_plan
+from dinounet.schema.plan import Plan, StepMemory
+from dinounet.schema.recipe import Recipe
+from dinounet.schema.run import read_run
 from dinounet.training import session  # noqa: F401 -- so that torch leaves its temporary folder before we look
 from networks import planned
 from odd_datasets import ODD
@@ -60,7 +62,7 @@ def write(wrong: Wrong, root: Path) -> Path:
 def test_a_wrong_dataset_is_answered(
     name: str, place: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dinounet.plans.make_plan", lambda *_: pytest.fail("a wrong dataset was accepted"))
+    monkeypatch.setattr("dinounet.planning.planner.make_plan", lambda *_: pytest.fail("a wrong dataset was accepted"))
     wrong = CORPUS[name]
     data = write(wrong, place / "wrong")
     before = content_of(place)
@@ -208,8 +210,8 @@ def test_a_plan_that_the_disk_has_no_room_for_leaves_nothing(
     (place / "data").mkdir()
     pairs(place / "data")
     plan = tiny_plan(place / "data")
-    monkeypatch.setattr("dinounet.plans.plan_dataset", lambda *_, **__: plan)
-    monkeypatch.setattr("dinounet.training.planning.fit_plan", lambda plan, *_, **__: (plan, None))
+    monkeypatch.setattr("dinounet.planning.planner.plan_dataset", lambda *_, **__: plan)
+    monkeypatch.setattr("dinounet.training.memory.fit_plan", lambda plan, *_, **__: (plan, None))
     monkeypatch.setattr("os.fsync", full_disk)
     before = content_of(place)
     assert main(["plan", "data", "-o", "plan.json"]) == 2
@@ -229,7 +231,7 @@ def write_tiny_plan(data: Path, path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     """Write a plan for a network that needs no trial; returns the words that train by it."""
     plan = tiny_plan(data)
     write_json(path, plan)
-    monkeypatch.setattr("dinounet.training.planning.measure_step", lambda *_: plan.memory)
+    monkeypatch.setattr("dinounet.training.memory.measure_step", lambda *_: plan.memory)
     return ["--plan", str(path), "--weights", "random", "--precision", "fp32", "--no-report"]
 
 

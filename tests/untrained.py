@@ -5,13 +5,13 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from dinounet.data.plan import DataPlan
-from dinounet.files import write_json
-from dinounet.network.backbone import build_backbone
-from dinounet.network.weights import fill_backbone
-from dinounet.plans import Plan, Recipe
-from dinounet.run import MODEL, PLAN, RECORD, DataRecord, RunRecord
-from dinounet.training.planning import build_planned
+from dinounet.backbones.frozen import build_backbone
+from dinounet.backbones.weights import fill_backbone
+from dinounet.io import write_json
+from dinounet.schema.plan import DataPlan, Plan
+from dinounet.schema.recipe import Recipe
+from dinounet.schema.run import MODEL, PLAN, RECORD, DataRecord, RunRecord
+from dinounet.training.memory import build_planned
 from networks import planned
 
 GAIN = 30.0

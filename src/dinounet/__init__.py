@@ -15,6 +15,10 @@ from typing import TYPE_CHECKING, Any
 from dinounet.errors import UserError
 
 if TYPE_CHECKING:
+    from dinounet.backbones.frozen import build_backbone
+    from dinounet.backbones.key_names import load_published_state_dict
+    from dinounet.backbones.weights import fill_backbone
+    from dinounet.bundle.load import load
     from dinounet.cli.compare import compare
     from dinounet.cli.demo import demo
     from dinounet.cli.evaluate import evaluate
@@ -27,13 +31,10 @@ if TYPE_CHECKING:
     from dinounet.cli.relabel import relabel
     from dinounet.cli.report import report
     from dinounet.cli.train import train
-    from dinounet.inference.loading import load
     from dinounet.inference.predictor import Predictor
-    from dinounet.network.config import NetworkConfig
     from dinounet.network.dinounet import DinoUNet
-    from dinounet.network.published import load_published_state_dict
-    from dinounet.network.weights import fill_backbone
-    from dinounet.plans import Recipe
+    from dinounet.schema.network import NetworkConfig
+    from dinounet.schema.recipe import Recipe
 
 __version__ = "0.1.0"
 
@@ -44,17 +45,18 @@ _VERBS = (
 _HOMES = {
     **{verb: f"dinounet.cli.{verb}" for verb in _VERBS},
     "Predictor": "dinounet.inference.predictor",
-    "load": "dinounet.inference.loading",
-    "NetworkConfig": "dinounet.network.config",
+    "load": "dinounet.bundle.load",
+    "NetworkConfig": "dinounet.schema.network",
     "DinoUNet": "dinounet.network.dinounet",
-    "load_published_state_dict": "dinounet.network.published",
-    "fill_backbone": "dinounet.network.weights",
-    "Recipe": "dinounet.plans",
+    "build_backbone": "dinounet.backbones.frozen",
+    "load_published_state_dict": "dinounet.backbones.key_names",
+    "fill_backbone": "dinounet.backbones.weights",
+    "Recipe": "dinounet.planning.planner",
 }
 
 __all__ = [
-    "DinoUNet", "NetworkConfig", "Predictor", "Recipe", "UserError", "compare", "demo", "evaluate", "export",
-    "fill_backbone", "import_", "info", "load", "load_published_state_dict", "plan", "predict", "push",
+    "DinoUNet", "NetworkConfig", "Predictor", "Recipe", "UserError", "build_backbone", "compare", "demo", "evaluate",
+    "export", "fill_backbone", "import_", "info", "load", "load_published_state_dict", "plan", "predict", "push",
     "relabel", "report", "train",
 ]  # fmt: skip
 

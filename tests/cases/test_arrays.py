@@ -12,9 +12,10 @@ from PIL import Image
 import dinounet
 from datasets import write_png_dataset
 from dinounet.data.dataset import read_dataset
-from dinounet.data.plan import DataPlan, plan_data
 from dinounet.errors import UserError
 from dinounet.inference.predictor import Predictor
+from dinounet.planning.data_plan import plan_data
+from dinounet.schema.plan import DataPlan
 from untrained import write_run
 
 H, W = 40, 50

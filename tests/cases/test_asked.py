@@ -12,10 +12,11 @@ import dinounet
 from datasets import write_png_dataset
 from dinounet.cli.main import VERBS, function_of, main
 from dinounet.data.dataset import read_dataset
-from dinounet.data.plan import plan_data
 from dinounet.errors import ConfigError, UserError
-from dinounet.files import write_json
-from dinounet.plans import Plan, Recipe, read_plan
+from dinounet.io import write_json
+from dinounet.planning.data_plan import plan_data
+from dinounet.schema.plan import Plan, read_plan
+from dinounet.schema.recipe import Recipe
 from networks import planned
 from untrained import write_run
 
@@ -176,7 +177,7 @@ def test_what_contradicts_or_would_be_passed_over_is_refused(
     meant = {"RUN": str(place / "run"), "DEMO": str(demo)}
     if verb == "report":  # whose metrics come first
         pytest.importorskip("matplotlib")
-        monkeypatch.setattr("dinounet.evaluation.records.read_metrics", lambda _: None)
+        monkeypatch.setattr("dinounet.schema.metrics.read_metrics", lambda _: None)
     words = [meant.get(word, word) for word in words]
     call = [meant.get(one, one) if isinstance(one, str) else one for one in positional]
     refused(words, (verb, call, {key: meant.get(str(value), value) for key, value in named.items()}), [told], capsys)
@@ -275,7 +276,7 @@ def test_help_tells_what_holds_where_a_flag_is_left_out(verb: str, capsys: Any) 
 
 
 def test_a_plan_of_a_unet_takes_nothing_of_a_backbone(place: Path, tmp_path: Path) -> None:
-    from dinounet.network.config import plan_unet
+    from dinounet.schema.network import plan_unet
 
     plan = json.loads((place / "plan.json").read_text())
     data = read_plan(place / "plan.json").data

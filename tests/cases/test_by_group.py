@@ -16,8 +16,8 @@ import dinounet
 from dinounet.cli.main import main
 from dinounet.errors import ConfigError
 from dinounet.evaluation.metrics import measure
-from dinounet.evaluation.records import CaseMetrics, Metrics, read_metrics
-from dinounet.evaluation.report import write_report
+from dinounet.report.report import write_report
+from dinounet.schema.metrics import CaseMetrics, Metrics, read_metrics
 
 LABELS = "background=0,a=1,b=2"
 PATIENTS = {"p1": 4, "p2": 3, "p3": 5, "p4": 2, "p5": 1, "p6": 3}

@@ -15,13 +15,13 @@ from PIL import Image
 import dinounet
 from dinounet.data.dataset import read_dataset
 from dinounet.data.groups import group_cases
-from dinounet.data.labels import parse_labels
+from dinounet.data.layouts import Case
 from dinounet.data.masks import read_truth
-from dinounet.data.pairs import Case
-from dinounet.data.plan import plan_data
 from dinounet.data.splits import hold_out
 from dinounet.errors import ConfigError, DataError
-from dinounet.evaluation.records import Metrics
+from dinounet.planning.data_plan import plan_data
+from dinounet.schema.labels import parse_labels
+from dinounet.schema.metrics import Metrics
 
 LABELS = "background=0,liver=1,tumour=2"
 

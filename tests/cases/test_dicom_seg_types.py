@@ -15,11 +15,11 @@ from dinounet.cli.main import main
 from dinounet.data.dataset import read_dataset
 from dinounet.data.formats.dicom_seg import read_segmentation, write_segmentation
 from dinounet.data.images import read_image
-from dinounet.data.labels import Labels
+from dinounet.data.layouts import Case
 from dinounet.data.masks import read_mask, read_truth
-from dinounet.data.pairs import Case
-from dinounet.data.plan import plan_data
 from dinounet.errors import DataError
+from dinounet.planning.data_plan import plan_data
+from dinounet.schema.labels import Labels
 
 SHAPE = (6, 16, 18)
 NAMES = ["organ", "tumour"]

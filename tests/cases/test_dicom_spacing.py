@@ -16,11 +16,12 @@ import dinounet
 from dinounet.cli.main import main
 from dinounet.data.geometry import require_same_grid
 from dinounet.data.images import read_image, write_mask
-from dinounet.data.pairs import Case
+from dinounet.data.layouts import Case
 from dinounet.errors import ConfigError, DataError
-from dinounet.files import read_json, write_json
 from dinounet.inference.outputs import choose_endings
-from dinounet.plans import Plan, Recipe
+from dinounet.io import read_json, write_json
+from dinounet.schema.plan import Plan
+from dinounet.schema.recipe import Recipe
 from networks import planned
 from untrained import write_run
 

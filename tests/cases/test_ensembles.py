@@ -11,9 +11,10 @@ import dinounet
 from datasets import write_png_dataset
 from dinounet.cli.main import main
 from dinounet.data.dataset import read_dataset
-from dinounet.data.labels import Region
-from dinounet.data.plan import DataPlan, plan_data
 from dinounet.errors import ConfigError
+from dinounet.planning.data_plan import plan_data
+from dinounet.schema.labels import Region
+from dinounet.schema.plan import DataPlan
 from untrained import write_run
 
 SQUARE_FIRST = {"background": 0, "square": 2, "disc": 1}

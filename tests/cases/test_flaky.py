@@ -19,11 +19,12 @@ import dinounet
 from datasets import write_png_dataset
 from dinounet.data.dataset import read_dataset
 from dinounet.data.images import read_image
-from dinounet.data.plan import plan_data
 from dinounet.errors import DataError, UnreachableError
-from dinounet.files import write_json
-from dinounet.plans import Plan, Recipe
-from dinounet.run import read_log, read_run
+from dinounet.io import write_json
+from dinounet.planning.data_plan import plan_data
+from dinounet.schema.plan import Plan
+from dinounet.schema.recipe import Recipe
+from dinounet.schema.run import read_log, read_run
 from networks import planned
 
 Break = Callable[..., list[str]]

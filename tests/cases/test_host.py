@@ -20,7 +20,7 @@ from PIL import Image
 
 import dinounet
 from dinounet.data.images import read_image, write_mask
-from dinounet.data.stored import look_into
+from dinounet.data.lazy_volume import look_into
 
 VARIABLES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "KMP_LIBRARY")
 
@@ -78,7 +78,7 @@ def state():
 os.umask(0o27)
 before = state()
 {A_LIBRARY}
-import dinounet.data.images, dinounet.inference.by_pytorch, dinounet.network.dinounet
+import dinounet.data.images, dinounet.inference.torch_backend, dinounet.network.dinounet
 after = state()
 assert before == after, [name for name in before if before[name] != after[name]]
 """)

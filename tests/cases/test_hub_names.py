@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 import dinounet
+from dinounet.bundle.hub import is_on_hub
 from dinounet.cli.main import main
 from dinounet.errors import UserError
-from dinounet.inference.remote import is_on_hub
 from test_weights import point_to
 
 TYPO = "runs/patient_miller"
@@ -96,7 +96,7 @@ def test_nor_does_python(asked: list[Any], given: Any) -> None:
 
 
 def test_weights_that_are_not_there_are_a_missing_file(asked: list[Any]) -> None:
-    from dinounet.network.weights import find_weights
+    from dinounet.backbones.weights import find_weights
 
     with pytest.raises(UserError, match="ada/weights does not exist; download the weights of"):
         find_weights("dinov3_vits16", "ada/weights")

@@ -15,12 +15,13 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import dinounet
+from dinounet.backbones.frozen import build_backbone
 from dinounet.data.dataset import read_dataset
-from dinounet.data.plan import plan_data
 from dinounet.errors import ConfigError, DataError
-from dinounet.files import write_json
-from dinounet.network.backbone import build_backbone
-from dinounet.plans import Plan, Recipe
+from dinounet.io import write_json
+from dinounet.planning.data_plan import plan_data
+from dinounet.schema.plan import Plan
+from dinounet.schema.recipe import Recipe
 from networks import planned
 
 WRITTEN = {  # the ending of an image, and that of a mask with 300, and with 70000

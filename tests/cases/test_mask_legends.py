@@ -18,10 +18,10 @@ import dinounet
 from conftest import shared
 from dinounet.data.cache import build_cache
 from dinounet.data.dataset import read_dataset
-from dinounet.data.labels import parse_labels
 from dinounet.data.masks import read_mask, read_truth
-from dinounet.data.plan import plan_data
 from dinounet.errors import DataError
+from dinounet.planning.data_plan import plan_data
+from dinounet.schema.labels import parse_labels
 
 SHAPE = (4, 18, 16)
 LIVER, TUMOUR = np.zeros(SHAPE, bool), np.zeros(SHAPE, bool)

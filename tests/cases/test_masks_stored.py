@@ -12,9 +12,9 @@ import dinounet
 from datasets import picture
 from dinounet.data.dataset import read_dataset
 from dinounet.data.images import read_image
+from dinounet.data.lazy_volume import open_image
 from dinounet.data.masks import read_mask
-from dinounet.data.plan import plan_data
-from dinounet.data.stored import open_image
+from dinounet.planning.data_plan import plan_data
 
 LESION = np.zeros((24, 30), np.uint8)
 LESION[5:12, 6:20] = 1

@@ -15,13 +15,13 @@ from PIL import Image
 from scipy.stats import bootstrap
 
 import dinounet
-from dinounet.choosing import choose
 from dinounet.cli.main import main
-from dinounet.data.labels import Labels
-from dinounet.data.pairs import Case
+from dinounet.data.layouts import Case
 from dinounet.evaluation.evaluate import evaluate_cases
-from dinounet.evaluation.records import read_metrics
-from dinounet.evaluation.report import write_report
+from dinounet.evaluation.postprocessing_search import choose
+from dinounet.report.report import write_report
+from dinounet.schema.labels import Labels
+from dinounet.schema.metrics import read_metrics
 
 LABELS = "background=0,a=1,b=2,c=3"
 HELD = [(), (), (), (), (), (1,), (1, 2, 3), (1, 2, 3), (1, 2, 3)]

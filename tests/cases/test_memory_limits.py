@@ -5,7 +5,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from dinounet.memory import free_memory
+from dinounet.system import free_memory
 
 MB = 2**20
 

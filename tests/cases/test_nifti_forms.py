@@ -10,7 +10,7 @@ import SimpleITK as sitk
 
 import dinounet
 from dinounet.data.images import read_image, write_mask
-from dinounet.data.stored import open_image
+from dinounet.data.lazy_volume import open_image
 from dinounet.errors import DataError
 
 STEPS = np.diag([0.8, 0.8, 3.0, 1.0])

@@ -8,7 +8,7 @@ import pytest
 import SimpleITK as sitk
 
 from dinounet.data.images import read_image, write_mask
-from dinounet.data.stored import open_image
+from dinounet.data.lazy_volume import open_image
 from dinounet.errors import DataError
 
 SHAPE = (4, 3, 2)

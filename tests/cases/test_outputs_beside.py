@@ -16,11 +16,12 @@ import dinounet
 from datasets import volume, write_png_dataset
 from dinounet.cli.main import main
 from dinounet.data.dataset import read_dataset
-from dinounet.data.labels import Region
-from dinounet.data.plan import DataPlan, plan_data
 from dinounet.data.preprocessing import measure_channels
 from dinounet.errors import ConfigError
 from dinounet.inference.predictor import Predictor
+from dinounet.planning.data_plan import plan_data
+from dinounet.schema.labels import Region
+from dinounet.schema.plan import DataPlan
 from untrained import write_run
 
 OUTPUTS = [

@@ -17,8 +17,8 @@ import dinounet
 from datasets import describe
 from dinounet.data.dataset import Dataset, read_dataset
 from dinounet.errors import ConfigError
-from dinounet.files import write_json
-from dinounet.run import read_run
+from dinounet.io import write_json
+from dinounet.schema.run import read_run
 
 MASK = np.zeros((32, 32), np.uint8)
 MASK[8:20, 8:24] = 1

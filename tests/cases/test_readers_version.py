@@ -17,11 +17,12 @@ import dinounet
 from datasets import picture
 from dinounet.data import cache
 from dinounet.data.dataset import read_dataset
-from dinounet.data.plan import plan_data
 from dinounet.errors import DataError
-from dinounet.files import write_json
-from dinounet.plans import Plan, Recipe, read_plan
-from dinounet.run import read_run
+from dinounet.io import write_json
+from dinounet.planning.data_plan import plan_data
+from dinounet.schema.plan import Plan, read_plan
+from dinounet.schema.recipe import Recipe
+from dinounet.schema.run import read_run
 from dinounet.training import session
 from networks import planned
 

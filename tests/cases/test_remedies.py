@@ -18,10 +18,10 @@ from datasets import picture
 from dinounet.cli.main import main
 from dinounet.data.dataset import read_dataset
 from dinounet.data.images import read_stored
-from dinounet.data.labels import parse_labels
 from dinounet.data.masks import read_mask
-from dinounet.data.plan import plan_data
 from dinounet.errors import DataError, UserError
+from dinounet.planning.data_plan import plan_data
+from dinounet.schema.labels import parse_labels
 
 MASK = np.zeros((4, 20, 22), np.uint8)
 MASK[:, 4:12, 5:15] = 1

@@ -13,8 +13,8 @@ import dinounet
 from dinounet.data.cache import build_cache
 from dinounet.data.dataset import read_dataset
 from dinounet.data.images import read_image, write_mask
-from dinounet.data.plan import plan_data
 from dinounet.errors import DataError
+from dinounet.planning.data_plan import plan_data
 
 FAR, FINE = (-900.0, -250.0, -1200.0), (0.4, 0.4, 1.0)
 

@@ -8,12 +8,11 @@ import pytest
 import SimpleITK as sitk
 from sklearn.decomposition import PCA
 
-from dinounet.data.choice import Reservoir
+from dinounet.data.arrays import SAMPLES, SAMPLES_A_CASE, Reservoir, Samples
 from dinounet.data.dataset import read_dataset
-from dinounet.data.fingerprint import SAMPLES, SAMPLES_A_CASE, Samples
 from dinounet.data.images import read_image
-from dinounet.data.plan import plan_data
 from dinounet.data.preprocessing import image_to_slices
+from dinounet.planning.data_plan import plan_data
 
 LABELS = {"background": 0, "disc": 1}
 

@@ -14,9 +14,9 @@ import dinounet
 from datasets import describe
 from dinounet.cli.main import main
 from dinounet.data.dataset import read_dataset
-from dinounet.data.plan import plan_data
 from dinounet.errors import DataError
-from dinounet.run import read_run
+from dinounet.planning.data_plan import plan_data
+from dinounet.schema.run import read_run
 
 UNET = dict(network="unet", patch=(32, 32), changes={"steps": 1, "validate_every": 1}, device="cpu")
 

@@ -14,9 +14,9 @@ import dinounet
 from conftest import shared
 from datasets import describe, write_nifti_dataset
 from dinounet.data.dataset import read_dataset
-from dinounet.data.plan import plan_data
-from dinounet.plans import Plan
-from dinounet.run import read_run
+from dinounet.planning.data_plan import plan_data
+from dinounet.schema.plan import Plan
+from dinounet.schema.run import read_run
 
 
 def scene(seed: int, size: tuple[int, int] = (96, 112)) -> np.ndarray:

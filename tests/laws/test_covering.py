@@ -14,14 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from dinounet.data.arrays import tile_starts
 from dinounet.data.formats.nifti import open_nifti
-from dinounet.data.grid import tile_starts
 from dinounet.data.images import read_image
-from dinounet.data.pairs import Case
-from dinounet.data.rows import look_into_rows
+from dinounet.data.layouts import Case
+from dinounet.data.lazy_volume import look_into, look_into_rows
+from dinounet.data.patches import tile_centres
 from dinounet.data.splits import hold_out, make_splits, split_cases
-from dinounet.data.stored import look_into
-from dinounet.data.tiles import tile_centres
 from dinounet.inference.tiling import Canvas, Enlarger, make_grid
 
 steps = st.floats(0.01, 1)

@@ -18,13 +18,14 @@ from PIL import Image
 
 from datasets import picture, write_png_dataset
 from dinounet.data.dataset import read_dataset
-from dinounet.data.plan import plan_data
 from dinounet.errors import UserError
 from dinounet.evaluation.evaluate import evaluate_folders
-from dinounet.evaluation.records import read_metrics
-from dinounet.files import write_json
-from dinounet.network.config import plan_unet
-from dinounet.plans import Plan, Recipe, read_plan
+from dinounet.io import write_json
+from dinounet.planning.data_plan import plan_data
+from dinounet.schema.metrics import read_metrics
+from dinounet.schema.network import plan_unet
+from dinounet.schema.plan import Plan, read_plan
+from dinounet.schema.recipe import Recipe
 from reading import limit_memory, read
 
 ENDINGS = (".png", ".jpg", ".bmp", ".tif", ".deflate.tif", ".nii", ".nii.gz", ".nrrd", ".gz.nrrd", ".mha", ".dcm")

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pydantic import Field
 
 from dinounet.errors import ConfigError, DataError, UserError
-from dinounet.files import write_json
+from dinounet.io import write_json
 from dinounet.schema.base import Migrations, json_schema, read_record, record, to_record
 
 

@@ -11,22 +11,19 @@ import torch
 from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 
+from dinounet.data.arrays import SYMMETRIES, View
 from dinounet.data.geometry import Geometry, Volume, require_same_grid
 from dinounet.data.images import ENDINGS, FLAT_ENDINGS, ending_for_labels, write_mask
-from dinounet.data.labels import name_labels, parse_labels, write_labels
 from dinounet.data.masks import read_mask
-from dinounet.data.plan import ChannelPlan
-from dinounet.data.views import SYMMETRIES, View
 from dinounet.errors import ConfigError
-from dinounet.evaluation.records import Basis, Bin, Calibration, CaseMetrics, ClassMetrics, EmptyCounts
-from dinounet.files import read_record, write_json
-from dinounet.inference.bundle import Estimate, Measured, Training
-from dinounet.inference.exported import OnnxFile
-from dinounet.inference.postprocessing import Postprocessing, Steps
-from dinounet.inference.record import ModelRecord
-from dinounet.network.config import UNetConfig
-from dinounet.network.provenance import BackboneRecord
-from dinounet.plans import FeatureChoice, Recipe, StepMemory
+from dinounet.io import read_record, write_json
+from dinounet.schema.bundle import Estimate, Measured, OnnxFile, Training
+from dinounet.schema.labels import name_labels, parse_labels, write_labels
+from dinounet.schema.metrics import Basis, Bin, Calibration, CaseMetrics, ClassMetrics, EmptyCounts
+from dinounet.schema.network import BackboneRecord, UNetConfig
+from dinounet.schema.plan import ChannelPlan, FeatureChoice, StepMemory
+from dinounet.schema.prediction import ModelRecord, Postprocessing, Steps
+from dinounet.schema.recipe import Recipe
 
 RECORDS: list[type[Any]] = [
     BackboneRecord, Basis, Bin, Calibration, CaseMetrics, ChannelPlan, ClassMetrics, EmptyCounts, Estimate,

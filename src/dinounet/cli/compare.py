@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dinounet.arguments import checked
-from dinounet.evaluation.comparison import Comparison, Origin
 from dinounet.evaluation.evaluate import TOLERANCE
-from dinounet.evaluation.records import By
+from dinounet.schema.arguments import checked
+from dinounet.schema.comparison import Comparison, Origin
+from dinounet.schema.metrics import By
 
 
 @checked
@@ -46,17 +46,12 @@ def compare(
     import sys
     from dataclasses import asdict
 
-    from dinounet.evaluation.comparison import (
-        common_labels,
-        compare_models,
-        evaluate_models,
-        pair_models,
-    )
-    from dinounet.evaluation.digits import write_number
-    from dinounet.evaluation.labels import find_absent_in_any, find_at_the_detector
-    from dinounet.evaluation.tables import describe_winners, print_comparison
-    from dinounet.files import require_file, write_json
-    from dinounet.progress import progress, say
+    from dinounet.console import progress, say
+    from dinounet.evaluation.comparison import common_labels, compare_models, evaluate_models, pair_models
+    from dinounet.evaluation.groups import find_absent_in_any, find_at_the_detector
+    from dinounet.evaluation.metrics import write_number
+    from dinounet.io import require_file, write_json
+    from dinounet.report.tables import describe_winners, print_comparison
 
     folders = _name_folders([str(folder) for folder in predictions])
     path = Path(output) if output else None
@@ -124,8 +119,8 @@ def _name_folders(given: Sequence[str]) -> dict[str, Path]:
 
 def _origin(folder: Path) -> Origin:
     """What the folder's own record and its runs' tell of what it cost, folds added up; any may be gone."""
-    from dinounet.files import PREDICTION
-    from dinounet.run import RECORD
+    from dinounet.io import PREDICTION
+    from dinounet.schema.run import RECORD
 
     prediction = _content(folder / PREDICTION)
     models = prediction.get("models")
@@ -142,7 +137,7 @@ def _origin(folder: Path) -> Origin:
 
 def _content(path: Path) -> Mapping[str, Any]:
     from dinounet.errors import UserError
-    from dinounet.files import read_json
+    from dinounet.io import read_json
 
     try:
         content = read_json(path, what="a record")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from dinounet.arguments import UNSET, Default, checked
+from dinounet.schema.arguments import UNSET, Default, checked
 
 
 @checked
@@ -31,10 +31,10 @@ def demo(
     from dinounet.cli.evaluate import evaluate
     from dinounet.cli.predict import predict
     from dinounet.cli.report import report
-    from dinounet.demonstration import DATASET, train_demo, write_demo_dataset
+    from dinounet.console import say
     from dinounet.errors import Interrupted, UserError
-    from dinounet.files import require_new
-    from dinounet.progress import say
+    from dinounet.io import require_new
+    from dinounet.pipeline import DATASET, train_demo, write_demo_dataset
 
     data, run, predictions = output / DATASET, output / "run", output / "predictions"
     if not resume:

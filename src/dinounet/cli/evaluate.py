@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dinounet.arguments import checked
 from dinounet.evaluation.evaluate import TOLERANCE
-from dinounet.evaluation.records import By, Metrics
+from dinounet.schema.arguments import checked
+from dinounet.schema.metrics import By, Metrics
 
 
 @checked
@@ -46,16 +46,15 @@ def evaluate(
     import sys
     from dataclasses import asdict
 
+    from dinounet.console import progress, say
     from dinounet.errors import ConfigError
-    from dinounet.evaluation.digits import write_number
     from dinounet.evaluation.evaluate import evaluate_folders, find_masks
-    from dinounet.evaluation.labels import find_labels
+    from dinounet.evaluation.groups import find_labels
     from dinounet.evaluation.means import describe_basis, warn_of_floor
-    from dinounet.evaluation.metrics import NAMES
-    from dinounet.evaluation.records import count_empties
-    from dinounet.evaluation.tables import print_table
-    from dinounet.files import METRICS, require_file
-    from dinounet.progress import progress, say
+    from dinounet.evaluation.metrics import write_number
+    from dinounet.io import METRICS, require_file
+    from dinounet.report.tables import print_table
+    from dinounet.schema.metrics import NAMES, count_empties
 
     cases = len(find_masks(truth, find_masks(predictions)))  # before their labels, of which a missing folder has none
     found = find_labels(predictions, truth, labels)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from dinounet.arguments import checked
+from dinounet.schema.arguments import checked
 
 
 @checked
@@ -50,18 +50,18 @@ def export(
     if (int8 == "static") != bool(calibrate):
         raise ConfigError("--int8 static and --calibrate IMAGES belong together; give both, or neither")
     if format == "onnx":
-        from dinounet.sharing.onnx import export_onnx
+        from dinounet.bundle.onnx import export_onnx
 
         return export_onnx(runs, Path(output), licence=licence, weights=weights, int8=int8, calibrate=calibrate)
     for flag, given in (("--weights", weights), ("--int8", int8 != "none")):
         if given:
             raise ConfigError(f"{flag} is for ONNX files; add --format onnx, or leave it out")
     if format == "nnunet":
-        from dinounet.integrations.nnunet.conversions import export_to_nnunet
+        from dinounet.nnunet.conversions import export_to_nnunet
 
         if licence:
             raise ConfigError("a folder for nnU-Net has no place for --licence; leave it out, or export a bundle")
         return export_to_nnunet(runs, Path(output))
-    from dinounet.sharing.export import export_runs
+    from dinounet.bundle.export import export_runs
 
     return export_runs(runs, Path(output), licence)

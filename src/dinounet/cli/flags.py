@@ -24,8 +24,8 @@ from typing import Annotated, Any, Literal, NoReturn, Union, get_args, get_origi
 
 import docstring_parser
 
-from dinounet.arguments import UNSET, Default, describe
 from dinounet.errors import ConfigError
+from dinounet.schema.arguments import UNSET, Default, describe
 
 METAVARS = {int: "INT", float: "NUMBER", Path: "PATH", str: "TEXT"}
 """What help calls the values of each type that is read from a word."""
@@ -99,7 +99,7 @@ def _add_recipe(parser: Parser) -> list[str]:
 
     The recipe's module is imported here, since it imports NumPy, which most verbs' help does without.
     """
-    from dinounet.plans import RECIPES, Recipe
+    from dinounet.schema.recipe import RECIPES, Recipe
 
     group = parser.add_argument_group("recipe", "What is to differ from the named recipe.")
     texts = {one.arg_name: one.description or "" for one in docstring_parser.parse_from_object(Recipe).params}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dinounet.arguments import checked
+from dinounet.schema.arguments import checked
 
 
 @checked
@@ -33,7 +33,7 @@ def import_(
     Returns:
         The bundle's folder.
     """
-    from dinounet.integrations.nnunet.conversions import import_trained
+    from dinounet.nnunet.conversions import import_trained
 
     return import_trained(
         Path(checkpoint), Path(output), Path(plans) if plans else None, Path(dataset) if dataset else None, licence

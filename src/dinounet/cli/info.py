@@ -5,16 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from dinounet.arguments import UNSET, Default, checked
+from dinounet.schema.arguments import UNSET, Default, checked
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from dinounet.data.plan import DataPlan
-    from dinounet.inference.bundle import BundleRecord
-    from dinounet.network.config import NetworkConfig, UNetConfig
-    from dinounet.network.provenance import BackboneRecord
-    from dinounet.run import RunRecord
+    from dinounet.schema.bundle import BundleRecord
+    from dinounet.schema.network import BackboneRecord, NetworkConfig, UNetConfig
+    from dinounet.schema.plan import DataPlan
+    from dinounet.schema.run import RunRecord
+
 
 BACKBONES = "backbones"
 WIDTH_OF_NUMBERS = 59
@@ -45,7 +45,7 @@ def info(
     from rich.markup import escape
 
     from dinounet.errors import ConfigError
-    from dinounet.network.config import check_scale
+    from dinounet.schema.network import check_scale
 
     scale = backbone_scale or 1.0
     check_scale(scale)
@@ -55,23 +55,23 @@ def info(
     if backbone_scale is not UNSET and not is_of_backbones:
         raise ConfigError("--backbone-scale is for the list of backbones; a run has its own")
     if is_of_backbones:
-        from dinounet.network.variants import VARIANTS, find_variant
+        from dinounet.backbones.registry import VARIANTS, find_variant
 
         listed = VARIANTS.values() if what == BACKBONES else [find_variant(what)]
         told = [_tell(variant, scale) for variant in listed]
         parts = [*_costs(told, scale), *_sources(told)]
     elif what == "nnunet":
-        from dinounet.integrations.nnunet import TRAINERS
+        from dinounet.nnunet import TRAINERS
 
         told, parts = {"trainers": str(TRAINERS)}, [escape(str(TRAINERS))]
     else:
         from dataclasses import asdict
 
-        from dinounet.inference.bundle import read_bundle
-        from dinounet.inference.exported import EXPORTED, is_onnx_file, read_exported
-        from dinounet.inference.models import is_bundle
-        from dinounet.inference.remote import fetch_record, is_on_hub, missing
-        from dinounet.run import read_run
+        from dinounet.bundle.hub import fetch_record, is_on_hub, missing
+        from dinounet.bundle.load import is_bundle
+        from dinounet.bundle.verify import read_bundle, read_exported
+        from dinounet.schema.bundle import EXPORTED, is_onnx_file
+        from dinounet.schema.run import read_run
 
         folder = fetch_record(what) if is_on_hub(what) else Path(what)
         folder = folder.parent if is_onnx_file(folder) else folder
@@ -101,7 +101,7 @@ def info(
 
 def _tell(variant: Any, scale: float) -> dict[str, Any]:
     """All that is known of a backbone."""
-    from dinounet.network.variants import gmac_at, memory_at, trained_parameters
+    from dinounet.backbones.registry import gmac_at, memory_at, trained_parameters
 
     predict, train = memory_at(variant, scale)
     return {
@@ -231,14 +231,14 @@ def _run(title: str, record: RunRecord) -> Table:
 
 def _dice(mean: float, where_present: float | None, floor: float) -> str:
     """A mean Dice with what it rests on."""
-    from dinounet.evaluation.digits import write_number
+    from dinounet.evaluation.metrics import write_number
 
     there = "" if where_present is None else f", over those that have the class {write_number('dice', where_present)}"
     return f"{write_number('dice', mean)}{there}, of an all-background prediction {write_number('dice', floor)}"
 
 
 def _bundle(title: str, record: BundleRecord, more_facts: dict[str, str] | None = None) -> Table:
-    from dinounet.evaluation.digits import write_number
+    from dinounet.evaluation.metrics import write_number
     from dinounet.inference.postprocessing import describe
 
     facts = {

@@ -15,11 +15,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import dinounet
-from dinounet.allocator import keep_freed_memory
+from dinounet.console import claim_process
 from dinounet.errors import Interrupted, UserError
-from dinounet.processes import my_place
-from dinounet.program import claim_process
-from dinounet.threads import wait_asleep
+from dinounet.system import keep_freed_memory, my_place, wait_asleep
 
 VERBS = {
     "demo": "train, predict, evaluate and report on real brain images, in minutes",

@@ -6,16 +6,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from dinounet.arguments import UNSET, Default, checked, given
-from dinounet.data.groups import GroupRule
-from dinounet.device import Device, Precision
-from dinounet.files import join_some
-from dinounet.network.config import NetworkConfig
-from dinounet.plans import Architecture, Plan, Recipe, RecipeName
+from dinounet.io import join_some
+from dinounet.schema.arguments import UNSET, Default, checked, given
+from dinounet.schema.network import NetworkConfig
+from dinounet.schema.plan import GroupRule, Plan
+from dinounet.schema.recipe import Architecture, Recipe, RecipeName
+from dinounet.system import Device, Precision
 
 if TYPE_CHECKING:
     from dinounet.data.dataset import Dataset
-    from dinounet.data.fingerprint import Fingerprint
+    from dinounet.schema.plan import Fingerprint
 
 
 @checked
@@ -71,16 +71,16 @@ def plan(
     Returns:
         The plan.
     """
+    from dinounet.backbones.frozen import build_backbone
+    from dinounet.console import say
     from dinounet.data.dataset import parse_channels, read_dataset, with_twins
-    from dinounet.data.labels import parse_labels
     from dinounet.data.splits import read_test_list
-    from dinounet.device import choose_precision, choose_training_device
-    from dinounet.files import require_file, write_json
-    from dinounet.network.backbone import build_backbone
-    from dinounet.plans import choose_any_recipe, decides_batch, plan_dataset
-    from dinounet.progress import say
-    from dinounet.training.agreement import as_fields, require_backbone
-    from dinounet.training.planning import fit_plan
+    from dinounet.io import require_file, write_json
+    from dinounet.planning.planner import choose_any_recipe, decides_batch, plan_dataset
+    from dinounet.schema.labels import parse_labels
+    from dinounet.system import choose_precision, choose_training_device
+    from dinounet.training.memory import fit_plan
+    from dinounet.training.resume import as_fields, require_backbone
 
     if output is not None:
         require_file(output)

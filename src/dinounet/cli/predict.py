@@ -6,8 +6,8 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Literal
 
-from dinounet.arguments import checked
-from dinounet.device import Device, Precision
+from dinounet.schema.arguments import checked
+from dinounet.system import Device, Precision
 
 
 @checked
@@ -65,23 +65,23 @@ def predict(
     Returns:
         The masks' paths.
     """
+    from dinounet.bundle.load import load
+    from dinounet.console import progress, say
     from dinounet.errors import Interrupted
-    from dinounet.files import require_outside
     from dinounet.inference.folder import predict_folder, require_place
     from dinounet.inference.inputs import find_inputs
-    from dinounet.inference.loading import load
     from dinounet.inference.outputs import Outputs, choose_endings
     from dinounet.inference.record import record_prediction
-    from dinounet.processes import my_place
-    from dinounet.progress import progress, say
+    from dinounet.io import require_outside
+    from dinounet.system import my_place
 
     for folder in inputs:
         require_outside(output, folder, what="the predictions", inside="the images")
     require_place(output)
     team = None
     if my_place().processes > 1:
-        from dinounet.device import choose_device
-        from dinounet.team import Team
+        from dinounet.distributed import Team
+        from dinounet.system import choose_device
 
         team = Team(choose_device(device), "fp32")
     predictor = load(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dinounet.arguments import checked
+from dinounet.schema.arguments import checked
 
 
 @checked
@@ -30,6 +30,6 @@ def push(
     Returns:
         Its address.
     """
-    from dinounet.sharing.push import push_bundle
+    from dinounet.bundle.hub import push_bundle
 
     return push_bundle(Path(bundle), repository, revision=revision, private=private)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dinounet.arguments import checked
+from dinounet.schema.arguments import checked
 
 
 @checked
@@ -32,12 +32,12 @@ def relabel(
     """
     import shlex
 
-    from dinounet.data.labels import name_labels, parse_labels, write_labels
-    from dinounet.data.pairs import mask_files
+    from dinounet.console import progress, say
+    from dinounet.data.layouts import mask_files
     from dinounet.data.relabelling import relabel_folder, whole_labels
     from dinounet.errors import DataError
-    from dinounet.files import require_new
-    from dinounet.progress import progress, say
+    from dinounet.io import require_new
+    from dinounet.schema.labels import name_labels, parse_labels, write_labels
 
     given = parse_labels(labels)
     require_new(output, what="the clean masks")

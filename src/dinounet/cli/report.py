@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dinounet.arguments import checked
+from dinounet.schema.arguments import checked
 
 
 @checked
@@ -35,12 +35,12 @@ def report(
     Returns:
         The page's path.
     """
-    from dinounet.evaluation.pictures import make_pictures
-    from dinounet.evaluation.records import read_metrics
-    from dinounet.evaluation.report import write_report
-    from dinounet.files import METRICS, require_file
-    from dinounet.progress import say
-    from dinounet.run import read_log, read_run, tell
+    from dinounet.console import say
+    from dinounet.io import METRICS, require_file
+    from dinounet.report.case_images import make_pictures
+    from dinounet.report.report import write_report
+    from dinounet.schema.metrics import read_metrics
+    from dinounet.schema.run import read_log, read_run, tell
 
     require_file(output)
     path = Path(metrics) if metrics else predictions / METRICS

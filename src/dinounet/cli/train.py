@@ -6,12 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from dinounet.arguments import UNSET, Default, checked, given
-from dinounet.data.groups import GroupRule
-from dinounet.data.splits import Fold
-from dinounet.device import Device, Precision
-from dinounet.network.config import NetworkConfig
-from dinounet.plans import CHECKPOINT_MINUTES, Architecture, Recipe, RecipeName, TrackerName
+from dinounet.schema.arguments import UNSET, Default, checked, given
+from dinounet.schema.network import NetworkConfig
+from dinounet.schema.plan import Fold, GroupRule
+from dinounet.schema.recipe import CHECKPOINT_MINUTES, Architecture, Recipe, RecipeName, TrackerName
+from dinounet.system import Device, Precision
 
 
 @checked
@@ -95,16 +94,17 @@ def train(
     Returns:
         The run's folder.
     """
+    from dinounet.backbones.weights import source_of
     from dinounet.data.dataset import parse_channels
-    from dinounet.data.labels import parse_labels
     from dinounet.data.splits import read_test_list
     from dinounet.errors import Interrupted
-    from dinounet.network.weights import source_of
-    from dinounet.plans import choose_any_recipe, read_plan, require_fields
-    from dinounet.processes import my_place
-    from dinounet.review import lacks_review, review_run
-    from dinounet.run import read_run
-    from dinounet.training.agreement import require_as_started
+    from dinounet.pipeline import lacks_review, review_run
+    from dinounet.planning.planner import choose_any_recipe, require_fields
+    from dinounet.schema.labels import parse_labels
+    from dinounet.schema.plan import read_plan
+    from dinounet.schema.run import read_run
+    from dinounet.system import my_place
+    from dinounet.training.resume import require_as_started
     from dinounet.training.session import how_to_go_on, resume_run, start_run
 
     output = output or Path("runs", data.stem if data.suffix == ".csv" else data.resolve().name)

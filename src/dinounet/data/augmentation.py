@@ -8,12 +8,11 @@ can't be repeated to the bit.
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
-Augmentation = Literal["nnunet", "flip", "none"]
-"""nnunet: all of it; flip: mirror images only; none."""
+from dinounet.schema.recipe import Augmentation
 
 ENLARGED = math.sqrt(2) / 0.7
 """A patch is cut this much larger, so that rotating by 45 degrees or shrinking to 0.7 leaves no empty corner."""

@@ -22,12 +22,12 @@ from typing import Any
 import numpy as np
 from filelock import FileLock, Timeout
 
+from dinounet.data.cache_writer import KNOWN, estimate, prepare_cases
 from dinounet.data.formats import READERS
-from dinounet.data.pairs import Case
-from dinounet.data.plan import DataPlan
-from dinounet.data.prepare import KNOWN, estimate, prepare_cases
+from dinounet.data.layouts import Case
 from dinounet.errors import DataError, UserError
-from dinounet.files import PARTIAL, join_some, read_patiently
+from dinounet.io import PARTIAL, join_some, read_patiently
+from dinounet.schema.plan import DataPlan
 
 FORMAT = 4
 NOT_OF_THE_PIXELS = frozenset(

@@ -16,12 +16,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from dinounet.data.groups import GroupBy, group_cases
+from dinounet.data.groups import group_cases
 from dinounet.data.images import ENDINGS, ending_of, refuse_dead_link, stem_of
-from dinounet.data.labels import Given, Labels, Region, name_labels, read_nnunet_labels
-from dinounet.data.legends import labels_of_legends
-from dinounet.data.masks import refuse_fractions, refuse_jpegs
-from dinounet.data.pairs import (
+from dinounet.data.layouts import (
     Case,
     class_names,
     describe_pairs,
@@ -30,12 +27,16 @@ from dinounet.data.pairs import (
     known_files,
     mask_paths,
     name_of,
+    read_table,
     wrong_names,
 )
-from dinounet.data.splits import Split, hold_out, read_splits, split_cases
-from dinounet.data.table import read_table
+from dinounet.data.legends import labels_of_legends
+from dinounet.data.masks import refuse_fractions, refuse_jpegs
+from dinounet.data.splits import hold_out, read_splits, split_cases
 from dinounet.errors import ConfigError, DataError, noted
-from dinounet.files import join_some, read_json, read_patiently
+from dinounet.io import join_some, read_json, read_patiently
+from dinounet.schema.labels import Given, Labels, Region, name_labels, read_nnunet_labels
+from dinounet.schema.plan import GroupBy, Split
 
 
 @dataclass(frozen=True)

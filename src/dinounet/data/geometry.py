@@ -17,14 +17,11 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from dinounet.errors import DataError
+from dinounet.schema.plan import BodyAxis, LengthUnit
 
 if TYPE_CHECKING:
-    from dinounet.data.formats.slicer import Segment
+    from dinounet.data.formats.itk import Segment
 
-BodyAxis = Literal["left-right", "anterior-posterior", "inferior-superior"]
-"""What an axis of a volume runs along in the patient, either way, where that isn't oblique; else the nearest one."""
-
-LengthUnit = Literal["mm", "mm at the detector"]
 
 SAME_PLACE = 0.1
 """Voxels by which corners of one grid may be apart, which is more than what headers in single precision round."""

@@ -13,21 +13,12 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
-from dinounet.data.formats.dicom_objects import patient_id
-from dinounet.data.pairs import Case
+from dinounet.data.formats.dicom_headers import patient_id
+from dinounet.data.layouts import Case
 from dinounet.errors import ConfigError
-from dinounet.files import join_some
-
-GroupRule = Literal["auto", "none", "folder", "name", "patient"]
-"""What puts cases into groups. folder: their images lie in one folder; name: their names are equal before _slice, _z or
-_frame and a number; patient: they have one PatientID in DICOM, or one sub- label of BIDS; auto: the patient if the
-files tell, else folders, else names, if there are at least `CLEARLY_GROUPS` of them with several cases each. A table's
-column `group` decides wherever there is one."""
-
-GroupBy = Literal[GroupRule, "column"]
-"""What did so, or is to do so again; column: a table's column if there is one, and nothing else."""
+from dinounet.io import join_some
+from dinounet.schema.plan import GroupBy
 
 CLEARLY_GROUPS = 5
 """Folders, or names, of several cases each from which on each one is a group; fewer may be classes or hospitals."""
@@ -43,26 +34,6 @@ NO_PATIENT = re.compile(r"(anon(ym(i[sz]ed?|ous)?)?|de-?identified|removed|unkno
 
 NUMBERED_PATIENT = re.compile(r"patient \d+")
 """The name of a group by DICOM's PatientID, whose number goes by the order of the cases."""
-
-
-@dataclass(frozen=True)
-class PlannedGroups:
-    """Which cases belong together, and what a reader of the results must know of them."""
-
-    by: GroupBy = "column"
-    """What puts cases into groups: folder, name, patient, none, column (a table's, else none), or auto."""
-
-    twins: tuple[tuple[str, ...], ...] = ()
-    """Names of cases that hold identical pixels; each row is kept on one side of a fold."""
-
-    near_twins: tuple[tuple[str, str], ...] = ()
-    """Pairs of cases, of different groups, that look nearly the same, nearest first; of many the first hundred."""
-
-    remarks_on_files: tuple[str, ...] = ()
-    """Sentences that names, folders and tables lead to; written anew when a run is trained."""
-
-    remarks_on_pixels: tuple[str, ...] = ()
-    """Sentences that looking at the cases leads to."""
 
 
 @dataclass(frozen=True)

@@ -17,12 +17,12 @@ from pathlib import Path
 import numpy as np
 
 from dinounet.data.formats.dicom_seg import read_segmentation, segment_names, segments_overlap
-from dinounet.data.formats.slicer import Segment, read_segments
+from dinounet.data.formats.itk import Segment, read_segments
 from dinounet.data.geometry import Volume
 from dinounet.data.images import SEGMENTATION_ENDING, ending_of, read_stored
-from dinounet.data.labels import BLACK, IGNORE, Labels, Region, relabel_command, write_labels
 from dinounet.errors import ConfigError, DataError
-from dinounet.files import join_some
+from dinounet.io import join_some
+from dinounet.schema.labels import BLACK, IGNORE, Labels, Region, relabel_command, write_labels
 
 NO_NAME = re.compile(r"segment[ _]?\d*", re.IGNORECASE)
 """What programs call segments that nobody named."""

@@ -9,17 +9,14 @@ from pathlib import Path
 
 import numpy as np
 
-from dinounet.data.extents import on_one_grid
 from dinounet.data.formats.dicom import geometry_of_series
-from dinounet.data.formats.dicom_objects import dicom_files
+from dinounet.data.formats.dicom_headers import dicom_files
 from dinounet.data.formats.dicom_seg import holds_fractions
 from dinounet.data.formats.nifti import NIFTI_ENDINGS, step_of
 from dinounet.data.formats.picture import JPEG_ENDINGS
 from dinounet.data.geometry import Volume, require_same_grid, require_straight
-from dinounet.data.images import SEGMENTATION_ENDING, ending_of, read_image, read_stored
-from dinounet.data.labels import Labels, relabel_command, write_labels
-from dinounet.data.legends import by_name, counts_by_number, other_names, read_layers, rules
-from dinounet.data.naming import (
+from dinounet.data.images import SEGMENTATION_ENDING, ending_of, on_one_grid, read_image, read_stored
+from dinounet.data.label_inference import (
     COLOUR,
     MOST_LABELS,
     NEAR_WHOLE,
@@ -31,8 +28,10 @@ from dinounet.data.naming import (
     listed,
     to_mark,
 )
-from dinounet.data.pairs import Case, ClassFiles
+from dinounet.data.layouts import Case, ClassFiles
+from dinounet.data.legends import by_name, counts_by_number, other_names, read_layers, rules
 from dinounet.errors import DataError
+from dinounet.schema.labels import Labels, relabel_command, write_labels
 
 ROUNDING = 1e-3
 """How far a float may be from a whole number to be taken for it."""

@@ -1,8 +1,4 @@
-"""From a volume to slices that the network reads, as the plan says.
-
-Normalisation and resampling follow nnU-Net's ("ZScoreNormalization", "CTNormalization"; cubic for images, linear
-one-hot for labels, within slices only). It goes slice by slice, so that a volume may be larger than memory.
-"""
+"""From a volume to normalised slices at the planned spacing, as the network reads them."""
 
 from __future__ import annotations
 
@@ -12,14 +8,67 @@ from typing import Any
 
 import numpy as np
 
-from dinounet.data.fingerprint import RunningMoments
+from dinounet.data.arrays import RunningMoments, Samples
 from dinounet.data.geometry import Volume
 from dinounet.data.images import require_colour
-from dinounet.data.labels import IGNORED
-from dinounet.data.normalisation import OF_THE_CASE, ChannelPlan, Moments, choose_moments, normalise
-from dinounet.data.plan import DataPlan
-from dinounet.data.rows import Rows
+from dinounet.data.lazy_volume import Rows
 from dinounet.errors import DataError
+from dinounet.schema.labels import IGNORED
+from dinounet.schema.plan import ChannelPlan, DataPlan
+
+IMAGENET = ((0.485, 0.229), (0.456, 0.224), (0.406, 0.225))
+"""Mean and deviation of red, green and blue in the images that backbones were trained on, of values from 0 to 1."""
+
+OF_THE_CASE = frozenset({"zscore", "rescale_to_0_1"})
+"""Rules that need a case's moments."""
+
+Moments = tuple[float, float]
+"""What is subtracted from a channel, and what it is divided by then, where the whole case decides that."""
+
+
+def choose_moments(measured: RunningMoments, channels: Sequence[ChannelPlan]) -> list[Moments]:
+    """Of what was measured of a case, what each channel's rule needs."""
+    ranges = zip(channels, measured.mean, measured.deviation, measured.low, measured.high, strict=True)
+    return [
+        (float(low), float(high - low)) if how.normalisation == "rescale_to_0_1" else (float(mean), float(deviation))
+        for how, mean, deviation, low, high in ranges
+    ]
+
+
+def normalise(channel: np.ndarray, how: ChannelPlan, moments: Moments | tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+    """One channel of a case, or a part of it, by the plan's rule, as float32.
+
+    `moments` are those of the whole channel, from `measure_channels`; or of each pixel's case.
+    """
+    channel = channel.astype(np.float32, copy=False)
+    if how.normalisation in OF_THE_CASE:
+        subtract, divide = moments  # a NumPy number, of 64 bits, would make it slower and other numbers
+        divide = np.maximum(divide, 1e-8) if isinstance(divide, np.ndarray) else max(divide, 1e-8)
+        return ((channel - subtract) / divide).astype(np.float32, copy=False)
+    if how.normalisation == "ct":
+        known = how.intensities
+        clipped = np.clip(channel, known.percentile_00_5, known.percentile_99_5)
+        return (clipped - known.mean) / max(known.std, 1e-8)
+    if how.normalisation == "rgb":
+        assert how.imagenet is not None  # the plan checks
+        mean, deviation = how.imagenet
+        return (channel / 255 - mean) / deviation
+    if how.normalisation == "rgb_to_0_1":
+        return channel / 255
+    return channel
+
+
+def normalise_samples(samples: Samples, channels: Sequence[ChannelPlan]) -> np.ndarray:
+    """(C, n) intensities from anywhere in all cases, as the network gets them."""
+    values, cases = samples.anywhere.chosen()
+    of_cases = np.array([choose_moments(measured, channels) for measured in samples.moments])[cases]
+    return np.stack(
+        [
+            normalise(values[:, index], how, (of_cases[:, index, 0], of_cases[:, index, 1]))
+            for index, how in enumerate(channels)
+        ]
+    )
+
 
 BLOCK = 1 << 22
 """Pixels that are measured together."""

@@ -10,11 +10,11 @@ from typing import NamedTuple
 import numpy as np
 
 from dinounet.data.formats.dicom_seg import segment_names, write_whole
+from dinounet.data.formats.itk import Segment
 from dinounet.data.formats.picture import PICTURE_ENDINGS
-from dinounet.data.formats.slicer import Segment
 from dinounet.data.geometry import Volume
 from dinounet.data.images import SEGMENTATION_ENDING, ending_for_labels, ending_of, read_stored, stem_of, write_mask
-from dinounet.data.labels import Given, Labels, name_labels, write_labels
+from dinounet.data.label_inference import COLOUR, to_mark, to_vectors
 from dinounet.data.legends import (
     by_name,
     common_numbers,
@@ -25,9 +25,9 @@ from dinounet.data.legends import (
     segments_of,
 )
 from dinounet.data.masks import count_values, in_colours, to_marks
-from dinounet.data.naming import COLOUR, to_mark, to_vectors
 from dinounet.errors import DataError
-from dinounet.files import join_some, whole_folder
+from dinounet.io import join_some, whole_folder
+from dinounet.schema.labels import Given, Labels, name_labels, write_labels
 
 
 class Change(NamedTuple):

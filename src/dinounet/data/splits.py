@@ -11,20 +11,15 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
-from dinounet.data.groups import NUMBERED_PATIENT, GroupBy
-from dinounet.data.pairs import Case
+from dinounet.data.groups import NUMBERED_PATIENT
+from dinounet.data.layouts import Case
 from dinounet.errors import ConfigError, DataError
-from dinounet.files import join_some, read_json, read_text
-
-Fold = int | Literal["all"]
-"""Number of a split, from 0; or all: learn from every case and watch none."""
-
-Split = tuple[tuple[str, ...], tuple[str, ...]]
-"""Names of the cases to learn from, and of those to watch."""
+from dinounet.io import join_some, read_json, read_text
+from dinounet.schema.plan import GroupBy, Split
 
 FOLDS = 5
 SPLIT_SEED = 12345

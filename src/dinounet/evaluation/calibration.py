@@ -19,11 +19,11 @@ from typing import IO
 
 import numpy as np
 
-from dinounet.data.labels import Labels
 from dinounet.data.masks import where
 from dinounet.errors import DataError
-from dinounet.evaluation.records import Bin, Calibration
-from dinounet.files import PROBABILITIES, join_some
+from dinounet.io import PROBABILITIES, join_some
+from dinounet.schema.labels import Labels
+from dinounet.schema.metrics import Bin, Calibration
 
 BINS = 15
 

@@ -10,25 +10,30 @@ from pathlib import Path
 
 import numpy as np
 
-from dinounet.data.extents import on_one_grid
-from dinounet.data.fingerprint import AT_THE_DETECTOR
+from dinounet.console import say
 from dinounet.data.geometry import Volume, require_same_grid, require_straight
-from dinounet.data.images import VOLUME_ENDINGS, ending_of
-from dinounet.data.labels import Labels, Region, write_labels
+from dinounet.data.images import VOLUME_ENDINGS, ending_of, on_one_grid
+from dinounet.data.label_inference import OddValues, told_together
+from dinounet.data.layouts import Case, ClassFiles, class_files, mask_files, name_of
 from dinounet.data.legends import palettes_differ
 from dinounet.data.masks import count_values, read_mask, read_truth, where
-from dinounet.data.naming import OddValues, told_together
-from dinounet.data.pairs import Case, ClassFiles, class_files, mask_files, name_of
 from dinounet.data.splits import by_group
 from dinounet.errors import ConfigError, DataError, noted
 from dinounet.evaluation.calibration import NUMBERS, count_decisions, find_probabilities, summarise_decisions
-from dinounet.evaluation.groups import CountedCase, measure_case, measure_group, with_groups
-from dinounet.evaluation.labels import find_absent, find_at_the_detector
+from dinounet.evaluation.groups import (
+    CountedCase,
+    find_absent,
+    find_at_the_detector,
+    measure_case,
+    measure_group,
+    with_groups,
+)
 from dinounet.evaluation.means import summarise
 from dinounet.evaluation.metrics import tally
-from dinounet.evaluation.records import By, Metrics, Unit, VolumeUnit, group_of, write_metrics
-from dinounet.files import PREDICTION, join_some
-from dinounet.progress import say
+from dinounet.io import PREDICTION, join_some
+from dinounet.schema.labels import Labels, Region, write_labels
+from dinounet.schema.metrics import By, Metrics, Unit, VolumeUnit, group_of, write_metrics
+from dinounet.schema.plan import AT_THE_DETECTOR
 
 TOLERANCE = 1.0
 """Of NSD, in mm or px."""

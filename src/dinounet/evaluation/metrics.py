@@ -1,27 +1,72 @@
-"""How well one class of one case was found: overlap, and how far the surfaces are apart.
-
-Dice (doi:10.2307/1932409) and IoU count the voxels in common. Between surfaces, HD95 is the 95th percentile of the
-distances, the larger of both directions; ASSD is the mean of the distances of both; NSD (normalised surface Dice, arXiv
-1809.04430) is the share of both surfaces that is no farther from the other than a tolerance. A mask's surface are its
-voxels with a face neighbour outside of it, and each weighs the same, as in MONAI, to which all of this is equal;
-DeepMind's surface-distance weighs elements of area between voxels instead, and so differs a little.
-
-Several masks, such as the slices of a patient, can be pooled: all their pixels, and all their surfaces' distances,
-count together as if they were one mask's.
-
-Axes of length 1 are dropped, since a flat image is two-dimensional: in three dimensions all its pixels would lie on the
-surface.
-"""
+"""Metrics of one class of one case, overlap and distances between surfaces, and how their numbers are written."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dinounet.errors import ConfigError
+from dinounet.schema.metrics import Measures
+
+if TYPE_CHECKING:
+    from dinounet.schema.comparison import Comparison
+    from dinounet.schema.metrics import Interval, Metrics
+
+
+TITLES = {
+    "dice": "Dice",
+    "iou": "IoU",
+    "nsd": "NSD",
+    "precision": "precision",
+    "recall": "recall",
+    "hd95": "HD95",
+    "assd": "ASSD",
+    "volume_difference": "Δ volume",
+    "absolute_volume_difference": "|Δ volume|",
+}
+"""What people call the measures."""
+
+DISTANCES = ("hd95", "assd")
+VOLUMES = ("volume_difference", "absolute_volume_difference")
+
+DECIMALS, SIGNIFICANT = 2, 2
+"""Of distances and volumes, and how many significant digits these have at least, however small they are."""
+
+DECIMALS_OF_SHARES, SIGNIFICANT_OF_SHARES = 3, 1
+"""The same of Dice and its like, which lie between 0 and 1."""
+
+SMALLEST = 1e-6
+"""Below this a number is written with an exponent."""
+
+SLACK_OF_ROUNDING = 1e-13
+"""Below this a number is what rounding has left of 0; a volume of one cubic micrometre is 1e-12 ml."""
+
+
+def title_of(name: str, metrics: Metrics | Comparison) -> str:
+    """What people call a measure, with its unit if it has one."""
+    unit = metrics.unit if name in DISTANCES else metrics.volume_unit if name in VOLUMES else ""
+    return TITLES[name] + (f" ({unit})" if unit else "")
+
+
+def write_number(name: str, number: float, sign: str = "") -> str:
+    """A measure with the digits that matter; with "+", one above 0 with its sign."""
+    share = name not in DISTANCES + VOLUMES
+    decimals, digits = (DECIMALS_OF_SHARES, SIGNIFICANT_OF_SHARES) if share else (DECIMALS, SIGNIFICANT)
+    if abs(number) < SLACK_OF_ROUNDING:
+        return f"{0.0:.{decimals}f}"
+    if abs(number) < SMALLEST:
+        return f"{number:{sign}.{digits - 1}e}"
+    needed = digits - 1 - math.floor(math.log10(abs(number)))
+    return f"{number:{sign}.{max(decimals, needed)}f}"
+
+
+def write_interval(name: str, interval: Interval | None, by: str = "case") -> str:
+    """An interval in words; of one case, or group, there is none."""
+    return f"one {by} only" if interval is None else " to ".join(write_number(name, end) for end in interval)
+
 
 POLICY = (
     "A class that is empty in both truth and prediction scores 1 in Dice, IoU, NSD, precision and recall, and 0 in "
@@ -30,45 +75,8 @@ POLICY = (
 )
 """What an empty mask counts, in sentences for readers of the numbers."""
 
-NAMES = ("dice", "iou", "nsd", "precision", "recall", "hd95", "assd", "volume_difference")
-"""Of all measures, in the order of tables."""
-
 ROUNDING = 1e-6
 """By so much of it a distance may exceed the tolerance: a spacing's last digits must not decide."""
-
-
-@dataclass(frozen=True)
-class Measures:
-    """How well something was found."""
-
-    dice: float
-    """Twice the overlap over the sum of both masks, from 0 to 1."""
-
-    iou: float
-    """The overlap over the union of both masks, from 0 to 1."""
-
-    nsd: float
-    """Share of both surfaces that is within the tolerance of the other, from 0 to 1."""
-
-    precision: float
-    """Share of the prediction that is true, from 0 to 1."""
-
-    recall: float
-    """Share of the truth that was found, from 0 to 1."""
-
-    hd95: float
-    """95th percentile of the distances between the surfaces, in `unit`."""
-
-    assd: float
-    """Mean distance between the surfaces, in `unit`."""
-
-    volume_difference: float
-    """Prediction minus truth, in `volume_unit`."""
-
-    def __post_init__(self) -> None:
-        wrong = [f"{name} = {getattr(self, name)}" for name in NAMES if not math.isfinite(getattr(self, name))]
-        if wrong:  # as no measurement gives, but Python reads from JSON
-            raise ConfigError(f"has {', '.join(wrong)}, which is no finite number; evaluate again")
 
 
 def dice(truth: np.ndarray, prediction: np.ndarray) -> float:

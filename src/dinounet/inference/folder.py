@@ -1,8 +1,4 @@
-"""Many images into one folder of masks: what is there is passed over, what can't be predicted is told at the end.
-
-`prediction.json` says what made the masks, and is compared with before more are added; `failed.json` names the images
-that could not be predicted, and why.
-"""
+"""Many images into one folder of masks, read ahead; existing masks are skipped, failures are told at the end."""
 
 from __future__ import annotations
 
@@ -16,21 +12,24 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dinounet.data.geometry import BodyAxis, Volume
+from dinounet.console import say
+from dinounet.data.geometry import Volume
 from dinounet.data.images import stem_of
-from dinounet.data.labels import Labels
-from dinounet.data.pairs import Case, known_files
+from dinounet.data.layouts import Case, known_files
 from dinounet.errors import ConfigError, DataError, UserError
-from dinounet.files import PREDICTION, join_some, read_record, remove_leftovers, require_new, write_json
 from dinounet.inference.inputs import cut_otherwise, tell_cut_otherwise
 from dinounet.inference.outputs import Outputs, allocated, choose_endings
 from dinounet.inference.predictor import Predictor
-from dinounet.inference.record import PredictionRecord, at_the_detector, differences, hash_source
+from dinounet.inference.record import at_the_detector, differences, hash_source
 from dinounet.inference.segmentation import Segmentation, Wanted
-from dinounet.progress import say
+from dinounet.io import PREDICTION, join_some, read_record, remove_leftovers, require_new, write_json
+from dinounet.schema.labels import Labels
+from dinounet.schema.plan import BodyAxis
+from dinounet.schema.prediction import PredictionRecord
 
 if TYPE_CHECKING:
-    from dinounet.team import Team
+    from dinounet.distributed import Team
+
 
 FAILED = "failed.json"
 """Beside the masks: a sentence for each image that could not be predicted, by its case's name."""

@@ -1,19 +1,15 @@
-"""Trained networks as they are stored: in a run, or in a bundle, here or on the Hugging Face Hub."""
+"""Trained networks as the predictor takes them, and whether several can predict together."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
-from dinounet.errors import ConfigError, DataError
-from dinounet.inference.bundle import BACKBONE_FILE, BUNDLE, checked_weights, hash_file, read_bundle
-from dinounet.inference.exported import EXPORTED, checked_networks, is_onnx_file, read_exported
-from dinounet.inference.postprocessing import POSTPROCESSING, Postprocessing, check_names, read_postprocessing
-from dinounet.inference.remote import HUB, describe, fetch_record, fetch_weights, is_on_hub, missing
-from dinounet.network.provenance import BackboneRecord
-from dinounet.plans import Plan
-from dinounet.run import MODEL, RECORD, read_run
+from dinounet.errors import ConfigError
+from dinounet.schema.bundle import is_onnx_file
+from dinounet.schema.network import BackboneRecord
+from dinounet.schema.plan import DataPlan, Plan
+from dinounet.schema.prediction import Postprocessing
 
 
 @dataclass(frozen=True)
@@ -56,114 +52,68 @@ class TrainedModel:
         return is_onnx_file(self.file)
 
 
-def find_models(given: Sequence[str | Path], revision: str | None = None) -> list[TrainedModel]:
-    """All trained networks of these runs and bundles; a folder that is none itself stands for those in it.
+SEEN = ("slice_axis", "spacing", "unknown_spacing", "patch", "channel_projection", "file_ending")
+"""Of a plan: how an image comes to the network, beside its channels."""
+
+BY_ONE_PLAN = "train them by one plan (--plan plan.json)"
+
+
+def require_alike(model: TrainedModel, first: TrainedModel, *, in_one_order: bool = False) -> None:
+    """Make sure that two networks can predict together.
 
     Args:
-        given: folders, or bundles on the Hub, hf://user/name.
-        revision: of those on the Hub, where they don't name one.
+        model: one of them.
+        first: whose classes, numbers and channels count.
+        in_one_order: whether the classes must also be numbered alike and in the same order, as in a bundle, whose
+            record tells them once for all its networks.
 
     Raises:
-        UserError: there is none, one is named twice, one is not finished, damaged or of another version, or the Hub
-            doesn't have it.
+        ConfigError: they see an image otherwise, or answer what the other one doesn't, or one engine can't compute
+            both.
     """
-    folders: list[Path] = []
-    names: dict[Path, str] = {}
-    for name in given:
-        if is_on_hub(name):
-            folder = fetch_record(name, revision)
-            fetch_weights(name, folder)
-            names[folder] = describe(name, folder)
-            folders.append(folder)
-            continue
-        one = Path(name)
-        if revision:
-            raise ConfigError(
-                f"a revision is given, but {one} is not on the Hub; leave the revision out, or give {HUB}user/name"
-            )
-        is_one = _is_model(one) or is_onnx_file(one)
-        if not is_one and not one.exists():
-            raise missing(one)
-        inside = [] if is_one else sorted(folder for folder in one.glob("*/") if _is_model(folder))
-        folders += inside or [one]
-    if not folders:
-        raise DataError("no run is named; give the folder that `dinounet train` or `dinounet export` wrote")
-    if len({folder.resolve() for folder in folders}) < len(folders):
-        raise DataError(f"a run is named twice among {', '.join(map(str, folders))}; name each once")
-    return [model for folder in folders for model in _read(folder, names.get(folder, str(folder)))]
-
-
-def is_bundle(folder: Path) -> bool:
-    """Whether a folder is meant as a bundle."""
-    return (folder / BUNDLE).is_file()
-
-
-def _is_model(folder: Path) -> bool:
-    return any((folder / name).is_file() for name in (RECORD, BUNDLE, EXPORTED))
-
-
-def _read(folder: Path, named: str) -> list[TrainedModel]:
-    if is_onnx_file(folder) or (folder / EXPORTED).is_file():
-        return _read_exported(folder, named)
-    if not _is_model(folder):
-        raise DataError(
-            f"{folder} is not a run: it holds no {RECORD}, and no {BUNDLE} as a bundle does; give the folder that "
-            "`dinounet train` or `dinounet export` wrote"
+    both = f"{model.named} and {first.named} can't predict together"
+    if model.is_onnx != first.is_onnx:
+        raise ConfigError(f"{both}: one is ONNX and the other is not; export both")
+    data, other = model.plan.data, first.plan.data
+    names, others = ([channel.name for channel in plan.channels] for plan in (data, other))
+    if names != others:
+        raise ConfigError(f"{both}: their channels are {', '.join(names)} and {', '.join(others)}; {BY_ONE_PLAN}")
+    for name in ("channels", *SEEN):
+        if getattr(data, name) != getattr(other, name):
+            raise ConfigError(f"{both}: their plans differ in data.{name}; {BY_ONE_PLAN}")
+    meanings, wanted = _outputs(data), _outputs(other)
+    if meanings != wanted or (data.regions is None) != (other.regions is None):
+        raise ConfigError(f"{both}: their outputs are {_tell(data)} and {_tell(other)}; {BY_ONE_PLAN}")
+    if in_one_order and (list(data.labels.items()), data.regions) != (list(other.labels.items()), other.regions):
+        raise ConfigError(
+            f"{model.named} and {first.named} can't be exported together: they number their classes otherwise, "
+            f"{_tell(data)} and {_tell(other)}; predict by both (--also), which goes by the names, or {BY_ONE_PLAN}"
         )
-    return _read_bundle(folder, named) if is_bundle(folder) else [_read_run(folder)]
-
-
-def _read_run(folder: Path) -> TrainedModel:
-    record, file = read_run(folder), folder / MODEL
-    if not file.is_file():
-        raise DataError(f"{folder} holds no {MODEL}: its training is not finished; go on with it by --resume")
-    post = read_postprocessing(folder)
-    if post:
-        check_names(post, record.plan.data.meaning, str(folder / POSTPROCESSING))
-    seed = record.plan.recipe.seed
-    absent = record.data.absent_classes
-    return TrainedModel(
-        str(folder), file, hash_file(file), record.plan, record.backbone, seed, post, absent_classes=absent
-    )
-
-
-def _read_bundle(folder: Path, named: str) -> list[TrainedModel]:
-    """The networks of a bundle, whose files are what its record says."""
-    record = read_bundle(folder)
-    files = checked_weights(folder, record)
-    return [
-        TrainedModel(
-            named,
-            file,
-            one.sha256,
-            plan,
-            _find_backbone(folder, one.backbone),
-            one.seed,
-            record.postprocessing,
-            absent_classes=one.training.absent_classes if one.training else (),
+    if data.ignore != other.ignore and in_one_order:
+        raise ConfigError(
+            f"{model.named} and {first.named} can't be exported together: their plans differ in data.ignore; "
+            f"{BY_ONE_PLAN}"
         )
-        for file, one, plan in zip(files, record.networks, record.plans, strict=True)
-    ]
 
 
-def _read_exported(path: Path, named: str) -> list[TrainedModel]:
-    """The networks of a folder of ONNX files, or one of them by its file."""
-    folder, only = (path.parent, path.name) if is_onnx_file(path) else (path, None)
-    record = read_exported(folder, only)
-    bundle = record.bundle
-    return [
-        TrainedModel(
-            named, folder / name, file.sha256, plan, one.backbone, one.seed, bundle.postprocessing, record.multiple,
-            record.precision, one.training.absent_classes if one.training else (),
-        )
-        for name, file, one, plan in checked_networks(folder, record, only)
-    ]  # fmt: skip
+def output_order(data: DataPlan, first: DataPlan) -> list[int] | None:
+    """Which of a network's outputs is the first one's first, second and so on; None if they are in the same order."""
+    names, wanted = list(_outputs(data)), list(_outputs(first))
+    return None if names == wanted else [names.index(name) for name in wanted]
 
 
-def _find_backbone(folder: Path, known: BackboneRecord | None) -> BackboneRecord | None:
-    """The record with where the weights are to be looked for: those of a maker's own file are beside an imported
-    network, or may be the Hub's under the same hash."""
-    if known is None or known.weights != "file":
-        return known
-    beside = folder / BACKBONE_FILE
-    return replace(known, weights=str(beside) if beside.is_file() else "hub")
+def _outputs(data: DataPlan) -> dict[str, tuple[frozenset[str], str]]:
+    """What each output stands for, in their order: the names of classes, and which of them it is written as."""
+    if data.regions is None:
+        return {name: (frozenset([name]), name) for name in data.labels}
+    called = {number: name for name, number in data.labels.items()}
+    return {
+        region.name: (frozenset(called.get(label, str(label)) for label in region.labels), called[region.written_as])
+        for region in data.regions
+    }
+
+
+def _tell(data: DataPlan) -> str:
+    classes = ", ".join(f"{name}={number}" for name, number in data.labels.items())
+    regions = "; ".join(f"{one.name} of {', '.join(sorted(_outputs(data)[one.name][0]))}" for one in data.regions or ())
+    return f"({classes})" + (f" with regions ({regions})" if regions else "")

@@ -29,14 +29,14 @@ from dinounet.data.images import (
     write_image,
     write_mask,
 )
-from dinounet.data.labels import Labels
-from dinounet.data.pairs import Case
+from dinounet.data.layouts import Case
+from dinounet.data.overlays import colours_of, paint, to_grey_levels
 from dinounet.data.preprocessing import in_slice
-from dinounet.drawing import colours_of, paint, to_grey_levels
 from dinounet.errors import ConfigError, DataError
-from dinounet.files import PROBABILITIES, join_some, whole_file
 from dinounet.inference.segmentation import Segmentation
-from dinounet.run import versions
+from dinounet.io import PROBABILITIES, join_some, whole_file
+from dinounet.schema.labels import Labels
+from dinounet.system import versions
 
 UNCERTAINTY, OVERLAYS = "uncertainty", "overlays"
 """Folders beside the masks, as is PROBABILITIES."""

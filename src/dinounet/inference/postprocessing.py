@@ -1,112 +1,18 @@
-"""What is done to predicted masks after the network: the largest component kept, small ones removed, holes filled.
-
-`postprocessing.json` in a run's folder says it of each class; `dinounet.choosing` chooses it. As in nnU-Net (arXiv
-1809.10486, "postprocessing") a component is what touches, also by edges and corners, over a whole volume, and what is
-removed becomes background. nnU-Net knows only the first of these steps, and that of all classes as one too.
-
-A region is the union of its labels, as masks hold it: a component of it is removed with all the labels in it, so also
-from the regions inside of it.
-"""
+"""Postprocessing of masks: the largest component kept, small ones removed, holes filled."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
-from dinounet.data.labels import Labels
 from dinounet.data.masks import where
-from dinounet.errors import ConfigError
-from dinounet.files import read_record
-
-POSTPROCESSING = "postprocessing.json"
-"""In a run's folder: what is done to the masks that it predicts."""
-
-FORMAT = 1
+from dinounet.schema.labels import Labels
+from dinounet.schema.prediction import Postprocessing, Steps, check_names
 
 STRIP = 2**22
 """Pixels, about, that are counted at once."""
-
-
-@dataclass(frozen=True)
-class Steps:
-    """What is done to one class or region, in the order of the fields, and why."""
-
-    keep_largest: bool = False
-    """Only its largest component is kept; of equally large ones all."""
-
-    smallest: float | None = None
-    """Components below this size are removed, in the record's unit; None: none is."""
-
-    fill_holes: bool = False
-    """Background that it encloses becomes its own; other classes in there stay."""
-
-    dice_before: float | None = None
-    """Mean over the record's cases without any step, 1 where the class is rightly absent; None: nobody measured."""
-
-    dice_after: float | None = None
-    """The same with the steps of all classes. They were chosen on these cases, so other cases gain less."""
-
-    def __post_init__(self) -> None:
-        if self.smallest is not None and not (math.isfinite(self.smallest) and self.smallest > 0):
-            raise ConfigError(f"smallest is {self.smallest}; it must be above 0, or null to remove nothing")
-
-    @property
-    def does_something(self) -> bool:
-        """Whether there is a step at all."""
-        return self.keep_largest or self.smallest is not None or self.fill_holes
-
-
-@dataclass(frozen=True)
-class Postprocessing:
-    """What is done to predicted masks."""
-
-    classes: dict[str, Steps]
-    """Of each class, or region, by name; of those that are not named nothing."""
-
-    unit: Literal["mm3", "px"] = "px"
-    """Of sizes: mm3 (in flat images mm², as if 1 mm thick), so that they hold at other spacings too; px, pixels,
-    where some case doesn't tell its spacing."""
-
-    spacing: tuple[float, float, float] | None = None
-    """Median distance of neighbours along z, y and x in mm, which images have that don't tell theirs; with px none."""
-
-    cases: tuple[str, ...] = ()
-    """That it was chosen on."""
-
-    format: int = FORMAT
-    """Version of this file's keys."""
-
-    def __post_init__(self) -> None:
-        if self.format != FORMAT:
-            raise ConfigError(
-                f"format is {self.format} but this version of dinounet reads {FORMAT}; use another version"
-            )
-        if (self.unit == "mm3") != (self.spacing is not None):
-            raise ConfigError(
-                f"unit is {self.unit} and spacing {self.spacing}; give a spacing with mm3, and null with px"
-            )
-        if self.spacing is not None and not all(math.isfinite(step) and step > 0 for step in self.spacing):
-            raise ConfigError(f"spacing is {list(self.spacing)}; give three distances in mm above 0")
-
-    @property
-    def does_something(self) -> bool:
-        """Whether any class has a step."""
-        return any(steps.does_something for steps in self.classes.values())
-
-
-def read_postprocessing(run: Path) -> Postprocessing | None:
-    """What a run's masks undergo; None of a run for which nobody chose.
-
-    Raises:
-        UserError: the file is no JSON, or has unknown, missing or wrong keys.
-    """
-    path = run / POSTPROCESSING
-    return read_record(Postprocessing, path, what="a run's postprocessing") if path.exists() else None
 
 
 def agree(posts: Sequence[Postprocessing | None]) -> Postprocessing | None:
@@ -127,15 +33,6 @@ def agree(posts: Sequence[Postprocessing | None]) -> Postprocessing | None:
         classes[name] = Steps(all(one.keep_largest for one in steps), smallest, all(one.fill_holes for one in steps))
     cases = tuple(dict.fromkeys(case for post in chosen for case in post.cases))
     return Postprocessing(classes, first.unit, first.spacing, cases)
-
-
-def check_names(post: Postprocessing, known: Labels, where: str = "the postprocessing") -> None:
-    """Raise a ConfigError if steps are meant for what masks don't hold; `where` says in which file."""
-    unknown = [name for name in post.classes if name not in known.foreground]
-    if unknown:
-        raise ConfigError(
-            f"{where} names {', '.join(unknown)}, but masks hold {', '.join(known.foreground)}; name these"
-        )
 
 
 def describe(post: Postprocessing) -> str:

@@ -6,32 +6,24 @@ import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
-from dinounet.arrays import Array, concatenate, stack
+from dinounet.data.arrays import STEP, VIEWS, Array, View, concatenate, stack
 from dinounet.data.geometry import Volume
-from dinounet.data.grid import STEP
 from dinounet.data.masks import check_channels
 from dinounet.data.preprocessing import Slice, measure_channels, slice_axis, slice_size
-from dinounet.data.views import View
 from dinounet.errors import UserError
-from dinounet.inference.ahead import ahead
-from dinounet.inference.ensemble import output_order
 from dinounet.inference.inputs import Image, as_volume, check_kind, cut_otherwise, open_input, tell_cut_otherwise
-from dinounet.inference.models import TrainedModel
-from dinounet.inference.postprocessing import Postprocessing
+from dinounet.inference.models import TrainedModel, output_order
 from dinounet.inference.segmentation import JUST_LABELS, Draft, Segmentation, Wanted
-from dinounet.inference.tiling import Canvas, Enlarger, make_grid
-from dinounet.inference.views import VIEWS, TestTimeAugmentation
-from dinounet.network.provenance import BackboneRecord
-from dinounet.plans import Plan
+from dinounet.inference.tiling import Canvas, Enlarger, ahead, make_grid
+from dinounet.schema.network import BackboneRecord
+from dinounet.schema.plan import Plan
+from dinounet.schema.prediction import Batch, Postprocessing, TestTimeAugmentation
 
 Key = TypeVar("Key")
-
-Batch = int | Literal["auto"]
-"""Tiles that go through the network together; auto: as many as the device works on well, fewer if memory runs out."""
 
 PIXELS_TOGETHER = 512 * 512
 """That a CPU works on at a time: more brings nothing, and takes memory."""

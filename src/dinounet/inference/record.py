@@ -1,126 +1,20 @@
-"""`prediction.json`: what made a folder of masks, so that every result can be traced."""
+"""The record of a prediction: what made a folder of masks, and whether a later call would make the same."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 
 from dinounet.data.formats import READERS
 from dinounet.data.formats.dicom import is_at_the_detector
-from dinounet.data.labels import Region
-from dinounet.data.pairs import Case
-from dinounet.errors import ConfigError
+from dinounet.data.layouts import Case
 from dinounet.inference.models import TrainedModel
-from dinounet.inference.postprocessing import Postprocessing, describe
-from dinounet.inference.predictor import Batch, Predictor
-from dinounet.inference.views import TestTimeAugmentation
-from dinounet.network.provenance import BackboneRecord
-from dinounet.run import command, now, versions
-
-FORMAT = 2
-
-
-@dataclass(frozen=True)
-class ModelRecord:
-    """One of the trained networks."""
-
-    run: str
-    """The trained run's folder or bundle, as given, or its name and commit on the Hub."""
-
-    sha256: str
-    """Of its model file."""
-
-    decisions_sha256: str | None = None
-    """Of what decides on a mask outside of that file: from an image to a patch, the network's form, its backbone. None
-    in records of versions before they were compared."""
-
-
-@dataclass(frozen=True)
-class PredictionRecord:
-    """What made a folder of masks."""
-
-    labels: dict[str, int]
-    """Names and numbers of the classes in the masks."""
-
-    regions: tuple[Region, ...] | None
-    """What was predicted instead of classes."""
-
-    ignore: int | None
-    """Number for pixels that nobody has judged in the truth; no predicted mask holds it."""
-
-    models: tuple[ModelRecord, ...]
-    """Whose probabilities were averaged."""
-
-    backbone: BackboneRecord | None
-    """What the models stand on; a U-Net has none."""
-
-    device: str
-    """Where it was computed."""
-
-    precision: str
-    """fp32, bf16, fp16 or, of an ONNX file, int8."""
-
-    tta: TestTimeAugmentation
-    """Which copies of each tile were averaged."""
-
-    step: float
-    """Distance of neighbouring tiles at the most, as a share of a tile."""
-
-    command: tuple[str, ...]
-    """As typed."""
-
-    versions: dict[str, str]
-    """Of what computed."""
-
-    machine: dict[str, str]
-    """That it computed on."""
-
-    started: str
-    """Time in UTC."""
-
-    images: int = 0
-    """So many were predicted."""
-
-    seconds: float = 0.0
-    """In so much time, reading and writing included, loading the model not."""
-
-    colours: dict[str, str] | None = None
-    """Of colour-coded data, the colour of each class in the truth, which predicted masks have as their palette."""
-
-    postprocessing: Postprocessing | None = None
-    """What was done to the masks after the network."""
-
-    readers: int = 1
-    """Version of how files were read."""
-
-    batch: Batch = "auto"
-    """Tiles at a time. Numbers differ by it in their last digits, as they do by what shares a batch, so that masks
-    may in single pixels where two classes are equally likely; it is told, and not compared."""
-
-    absent_classes: tuple[str, ...] = ()
-    """Classes, or regions, that no training case of any of the models held: they are in no mean over classes."""
-
-    cut_otherwise: dict[str, str] = field(default_factory=dict)
-    """Of images whose slices lie along another axis of the body than those learned from, by name, that axis."""
-
-    at_the_detector: tuple[str, ...] = ()
-    """Names of images, X-rays that nobody calibrated, whose lengths are in mm at the detector. A truth in
-    a format that has no word for it is measured as they are; none by versions before this was recorded."""
-
-    sources: dict[str, str] = field(default_factory=dict)
-    """Of each image, by name, a hash of its files' sizes and times of change, so that no mask is kept for another image
-    of the same name; none for those predicted by versions before this was recorded."""
-
-    format: int = FORMAT
-    """Version of this file's keys."""
-
-    def __post_init__(self) -> None:
-        if self.format != FORMAT:
-            raise ConfigError(
-                f"format is {self.format} but this version of dinounet reads {FORMAT}; predict into another folder"
-            )
+from dinounet.inference.postprocessing import describe
+from dinounet.inference.predictor import Predictor
+from dinounet.schema.prediction import ModelRecord, Postprocessing, PredictionRecord
+from dinounet.system import command, now, versions
 
 
 def record_prediction(predictor: Predictor) -> PredictionRecord:

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dinounet.arrays import Array, entropy, to_numpy
+from dinounet.data.arrays import Array, entropy, to_classes, to_numpy, to_probabilities
 from dinounet.data.geometry import Volume
-from dinounet.data.plan import DataPlan
 from dinounet.data.preprocessing import in_slice, slice_axis, slice_size
-from dinounet.inference.postprocessing import Postprocessing, apply
-from dinounet.targets import to_classes, to_probabilities
+from dinounet.inference.postprocessing import apply
+from dinounet.schema.plan import DataPlan
+from dinounet.schema.prediction import Postprocessing
 
 Allocate = Callable[[tuple[int, ...], type], np.ndarray]
 

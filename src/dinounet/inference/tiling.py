@@ -11,13 +11,56 @@ logits no more is held at a time than a tile's height.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import NamedTuple
+import queue
+import threading
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
-from dinounet.arrays import Array, beside, concatenate, zeros
-from dinounet.data.grid import STEP, tile_starts
+from dinounet.data.arrays import STEP, Array, beside, concatenate, tile_starts, zeros
+
+T = TypeVar("T")
+
+SECONDS_BETWEEN_LOOKS = 0.2
+"""Whether anybody still wants what was made."""
+
+
+def ahead(items: Iterable[T], most: int) -> Iterator[T]:
+    """The same items, of which up to `most` are made before they are asked for.
+
+    An error in making them is raised where it would have been; a user that stops early ends the thread.
+    """
+    made: queue.Queue[tuple[T] | BaseException | None] = queue.Queue(most)
+    unwanted = threading.Event()
+
+    def put(item: tuple[T] | BaseException | None) -> None:
+        while not unwanted.is_set():
+            try:
+                return made.put(item, timeout=SECONDS_BETWEEN_LOOKS)
+            except queue.Full:
+                continue
+
+    def make() -> None:
+        try:
+            for item in items:
+                put((item,))
+                if unwanted.is_set():
+                    return
+            put(None)
+        except BaseException as error:
+            put(error)
+
+    thread = threading.Thread(target=make, daemon=True)
+    thread.start()
+    try:
+        while (item := made.get()) is not None:
+            if isinstance(item, BaseException):
+                raise item
+            yield item[0]
+    finally:
+        unwanted.set()
+        thread.join()
 
 
 class Grid(NamedTuple):

@@ -1,7 +1,4 @@
-"""Adapter: the spatial prior asks the frozen backbone, block after block, what it sees at every place.
-
-ViT-Adapter (arXiv 2205.08534), section 3.4, with extractors only: nothing is injected into a frozen backbone.
-"""
+"""Adapter: a spatial prior from small convolutions attends to the frozen backbone's features, block after block."""
 
 from __future__ import annotations
 
@@ -15,11 +12,46 @@ import torch.nn.functional as F
 from timm.layers import DropPath
 from torch import Tensor, nn
 
+from dinounet.network.cpu_kernels import recomputed
 from dinounet.network.deformable_attention import DeformableAttention, Sizes
-from dinounet.network.exporting import is_exporting
-from dinounet.network.ratios import Ratios, whole
-from dinounet.network.recompute import recomputed
-from dinounet.network.spatial_prior import SpatialPrior
+from dinounet.network.export_mode import Ratios, is_exporting, whole
+
+
+class SpatialPrior(nn.Module):
+    """A convolutional pyramid whose every level has the backbone's width.
+
+    Shapes: (B, C, H, W), H and W multiples of 32, -> four of (B, D, H/s, W/s), s = 4, 8, 16, 32.
+    """
+
+    def __init__(self, in_channels: int, stem_width: int, width: int) -> None:
+        super().__init__()
+        c = stem_width
+        self.stem = nn.Sequential(
+            *_convolution(in_channels, c, stride=2),
+            *_convolution(c, c, stride=1),
+            *_convolution(c, c, stride=1),
+            nn.MaxPool2d(kernel_size=3, stride=2, padding=1),
+        )
+        self.down = nn.ModuleList(
+            nn.Sequential(*_convolution(before, after, stride=2))
+            for before, after in ((c, 2 * c), (2 * c, 4 * c), (4 * c, 4 * c))
+        )
+        self.project = nn.ModuleList(nn.Conv2d(channels, width, 1) for channels in (c, 2 * c, 4 * c, 4 * c))
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        levels = [self.stem(image)]
+        for down in self.down:
+            levels.append(down(levels[-1]))
+        return [project(level) for project, level in zip(self.project, levels, strict=True)]
+
+
+def _convolution(before: int, after: int, stride: int) -> list[nn.Module]:
+    return [
+        nn.Conv2d(before, after, kernel_size=3, stride=stride, padding=1, bias=False),
+        nn.BatchNorm2d(after),
+        nn.ReLU(inplace=True),
+    ]
+
 
 NORM_EPS = 1e-6
 """Of the adapter's layer norms; the backbone's have 1e-5."""

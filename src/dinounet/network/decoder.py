@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dinounet.network.normalisation import InstanceNorm
-from dinounet.network.recompute import recomputed
+from dinounet.errors import ConfigError
+from dinounet.network.adapter import Adapter
+from dinounet.network.cpu_kernels import InstanceNorm, recomputed
+from dinounet.schema.network import STRIDE
 
 
 class Enlarge(nn.Module):
@@ -78,3 +82,37 @@ class Decoder(nn.Module):
             if index >= len(self.stages) - scales:
                 logits.append(head(map))
         return logits[::-1]
+
+
+def require_shape(image: Tensor, channels: int) -> None:
+    """Raise a ConfigError unless it is a batch of images with so many channels."""
+    if image.ndim != 4 or image.shape[1] != channels:
+        raise ConfigError(
+            f"the image has shape {tuple(image.shape)} but the network reads (batch, {channels}, height, width)"
+        )
+
+
+def pad_to_stride(image: Tensor, stride: tuple[int, int] = (STRIDE, STRIDE)) -> Tensor:
+    """Repeat the last row and column until both sides are multiples of the stride, and at least twice that.
+
+    Instance norm needs more than one cell of the coarsest map.
+    """
+    below, right = (
+        max(2, math.ceil(side / step)) * step - side for side, step in zip(image.shape[-2:], stride, strict=True)
+    )
+    return F.pad(image, (0, right, 0, below), mode="replicate") if below or right else image
+
+
+def initialise_he(network: nn.Module) -> None:
+    """Kaiming normal for leaky ReLU's slope, and zero biases, in the convolutions that would have PyTorch's values."""
+    for part in network.children():
+        # the backbone's are pretrained, the adapter's are ViT-Adapter's, zeros and fans among them
+        if not isinstance(part, Adapter) and all(parameter.requires_grad for parameter in part.parameters()):
+            part.apply(_initialise)
+
+
+def _initialise(module: nn.Module) -> None:
+    if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+        nn.init.kaiming_normal_(module.weight, a=0.01)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)

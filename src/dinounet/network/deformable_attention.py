@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from dinounet.network.ratios import Ratios, whole
+from dinounet.network.export_mode import Ratios, whole
 
 Sizes = Sequence[tuple[int, int]]
 """Height and width of each level's map, in cells."""

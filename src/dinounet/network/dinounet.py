@@ -7,19 +7,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dinounet.errors import ConfigError
 from dinounet.network.adapter import Adapter
-from dinounet.network.backbone import FrozenBackbone, build_backbone
-from dinounet.network.config import STRIDE, NetworkConfig
-from dinounet.network.decoder import Decoder, Enlarge
-from dinounet.network.exporting import is_exporting
+from dinounet.network.cpu_kernels import products_by_onednn
+from dinounet.network.decoder import Decoder, Enlarge, pad_to_stride, require_shape
+from dinounet.network.export_mode import is_exporting
 from dinounet.network.fapm import FidelityAwareProjection
-from dinounet.network.onednn import products_by_onednn
+from dinounet.schema.network import NetworkConfig
 
 
 class DinoUNet(nn.Module):
@@ -34,7 +33,8 @@ class DinoUNet(nn.Module):
 
     Args:
         config: what to build.
-        backbone: one that is built and filled already; by default the configured one with timm's initial values.
+        backbone: the frozen module that reads it, as `dinounet.build_backbone(config)` makes one: `forward` gives four
+            taps (B, h * w, widths[i]) of an image (B, 3, H, W), and `grids` their rows and columns.
 
     Raises:
         ConfigError: the configuration contradicts itself, or an image has another number of channels.
@@ -42,10 +42,10 @@ class DinoUNet(nn.Module):
 
     channel_projection: Tensor | None
 
-    def __init__(self, config: NetworkConfig, backbone: FrozenBackbone | None = None) -> None:
+    def __init__(self, config: NetworkConfig, backbone: Any) -> None:
         super().__init__()
         self.config = config
-        self.backbone = backbone or build_backbone(config)
+        self.backbone = backbone
         width = self.backbone.width
         if (width // 2) % config.attention_heads:
             raise ConfigError(
@@ -116,22 +116,3 @@ class DinoUNet(nn.Module):
         if self.channel_projection is None:
             return image.expand(-1, 3, -1, -1)
         return torch.einsum("rc,bchw->brhw", self.channel_projection, image)
-
-
-def require_shape(image: Tensor, channels: int) -> None:
-    """Raise a ConfigError unless it is a batch of images with so many channels."""
-    if image.ndim != 4 or image.shape[1] != channels:
-        raise ConfigError(
-            f"the image has shape {tuple(image.shape)} but the network reads (batch, {channels}, height, width)"
-        )
-
-
-def pad_to_stride(image: Tensor, stride: tuple[int, int] = (STRIDE, STRIDE)) -> Tensor:
-    """Repeat the last row and column until both sides are multiples of the stride, and at least twice that.
-
-    Instance norm needs more than one cell of the coarsest map.
-    """
-    below, right = (
-        max(2, math.ceil(side / step)) * step - side for side, step in zip(image.shape[-2:], stride, strict=True)
-    )
-    return F.pad(image, (0, right, 0, below), mode="replicate") if below or right else image

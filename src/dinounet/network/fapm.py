@@ -13,8 +13,7 @@ from functools import partial
 from timm.layers import SqueezeExcite
 from torch import Tensor, nn
 
-from dinounet.network.normalisation import InstanceNorm
-from dinounet.network.recompute import recomputed
+from dinounet.network.cpu_kernels import InstanceNorm, recomputed
 
 
 class Refinement(nn.Sequential):

@@ -17,9 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dinounet.network.config import UNetConfig
-from dinounet.network.dinounet import pad_to_stride, require_shape
-from dinounet.network.initialisation import initialise_he
+from dinounet.network.decoder import initialise_he, pad_to_stride, require_shape
+from dinounet.schema.network import UNetConfig
 
 T = TypeVar("T")
 

@@ -30,7 +30,7 @@ from pydantic_core import ErrorDetails
 from typing_extensions import dataclass_transform
 
 from dinounet.errors import ConfigError, DataError
-from dinounet.files import read_json
+from dinounet.io import read_json
 
 T = TypeVar("T")
 

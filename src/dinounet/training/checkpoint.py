@@ -15,11 +15,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from dinounet.console import say
 from dinounet.errors import DataError
-from dinounet.files import whole_file
+from dinounet.io import whole_file
 from dinounet.network.unet import rename_monai_keys
-from dinounet.progress import say
-from dinounet.run import CHECKPOINT, PREVIOUS_CHECKPOINT
+from dinounet.schema.run import CHECKPOINT, PREVIOUS_CHECKPOINT
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:

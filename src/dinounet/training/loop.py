@@ -1,7 +1,4 @@
-"""The training loop: steps, a look at the validation cases now and then, checkpoints, and an orderly end when told to.
-
-Devices, precision and several processes are the team's business, a single step the learner's.
-"""
+"""The training loop: what it needs prepared, steps, validation, checkpoints, and an orderly end when stopped."""
 
 from __future__ import annotations
 
@@ -13,18 +10,25 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-from dinounet.data.cache import CachedCase
-from dinounet.data.sampling import Patches
-from dinounet.errors import Interrupted, UnreachableError, UserError
-from dinounet.files import write_json
-from dinounet.network.build import Network
-from dinounet.plans import CHECKPOINT_MINUTES
-from dinounet.progress import say
-from dinounet.run import CHECKPOINT, LOG, MODEL, PREVIOUS_CHECKPOINT, RECORD, RunRecord
-from dinounet.team import Team
-from dinounet.training.average import Average
-from dinounet.training.batch_norm import share_batch_norm
-from dinounet.training.batches import (
+import torch
+
+from dinounet.backbones.frozen import FrozenBackbone, Network, build_backbone
+from dinounet.backbones.weights import fill_backbone
+from dinounet.console import progress, say
+from dinounet.data.cache import CachedCase, build_cache
+from dinounet.data.dataset import read_dataset
+from dinounet.data.patches import Patches
+from dinounet.distributed import Team
+from dinounet.errors import DataError, Interrupted, UnreachableError, UserError, WeightsError
+from dinounet.io import write_json
+from dinounet.network.dinounet import DinoUNet
+from dinounet.schema.network import NetworkConfig
+from dinounet.schema.recipe import CHECKPOINT_MINUTES
+from dinounet.schema.run import CHECKPOINT, LOG, MODEL, PLAN, PREVIOUS_CHECKPOINT, RECORD, RunRecord
+from dinounet.system import give_back_freed
+from dinounet.training.checkpoint import load_checkpoint, save_checkpoint, save_tensors
+from dinounet.training.feature_cache import CachedFeatures, SeenPatches, SeenTiles, cache_features
+from dinounet.training.loader import (
     Shares,
     blaming_workers,
     cases_of,
@@ -33,16 +37,12 @@ from dinounet.training.batches import (
     make_patches,
     next_batch,
 )
-from dinounet.training.budget import Budget
-from dinounet.training.checkpoint import load_checkpoint, save_checkpoint, save_tensors
-from dinounet.training.examples import write_example
-from dinounet.training.features import CachedFeatures, SeenPatches, SeenTiles
-from dinounet.training.journal import cut_log, journal
-from dinounet.training.learner import Learner
+from dinounet.training.logging import Budget, cut_log, journal, tracking
 from dinounet.training.loss import make_loss
-from dinounet.training.optimizer import learning_rate_at, make_optimizer
-from dinounet.training.tracking import tracking
-from dinounet.training.validation import VALIDATION_BATCHES, validate
+from dinounet.training.memory import build_planned
+from dinounet.training.optimizer import Average, learning_rate_at, make_optimizer
+from dinounet.training.step import Learner, share_batch_norm
+from dinounet.training.validation import VALIDATION_BATCHES, validate, write_example
 
 MOST_SKIPPED = 10
 """Steps in a row whose loss or gradient is not finite, after which a run stops."""
@@ -222,3 +222,84 @@ def told_to_stop(alone: bool) -> Iterator[Callable[[], bool]]:
         if alone or not failed:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+
+def fill_again(record: RunRecord, output: Path) -> FrozenBackbone:
+    """The backbone as it was when the run was started."""
+    plan = record.plan
+    assert isinstance(plan.network, NetworkConfig) and record.backbone is not None
+    frozen = build_backbone(plan.network, offload=record.offload)
+    found = fill_backbone(frozen, record.backbone.name, record.backbone.weights, plan.recipe.seed)
+    if found.sha256 != record.backbone.sha256:
+        raise WeightsError(f"the weights in {found.weights} have changed since {output} was started; train anew")
+    return frozen
+
+
+def cache_slices(
+    record: RunRecord, data: Path, output: Path, cache: Path, team: Team
+) -> tuple[list[CachedCase], list[CachedCase]]:
+    """The training and validation cases' preprocessed slices, in the run's own folder unless another is named."""
+    by_name = {case.name: case for case in read_dataset(data, group="none").cases}
+    training, validation = record.data.training_cases, record.data.validation_cases
+    cases = [by_name[name] for name in (*training, *validation)]
+    if team.leads and not (output / PLAN).exists():
+        write_json(output / PLAN, record.plan)
+    with progress("caching", len(cases)) as advance:
+        found = build_cache(cases, record.plan.data, cache, advance, lambda text: say("cache", text))
+    return found[: len(training)], found[len(training) :]
+
+
+def note_absent_classes(record: RunRecord, training: Sequence[CachedCase]) -> RunRecord:
+    """The record with the classes that no training case holds, which is told.
+
+    Raises:
+        DataError: none holds any, so that there is nothing to learn.
+    """
+    meaning = record.plan.data.meaning
+    places = {label: place for place, label in enumerate(meaning.labels.values())}
+    held = {place for case in training for place in case.classes}
+    absent = tuple(
+        name for name, labels in meaning.foreground.items() if not held & {places[label] for label in labels}
+    )
+    if len(absent) == len(meaning.foreground):
+        raise DataError(
+            f"no training case of the fold {record.fold} holds anything but background, so that there is nothing to "
+            "learn; train another --fold, or on all cases by --fold all"
+        )
+    notes = tuple(
+        f"No training case has a pixel of {name}: it can't be learned, and is in no mean over classes."
+        for name in absent
+    )
+    for note in notes:
+        say("note", note)
+    return replace(
+        record,
+        data=replace(record.data, absent_classes=absent),
+        notes=tuple(dict.fromkeys((*record.notes, *notes))),
+    )
+
+
+def see_features(
+    record: RunRecord,
+    output: Path,
+    cache: Path,
+    training: Sequence[CachedCase],
+    validation: Sequence[CachedCase],
+    frozen: FrozenBackbone | None,
+) -> tuple[CachedFeatures, FrozenBackbone]:
+    """What the backbone sees, kept on disk, and a backbone without weights, which is all that is needed then."""
+    assert isinstance(record.plan.network, NetworkConfig)
+    with torch.device("meta"):
+        without_weights = build_backbone(record.plan.network)
+
+    def network() -> DinoUNet:
+        planned = build_planned(record.plan, frozen or fill_again(record, output))
+        assert isinstance(planned, DinoUNet)
+        return planned.to(record.device)
+
+    features = cache_features(network, record, training, validation, cache, without_weights)
+    for backbone in (frozen, without_weights):
+        if backbone is not None:
+            backbone.drop_weights()
+    give_back_freed()
+    return features, without_weights

@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, are_deterministic_algorithms_enabled
 
-from dinounet.data.plan import DataPlan
-from dinounet.targets import to_targets
+from dinounet.data.arrays import to_targets
+from dinounet.schema.plan import DataPlan
 
 Loss = Callable[[Tensor | Sequence[Tensor], Tensor], Tensor]
 

@@ -1,8 +1,4 @@
-"""How much memory a training step takes on this device, by one trial step; and what patch and batch follow from it.
-
-nnU-Net (arXiv 1809.10486) plans batches by a model of a plain U-Net's memory on a GPU of 8 GB; here it is this network
-on this device that is measured. On a CPU it matters most: there the system kills what takes too much, without a word.
-"""
+"""Memory of a training step on this device, measured by one trial step, and the patch and batch that fit into it."""
 
 from __future__ import annotations
 
@@ -17,16 +13,19 @@ import psutil
 import torch
 from torch import nn
 
-from dinounet.allocator import give_back_freed
-from dinounet.data.paper import largest_batch
-from dinounet.data.plan import PATCH_STEP
-from dinounet.device import available_memory
-from dinounet.errors import UserError
-from dinounet.network.config import UNetConfig, plan_unet
-from dinounet.plans import Plan, StepMemory
-from dinounet.progress import say
-from dinounet.training.batch_norm import STATISTICS
+from dinounet.backbones.frozen import FrozenBackbone, Network, build_network
+from dinounet.console import say
+from dinounet.data.dataset import Dataset
+from dinounet.errors import ConfigError, UserError
+from dinounet.io import join_some
+from dinounet.network.decoder import initialise_he
+from dinounet.network.dinounet import DinoUNet
+from dinounet.planning.data_plan import PATCH_STEP, largest_batch
+from dinounet.schema.network import UNetConfig, plan_unet
+from dinounet.schema.plan import Plan, StepMemory
+from dinounet.system import available_memory, give_back_freed
 from dinounet.training.loss import make_loss
+from dinounet.training.step import STATISTICS
 
 TRIAL_SIDE = 256
 """Rows and columns of the trial's patch at most; a step's memory grows with its pixels."""
@@ -127,3 +126,51 @@ def watch_memory(device: str) -> Iterator[list[int]]:
     finally:
         done.set()
         watcher.join()
+
+
+def check_plan(plan: Plan, dataset: Dataset) -> None:
+    """An edited plan must still be one for this dataset."""
+    names = tuple(channel.name for channel in plan.data.channels)
+    if dataset.channels not in (None, names) or dataset.labels not in (None, plan.data.labels):
+        raise ConfigError(
+            f"the plan is for channels {list(names)} and labels {plan.data.labels}, but {dataset.name} has "
+            f"{list(dataset.channels or names)} and {dataset.labels}; plan anew"
+        )
+    if dataset.meaning not in (None, plan.data.meaning):
+        raise ConfigError(f"the plan has other regions, colours or another ignore label than {dataset.name}; plan anew")
+    if plan.data.test_cases != dataset.test_cases:
+        raise ConfigError(
+            f"the plan holds out {join_some(plan.data.test_cases) or 'no case'}, and not what --test names; plan anew "
+            "with that --test, or leave it out"
+        )
+
+
+def fit_plan(
+    plan: Plan,
+    frozen: FrozenBackbone | None,
+    device: Literal["cpu", "cuda", "mps"],
+    precision: Literal["fp32", "bf16", "fp16"],
+    *,
+    patch_is_given: bool,
+    batch_is_given: bool,
+) -> tuple[Plan, Network]:
+    """Build the planned network and take a trial step; the plan comes back with patch and batch that memory allows.
+
+    Raises:
+        UserError: not even one patch fits, and it was given, or it can't be smaller.
+    """
+    network = build_planned(plan, frozen)
+    memory = measure_step(network, plan, device, precision)
+    fitted = fit_to_memory(plan, memory, patch_is_given=patch_is_given, batch_is_given=batch_is_given)
+    return fitted, network if fitted.network == plan.network else build_planned(fitted, frozen)
+
+
+def build_planned(plan: Plan, frozen: FrozenBackbone | None) -> Network:
+    """The planned network with its initial values, which the recipe's seed decides."""
+    torch.manual_seed(plan.recipe.seed)
+    network = build_network(plan.network, frozen)
+    if plan.recipe.initialisation == "he":
+        initialise_he(network)
+    if plan.data.channel_projection is not None and isinstance(network, DinoUNet):
+        network.channel_projection = torch.tensor(plan.data.channel_projection)
+    return network

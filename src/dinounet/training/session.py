@@ -10,34 +10,46 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
+from dinounet.backbones.frozen import FrozenBackbone, build_backbone
+from dinounet.backbones.weights import fill_backbone
+from dinounet.console import progress, say
 from dinounet.data.dataset import Dataset, hash_dataset, parse_channels, read_dataset, with_twins
 from dinounet.data.formats import READERS, other_reading
-from dinounet.data.groups import GroupRule
-from dinounet.data.labels import parse_labels
-from dinounet.data.splits import Fold, read_test_list
-from dinounet.device import Device, Precision, choose_precision, choose_training_device
+from dinounet.data.splits import read_test_list
+from dinounet.distributed import Team, require_shares
 from dinounet.errors import ConfigError, DataError, Interrupted, UnreachableError
-from dinounet.files import is_passing, remove_leftovers, require_new, require_outside, write_json
-from dinounet.network.backbone import FrozenBackbone, build_backbone
-from dinounet.network.config import NetworkConfig
-from dinounet.network.weights import fill_backbone
-from dinounet.plans import (
-    CHECKPOINT_MINUTES,
-    Architecture,
-    Recipe,
-    RecipeName,
-    TrackerName,
+from dinounet.io import is_passing, remove_leftovers, require_new, require_outside, write_json
+from dinounet.planning.planner import (
     choose_any_recipe,
+    choose_fold,
     decides_batch,
     plan_dataset,
-    read_plan,
     require_fields,
+    require_fold,
+    split,
+    with_groups,
 )
-from dinounet.processes import my_place
-from dinounet.progress import progress, say
-from dinounet.run import CACHE, RECORD, DataRecord, RunRecord, command, machine, now, read_run, versions
-from dinounet.team import Team, require_shares
-from dinounet.training.agreement import (
+from dinounet.schema.labels import parse_labels
+from dinounet.schema.network import NetworkConfig
+from dinounet.schema.plan import Fold, GroupRule, read_plan
+from dinounet.schema.recipe import CHECKPOINT_MINUTES, Architecture, Recipe, RecipeName, TrackerName
+from dinounet.schema.run import CACHE, RECORD, DataRecord, RunRecord, read_run
+from dinounet.system import (
+    Device,
+    Precision,
+    choose_precision,
+    choose_training_device,
+    command,
+    machine,
+    my_place,
+    now,
+    reproducible,
+    versions,
+)
+from dinounet.training.feature_cache import choose_features
+from dinounet.training.loop import cache_slices, fill_again, fit, note_absent_classes, see_features
+from dinounet.training.memory import build_planned, check_plan, fit_plan
+from dinounet.training.resume import (
     as_fields,
     check_options,
     held_by,
@@ -47,19 +59,6 @@ from dinounet.training.agreement import (
     require_groups,
     resolve,
 )
-from dinounet.training.features import choose_features
-from dinounet.training.loop import fit
-from dinounet.training.planning import (
-    build_planned,
-    check_plan,
-    choose_fold,
-    fit_plan,
-    require_fold,
-    split,
-    with_groups,
-)
-from dinounet.training.preparing import cache_slices, fill_again, note_absent_classes, see_features
-from dinounet.training.reproducible import reproducible
 
 
 def start_run(

@@ -15,17 +15,17 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from dinounet.console import quieten_itk
 from dinounet.data.formats.dicom_frames import DESCRIBING, Slice, geometry_of_slices, slices_of, sort_slices
-from dinounet.data.formats.dicom_objects import damage_told, dicom_files
-from dinounet.data.formats.dicom_spacing import regions_differ
+from dinounet.data.formats.dicom_headers import damage_told, dicom_files, regions_differ
 from dinounet.data.formats.itk import channels_first
 from dinounet.data.geometry import Geometry
 from dinounet.errors import DataError, noted
-from dinounet.files import join_some, require_readable
-from dinounet.program import quieten_itk
+from dinounet.io import join_some, require_readable
 
 if TYPE_CHECKING:
     from pydicom import Dataset
+
 
 OF_PIXELS = (
     "Rows", "Columns", "SamplesPerPixel", "PhotometricInterpretation", "PlanarConfiguration", "NumberOfFrames",

@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from dinounet.data.formats.dicom_spacing import PROJECTIONS, PixelSpacing, spacing_of_frame, spacing_of_image
+from dinounet.data.formats.dicom_headers import PROJECTIONS, PixelSpacing, spacing_of_frame, spacing_of_image
 from dinounet.data.geometry import Geometry
 from dinounet.errors import DataError
 
 if TYPE_CHECKING:
     from pydicom import Dataset
+
 
 DESCRIBING = [
     "SOPClassUID", "SeriesInstanceUID", "Modality", "Rows", "Columns", "SamplesPerPixel", "NumberOfFrames",

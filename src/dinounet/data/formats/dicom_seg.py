@@ -16,14 +16,14 @@ import numpy as np
 
 from dinounet.data.formats.dicom import find_slices
 from dinounet.data.formats.dicom_frames import flat_geometry, in_groups
-from dinounet.data.formats.dicom_objects import SEGMENTATIONS, class_name, damage_told, other_object
-from dinounet.data.formats.dicom_spacing import spacing_of_frame
+from dinounet.data.formats.dicom_headers import SEGMENTATIONS, class_name, damage_told, other_object, spacing_of_frame
 from dinounet.data.geometry import Geometry
 from dinounet.errors import ConfigError, DataError
-from dinounet.files import require_readable
+from dinounet.io import require_readable
 
 if TYPE_CHECKING:
     from pydicom import Dataset
+
 
 EMPTY_IF_MISSING = (
     "PatientID", "PatientName", "PatientBirthDate", "PatientSex", "ReferringPhysicianName", "AccessionNumber",

@@ -13,6 +13,7 @@ from dinounet.errors import DataError
 if TYPE_CHECKING:
     from PIL.Image import Image as PictureFile
 
+
 JPEG_ENDINGS = (".jpg", ".jpeg")
 PICTURE_ENDINGS = (".png", ".bmp", *JPEG_ENDINGS)
 

@@ -21,6 +21,7 @@ from dinounet.errors import DataError
 if TYPE_CHECKING:
     from tifffile import TiffPageSeries
 
+
 TIFF_ENDINGS = (".ome.tif", ".ome.tiff", ".tif", ".tiff")
 
 CHANNEL_AXES, SLICE_AXES = "CS", "ZIQ"

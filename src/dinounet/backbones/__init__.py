@@ -1,0 +1,1 @@
+"""What is frozen, and where its weights come from."""

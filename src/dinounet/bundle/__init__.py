@@ -1,0 +1,1 @@
+"""What is shared: bundles, their check, export, card, and the Hub."""

@@ -1,1 +1,0 @@
-"""At home in other people's tools; each has a folder of its own."""

@@ -1,5 +1,0 @@
-"""What nnU-Net finds here: it looks through the folders in `nnUNet_extTrainer` for a class of the trainer's name."""
-
-from dinounet.integrations.nnunet.trainer import DinoUNetPaperTrainer, DinoUNetTrainer
-
-__all__ = ["DinoUNetPaperTrainer", "DinoUNetTrainer"]

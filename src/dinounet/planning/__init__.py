@@ -1,0 +1,1 @@
+"""The stage "Plan": the dataset's statistics, the decisions, and the memory they need."""

@@ -1,0 +1,256 @@
+"""The data's plan: normalisation, spacing, slices and patch, and the statistics behind each decision."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from dinounet.data.arrays import Samples
+from dinounet.data.checks import ImageHash, hash_image, look_for_twins, on_axes, on_classes
+from dinounet.data.dataset import Dataset, with_twins
+from dinounet.data.formats import READERS
+from dinounet.data.geometry import Volume, coarsest_axis
+from dinounet.data.images import on_one_grid, require_colour
+from dinounet.data.label_inference import OddValues, common_folder, infer_labels, noted_values, told_together
+from dinounet.data.layouts import mask_paths
+from dinounet.data.lazy_volume import open_image, open_truth
+from dinounet.data.legends import palettes_differ, refuse_differing_palettes
+from dinounet.data.masks import check_case
+from dinounet.data.preprocessing import IMAGENET, normalise_samples
+from dinounet.errors import DataError, noted
+from dinounet.io import join_some
+from dinounet.planning.fingerprint import Seen, look_at, measure_intensities, principal_components
+from dinounet.schema.labels import Labels, write_labels
+from dinounet.schema.plan import ChannelPlan, DataPlan, Fingerprint, Normalisation
+from dinounet.schema.recipe import IN_MEMORY
+from dinounet.system import free_memory
+
+
+def normalisation_of(channel: str) -> Normalisation:
+    """nnU-Net's rule, which `rgb` is added to: the channel's name decides."""
+    known: dict[str, Normalisation] = {
+        "ct": "ct",
+        "nonorm": "none",
+        "rescale_to_0_1": "rescale_to_0_1",
+        "rgb": "rgb",
+        "rgb_to_0_1": "rgb_to_0_1",
+    }
+    return known.get(channel.casefold(), "zscore")
+
+
+def plan_channels(names: Sequence[str], foreground: np.ndarray) -> tuple[ChannelPlan, ...]:
+    """What happens to each channel; of three colours each gets ImageNet's statistics of its own, others their mean.
+
+    Args:
+        names: of the channels.
+        foreground: (n, C) intensities.
+    """
+    rules = [normalisation_of(name) for name in names]
+    colours = IMAGENET if rules == ["rgb"] * 3 else [tuple(np.mean(IMAGENET, axis=0).tolist())] * len(names)
+    return tuple(
+        ChannelPlan(name, rule, measure_intensities(values), colour if rule == "rgb" else None)
+        for name, rule, values, colour in zip(names, rules, foreground.T, colours, strict=True)
+    )
+
+
+LARGEST_PATCH = 512
+PATCH_STEP = 32
+"""Sides of a patch are multiples of it, which the network needs not pad."""
+
+
+def plan_data(
+    dataset: Dataset, patch: tuple[int, int] | None = None, on_case: Callable[[], None] = lambda: None
+) -> DataPlan:
+    """Look at every training case once, and decide.
+
+    Args:
+        dataset: whose cases to read.
+        patch: rows and columns; by default what covers the median slice, at most 512.
+        on_case: called after each case, those that are held out as well.
+
+    Raises:
+        DataError: what is wrong with the images and masks, all together.
+    """
+    seen: list[Seen] = []
+    by_case: dict[str, Seen] = {}
+    problems: list[str] = []
+    odd: list[OddValues] = []
+    channels = dataset.channels
+    known = dataset.meaning
+    modalities: set[str | None] = set()
+    palettes: list[tuple[Path, Mapping[int, str], Mapping[int, int]]] = []
+    equal_palettes: dict[tuple[tuple[int, str], ...], Mapping[int, str]] = {}
+    samples = Samples()
+    most = free_memory() // 4
+    for case in dataset.cases:
+        image = mask = None
+        with noted(problems):
+            image = open_image(case.images, most)
+        with noted(problems), noted_values(odd):
+            mask = open_truth(case, known, most)
+        if image is not None and mask is not None:
+            with noted(problems), noted_values(odd):
+                modalities.add(image.modality)
+                mask = on_one_grid(mask, image)[0]
+                channels = channels or _channel_names(len(image.array))
+                pixels = check_case(image, mask, channels, None if known is None else known.given)
+                _require_colours(image, channels)
+                if mask.palette is not None:
+                    same = equal_palettes.setdefault(tuple(mask.palette.items()), mask.palette)  # mostly one for all
+                    palettes.append((mask.source, same, pixels))
+                seen.append(look_at(image, mask, pixels, dataset.ignore, samples))
+                by_case[case.name] = seen[-1]
+        on_case()
+    problems += told_together(odd)
+    if problems:
+        raise DataError(join_some(problems))
+    assert channels is not None
+    channels = dataset.channels or _channel_names(len(channels), modalities)
+    empty = [
+        name for name, is_empty in zip(channels, np.all([o.constant for o in seen], axis=0), strict=True) if is_empty
+    ]
+    if empty:
+        raise DataError(
+            f"the images of {dataset.name} hold one value alone in {', '.join(empty)}, every case; check how they were "
+            "exported, or leave that channel out"
+        )
+    pixels = sum((Counter(one.pixels) for one in seen), Counter())
+    if known is None:
+        refuse_differing_palettes(palettes)
+        folder = common_folder([path for case in dataset.cases for path in mask_paths(case.mask)])
+        known, pixels = infer_labels(pixels, dataset.name, folder)
+    labels = known.labels
+    if not any(pixels[label] for label in labels.values() if label):
+        raise DataError(f"the masks of {dataset.name} hold nothing but background; there is nothing to learn")
+
+    shapes = [one.shape for one in seen]
+    spacings = [one.spacing for one in seen if one.spacing is not None]
+    median_spacing = _triple(np.median(spacings, axis=0)) if spacings else None
+    smallest, median_shape, largest = (
+        (int(depth), int(height), int(width)) for depth, height, width in np.quantile(shapes, (0, 0.5, 1), axis=0)
+    )
+    slice_axis = 0 if all(one.is_flat for one in seen) else coarsest_axis(median_shape, median_spacing)
+    in_plane = [axis for axis in range(3) if axis != slice_axis]
+    if patch is None:
+        sides = (min(LARGEST_PATCH, math.ceil(median_shape[axis] / PATCH_STEP) * PATCH_STEP) for axis in in_plane)
+        patch = (next(sides), next(sides))
+    planned = plan_channels(channels, *samples.foreground.chosen())
+    hashes = {name: one.hash for name, one in by_case.items()}
+    groups = look_for_twins(dataset, hashes, _hash_held_out(dataset, most, on_case))
+    axes = Counter(one.axes for one in seen if one.axes is not None)
+    remarks = (
+        *groups.remarks_on_pixels,
+        *_remarks_on_palettes(palettes, known),
+        *on_classes(with_twins(dataset, groups.twins), {name: one.pixels for name, one in by_case.items()}, known),
+        *on_axes({name: one.axes for name, one in by_case.items()}, slice_axis),
+    )
+    return DataPlan(
+        dataset=dataset.name,
+        channels=planned,
+        labels=labels,
+        file_ending=dataset.file_ending,
+        slice_axis=slice_axis,
+        spacing=(median_spacing[in_plane[0]], median_spacing[in_plane[1]])
+        if median_spacing and len(spacings) == len(seen)
+        else None,
+        patch=patch,
+        fingerprint=Fingerprint(
+            len(seen),
+            smallest,
+            median_shape,
+            largest,
+            median_spacing,
+            {name: pixels[label] for name, label in known.given.items()},
+            sum(one.at_the_detector for one in seen),
+            sum(one.spacing is None for one in seen),
+            axes.most_common(1)[0][0] if axes else None,
+        ),
+        channel_projection=None
+        if len(channels) in (1, 3)
+        else principal_components(normalise_samples(samples, planned)),
+        regions=known.regions,
+        ignore=known.ignore,
+        colours=known.colours,
+        test_cases=dataset.test_cases,
+        groups=replace(groups, remarks_on_pixels=remarks),
+        readers=READERS,
+    )
+
+
+def _remarks_on_palettes(
+    palettes: Sequence[tuple[Path, Mapping[int, str], Mapping[int, int]]], known: Labels
+) -> tuple[str, ...]:
+    told = palettes_differ(palettes) if known.colours is None else ""
+    return (f"{told}: palettes differ, and the numbers count ({write_labels(known.given)})",) if told else ()
+
+
+def _hash_held_out(dataset: Dataset, most: int, on_case: Callable[[], None]) -> dict[str, ImageHash]:
+    """The images of the cases that are held out, for nothing but to find out whether they are trained on elsewhere.
+
+    What can't be read is left out: predicting it in the end tells what is wrong with it.
+    """
+    hashes = {}
+    for case in dataset.held_out:
+        with noted([]):
+            hashes[case.name] = hash_image(open_image(case.images, most))
+        on_case()
+    return hashes
+
+
+def _channel_names(count: int, modalities: AbstractSet[str | None] = frozenset()) -> tuple[str, ...]:
+    """Of images that nobody described: how all of them were taken, if they tell, or colours."""
+    if count == 1 and len(modalities) == 1 and (only := next(iter(modalities))):
+        return (only,)
+    return ("R", "G", "B") if count == 3 else tuple(f"channel {index}" for index in range(count))
+
+
+def _require_colours(image: Volume, channels: Sequence[str]) -> None:
+    """Raise a DataError if what is normalised as a colour holds more than a byte."""
+    coloured = [normalisation_of(name).startswith("rgb") for name in channels]
+    for z in range(image.shape[0] if any(coloured) else 0):
+        for name, channel, colour in zip(channels, image.array[..., z, :, :], coloured, strict=True):
+            if colour:
+                require_colour(channel, name, image.source)
+
+
+def _triple(numbers: np.ndarray) -> tuple[float, float, float]:
+    z, y, x = numbers.tolist()
+    return z, y, x
+
+
+PATCH = (512, 512)
+SLICE_AXIS = 0
+LARGEST_SHARE = 0.05
+"""Of all the dataset's pixels in one batch."""
+LEAST_BATCH = 2
+
+
+def plan_as_published(data: DataPlan) -> DataPlan:
+    """Slices along the first axis, and a spacing at which the median slice has 512 x 512 pixels.
+
+    Images that don't know their spacing count as 1 apart, as in nnU-Net's reader of flat images, if none knows it.
+    """
+    seen = data.fingerprint
+    spacing = seen.median_spacing or (1.0, 1.0, 1.0)
+    rows, columns = (
+        distance * length / side
+        for distance, length, side in zip(spacing[1:], seen.median_shape[1:], PATCH, strict=True)
+    )
+    unknown = None if seen.median_spacing and not seen.cases_without_spacing else 1.0
+    return replace(data, slice_axis=SLICE_AXIS, spacing=(rows, columns), unknown_spacing=unknown)
+
+
+def largest_batch(data: DataPlan) -> int:
+    """nnU-Net's rule for 2D: as many patches as a plain U-Net takes in 8 GB, 5 % of the dataset's pixels at most.
+
+    The dataset counts with every case as large as the median one, whose slices have 512 x 512 pixels.
+    """
+    seen = data.fingerprint
+    pixels = seen.cases * seen.median_shape[SLICE_AXIS] * math.prod(PATCH)
+    return max(LEAST_BATCH, min(IN_MEMORY, round(pixels * LARGEST_SHARE / math.prod(data.patch))))

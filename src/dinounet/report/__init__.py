@@ -1,0 +1,1 @@
+"""The page on what was trained, how well it segments, and where it fails."""

@@ -1,0 +1,398 @@
+"""The records of `metrics.json`, and the `metrics.csv` beside it; `docs/evaluation.md` documents both."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from dinounet.errors import ConfigError
+from dinounet.io import read_json, to_record, whole_file, write_json
+from dinounet.schema.labels import Labels, Region
+
+NAMES = ("dice", "iou", "nsd", "precision", "recall", "hd95", "assd", "volume_difference")
+"""Of all measures, in the order of tables."""
+
+
+@dataclass(frozen=True)
+class Measures:
+    """How well something was found."""
+
+    dice: float
+    """Twice the overlap over the sum of both masks, from 0 to 1."""
+
+    iou: float
+    """The overlap over the union of both masks, from 0 to 1."""
+
+    nsd: float
+    """Share of both surfaces that is within the tolerance of the other, from 0 to 1."""
+
+    precision: float
+    """Share of the prediction that is true, from 0 to 1."""
+
+    recall: float
+    """Share of the truth that was found, from 0 to 1."""
+
+    hd95: float
+    """95th percentile of the distances between the surfaces, in `unit`."""
+
+    assd: float
+    """Mean distance between the surfaces, in `unit`."""
+
+    volume_difference: float
+    """Prediction minus truth, in `volume_unit`."""
+
+    def __post_init__(self) -> None:
+        wrong = [f"{name} = {getattr(self, name)}" for name in NAMES if not math.isfinite(getattr(self, name))]
+        if wrong:  # as no measurement gives, but Python reads from JSON
+            raise ConfigError(f"has {', '.join(wrong)}, which is no finite number; evaluate again")
+
+
+FORMAT = 3
+
+OLDEST = 2
+"""Format from which on files are still read: what later ones hold beside is computed from the cases."""
+
+Empty = Literal["both", "truth", "prediction"]
+Unit = Literal["mm", "mm at the detector", "px"]
+VolumeUnit = Literal["ml", "mm2", "mm2 at the detector", "px"]
+Interval = tuple[float, float]
+By = Literal["case", "group"]
+
+EMPTY: dict[tuple[bool, bool], Empty | None] = {
+    (True, True): None,
+    (True, False): "prediction",
+    (False, True): "truth",
+    (False, False): "both",
+}
+"""Where a class is empty, by whether truth and prediction hold it."""
+WORDS = {"both": "empty in both", "truth": "not in the truth", "prediction": "missed"}
+"""What it means that a class is empty there."""
+
+
+@dataclass(frozen=True)
+class ClassMetrics(Measures):
+    """How well one class of one case was found."""
+
+    empty: Empty | None = None
+    """Where the class has no pixel, if anywhere; the numbers are then the policy's."""
+
+
+@dataclass(frozen=True)
+class CaseMetrics:
+    """How well one case was segmented, or all cases of a group with their pixels pooled."""
+
+    case: str
+    """The file's name without ending; or the group's name."""
+
+    unit: Unit
+    """Of distances: mm; mm at the detector of X-rays that nobody calibrated; px where the truth tells no spacing."""
+
+    volume_unit: VolumeUnit
+    """Of volume differences: ml, of flat images mm2 (at the detector), or px (pixels) without a spacing."""
+
+    classes: dict[str, ClassMetrics]
+    """By name, without the background; or the regions."""
+
+    ignored_pixels: int = 0
+    """Of the truth, which were left out of both masks."""
+
+    group: str | None = None
+    """Its group, such as a patient; null where that isn't known."""
+
+    pooled: tuple[str, ...] = ()
+    """Of a group, the names of its cases; of a case nothing."""
+
+    @property
+    def dice(self) -> float:
+        """Mean over the classes."""
+        return self.mean("dice")
+
+    @property
+    def hd95(self) -> float:
+        """Mean over the classes, in `unit`."""
+        return self.mean("hd95")
+
+    def mean(self, name: str) -> float:
+        """A measure's mean over the classes."""
+        numbers = [getattr(found, name) for found in self.classes.values()]
+        return float(sum(numbers) / len(numbers))
+
+
+@dataclass(frozen=True)
+class MeanMetrics(Measures):
+    """Means, empty masks counted as the policy says."""
+
+    intervals: dict[str, Interval | None]
+    """Of each mean by its name, where it lies with a confidence of 95 %; null where there is one case only."""
+
+
+@dataclass(frozen=True)
+class Basis:
+    """What the mean Dice of a class rests on, or over classes that of pairs of case and class.
+
+    Where groups were scored, they are meant by cases.
+    """
+
+    present: int
+    """Cases whose truth has the class."""
+
+    mean_where_present: MeanMetrics | None
+    """Means over these alone; null where there is none. Over classes, the mean over those that some case has."""
+
+    absent: int
+    """Cases whose truth lacks the class."""
+
+    false_alarms: int
+    """How many of these hold the class in the prediction."""
+
+    false_alarm_volume: float | None
+    """Mean volume predicted in the false alarms, in `volume_unit`; null where there is none."""
+
+    floor: float
+    """What an all-background prediction would score on the same cases under the same policy, in Dice as in IoU,
+    NSD, precision and recall: the share of the cases that lack the class."""
+
+    above_floor: float
+    """The mean Dice minus the floor."""
+
+    above_floor_interval: Interval | None
+    """Where this difference, paired by case, lies with a confidence of 95 %, if any case has the class; null where
+    there is one case only."""
+
+    drawn: int
+    """Cases that have the class; groups of them where these are drawn by the bootstrap."""
+
+
+@dataclass(frozen=True)
+class EmptyCounts:
+    """In how many cases one class is empty where."""
+
+    both: int
+    """Neither there nor found."""
+
+    truth: int
+    """Found, but not there."""
+
+    prediction: int
+    """There, but missed."""
+
+
+@dataclass(frozen=True)
+class Bin:
+    """Decisions of about the same confidence."""
+
+    low: float
+    """Confidence above which they lie."""
+
+    high: float
+    """Confidence up to which they lie."""
+
+    count: int
+    """How many there are."""
+
+    confidence: float | None
+    """Their mean confidence; null without any."""
+
+    accuracy: float | None
+    """Share that is right; null without any."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Whether probabilities are what they say: of pixels that are 80 % certain, 80 % should be right."""
+
+    bins: tuple[Bin, ...]
+    """Equally wide, from 0 to 1, by the probability of the class that is most probable at a pixel; with regions by that
+    of each yes or no, all regions pooled."""
+
+    ece: float
+    """Expected calibration error: the distance of confidence and accuracy, averaged over pixels."""
+
+    count: int
+    """Decisions altogether: pixels that the truth doesn't ignore, with regions times the number of regions."""
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """What `metrics.json` holds."""
+
+    labels: dict[str, int]
+    """Names and numbers of the classes, with the background, which is not evaluated."""
+
+    policy: str
+    """What an empty mask counts."""
+
+    bootstrap: str
+    """How the intervals came about."""
+
+    tolerance: float
+    """Of NSD, in the unit of the distances."""
+
+    cases: tuple[CaseMetrics, ...]
+    """Sorted by name."""
+
+    mean_over_cases: dict[str, MeanMetrics]
+    """Of each class."""
+
+    mean_over_cases_and_classes: MeanMetrics
+    """Of everything; each case and class weighs the same, but for the classes that are left out."""
+
+    empties: dict[str, EmptyCounts]
+    """Of each class."""
+
+    basis: dict[str, Basis]
+    """Of each class, what its mean rests on: cases that have it, false alarms, an all-background prediction's score."""
+
+    basis_over_classes: Basis
+    """The same over classes."""
+
+    by: By = "case"
+    """What was scored: each case, or each group with the pixels of its cases pooled. All means, counts and intervals
+    are over these."""
+
+    groups: tuple[CaseMetrics, ...] = ()
+    """The groups that were scored, sorted by name; none by case."""
+
+    left_out: dict[str, str] = field(default_factory=dict)
+    """Classes that are not in the means over classes, and why."""
+
+    calibration: Calibration | None = None
+    """Of the probabilities, where they were kept beside the predicted masks."""
+
+    regions: tuple[Region, ...] | None = None
+    """What was evaluated instead of classes."""
+
+    ignore: int | None = None
+    """Number in the truth's masks of the pixels that were left out."""
+
+    colours: dict[str, str] | None = None
+    """Of a truth in colours, what stands for each class, whose numbers are ours."""
+
+    format: int = FORMAT
+    """Version of this file's keys."""
+
+    def __post_init__(self) -> None:
+        if not self.cases or len({(case.unit, case.volume_unit) for case in self.cases}) > 1:
+            raise ConfigError(
+                "cases must be at least one, and their units the same, of distances and of volumes; evaluate again"
+            )
+
+    @property
+    def scored(self) -> tuple[CaseMetrics, ...]:
+        """What means are over: the cases, or the groups."""
+        return self.groups if self.by == "group" else self.cases
+
+    @property
+    def unit(self) -> Unit:
+        """Of every distance and of the tolerance."""
+        return self.cases[0].unit
+
+    @property
+    def volume_unit(self) -> VolumeUnit:
+        """Of every volume difference."""
+        return self.cases[0].volume_unit
+
+    @property
+    def meaning(self) -> Labels:
+        """What masks hold."""
+        return Labels(self.labels, self.regions, self.ignore, self.colours)
+
+    @property
+    def classes(self) -> dict[str, tuple[int, ...]]:
+        """What was evaluated, classes or regions, and the numbers that stand for it in masks."""
+        return self.meaning.foreground
+
+    @property
+    def ignored_pixels(self) -> int:
+        """Of all cases."""
+        return sum(case.ignored_pixels for case in self.cases)
+
+    @property
+    def remark_on_ignored(self) -> str:
+        """What an ignore label left out, as the beginning of a sentence; empty without one."""
+        if self.ignore is None:
+            return ""
+        return f"{self.ignored_pixels:,} pixels that the truth ignores ({self.ignore}) are left out of both masks; "
+
+    @property
+    def worst_first(self) -> tuple[CaseMetrics, ...]:
+        """The cases by rising mean Dice; of equals, the farther one first."""
+        return worst_first(self.cases)
+
+
+def worst_first(cases: Sequence[CaseMetrics]) -> tuple[CaseMetrics, ...]:
+    """Cases or groups by rising mean Dice; of equals, the farther one first."""
+    return tuple(sorted(cases, key=lambda case: (case.dice, -case.hd95, case.case)))
+
+
+def group_of(case: CaseMetrics) -> str:
+    """The group of a case; where that isn't known, it is its own."""
+    return case.case if case.group is None else case.group
+
+
+def count_empties(empties: Mapping[str, EmptyCounts]) -> EmptyCounts:
+    """How many pairs of case and class are empty where."""
+    return EmptyCounts(*(sum(getattr(count, where) for count in empties.values()) for where in WORDS))
+
+
+def describe_empties(metrics: Metrics) -> str:
+    """The empty masks in a sentence."""
+    counts = count_empties(metrics.empties)
+    pairs = len(metrics.scored) * len(metrics.empties)
+    return (
+        f"Of {pairs} pairs of {metrics.by} and class, missed entirely (only the prediction is empty): "
+        f"{counts.prediction}; found where there is nothing (only the truth is empty): {counts.truth}; empty in both: "
+        f"{counts.both}."
+    )
+
+
+def read_metrics(path: Path) -> Metrics:
+    """Read what `dinounet evaluate` wrote.
+
+    Raises:
+        DataError: the file is missing or no JSON.
+        ConfigError: another version of dinounet wrote it, or it has been changed.
+    """
+    content = read_json(path, what="what `dinounet evaluate` wrote")
+    found = content.get("format") if isinstance(content, Mapping) else None
+    if found == OLDEST:
+        content = _upgrade(content, str(path))
+    elif found is not None and found != FORMAT:
+        raise ConfigError(
+            f"{path} has the format {found} but this version of dinounet reads {OLDEST} to {FORMAT}; evaluate again"
+        )
+    return to_record(Metrics, content, where=str(path))
+
+
+def _upgrade(content: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The content of a file of format 2 with what means rest on, which its cases tell."""
+    from dinounet.evaluation.means import rest_on
+
+    new = {**content, "format": FORMAT}
+    if isinstance(cases := content.get("cases"), list) and cases:
+        by_class, overall = rest_on([to_record(CaseMetrics, case, where=f"{where}, cases") for case in cases])
+        new |= {
+            "basis": {name: asdict(basis) for name, basis in by_class.items()},
+            "basis_over_classes": asdict(overall),
+        }
+    return new
+
+
+def write_metrics(path: Path, metrics: Metrics) -> None:
+    """Write all of it as JSON, and as CSV beside that every measure of every case, and group, and class."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(path.with_suffix(".csv")) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file)
+        table.writerow(["case", "class", *NAMES, "empty", "unit", "volume_unit", "group", "by"])
+        for by, scored in (("case", metrics.cases), ("group", metrics.groups)):
+            for case in scored:
+                whose = (case.case, case.group or "") if by == "case" else ("", case.case)
+                for name, found in case.classes.items():
+                    numbers = [getattr(found, measure) for measure in NAMES]
+                    units = case.unit, case.volume_unit
+                    table.writerow([whose[0], name, *numbers, found.empty or "", *units, whose[1], by])
+    write_json(path, metrics)

@@ -1,0 +1,216 @@
+"""The records beside predicted masks: `prediction.json` and `postprocessing.json`."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from dinounet.errors import ConfigError
+from dinounet.io import read_record
+from dinounet.schema.labels import Labels, Region
+from dinounet.schema.network import BackboneRecord
+
+POSTPROCESSING = "postprocessing.json"
+"""In a run's folder: what is done to the masks that it predicts."""
+
+POSTPROCESSING_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Steps:
+    """What is done to one class or region, in the order of the fields, and why."""
+
+    keep_largest: bool = False
+    """Only its largest component is kept; of equally large ones all."""
+
+    smallest: float | None = None
+    """Components below this size are removed, in the record's unit; None: none is."""
+
+    fill_holes: bool = False
+    """Background that it encloses becomes its own; other classes in there stay."""
+
+    dice_before: float | None = None
+    """Mean over the record's cases without any step, 1 where the class is rightly absent; None: nobody measured."""
+
+    dice_after: float | None = None
+    """The same with the steps of all classes. They were chosen on these cases, so other cases gain less."""
+
+    def __post_init__(self) -> None:
+        if self.smallest is not None and not (math.isfinite(self.smallest) and self.smallest > 0):
+            raise ConfigError(f"smallest is {self.smallest}; it must be above 0, or null to remove nothing")
+
+    @property
+    def does_something(self) -> bool:
+        """Whether there is a step at all."""
+        return self.keep_largest or self.smallest is not None or self.fill_holes
+
+
+@dataclass(frozen=True)
+class Postprocessing:
+    """What is done to predicted masks."""
+
+    classes: dict[str, Steps]
+    """Of each class, or region, by name; of those that are not named nothing."""
+
+    unit: Literal["mm3", "px"] = "px"
+    """Of sizes: mm3 (in flat images mm², as if 1 mm thick), so that they hold at other spacings too; px, pixels,
+    where some case doesn't tell its spacing."""
+
+    spacing: tuple[float, float, float] | None = None
+    """Median distance of neighbours along z, y and x in mm, which images have that don't tell theirs; with px none."""
+
+    cases: tuple[str, ...] = ()
+    """That it was chosen on."""
+
+    format: int = POSTPROCESSING_FORMAT
+    """Version of this file's keys."""
+
+    def __post_init__(self) -> None:
+        if self.format != POSTPROCESSING_FORMAT:
+            raise ConfigError(
+                f"format is {self.format} but this version of dinounet reads "
+                f"{POSTPROCESSING_FORMAT}; use another version"
+            )
+        if (self.unit == "mm3") != (self.spacing is not None):
+            raise ConfigError(
+                f"unit is {self.unit} and spacing {self.spacing}; give a spacing with mm3, and null with px"
+            )
+        if self.spacing is not None and not all(math.isfinite(step) and step > 0 for step in self.spacing):
+            raise ConfigError(f"spacing is {list(self.spacing)}; give three distances in mm above 0")
+
+    @property
+    def does_something(self) -> bool:
+        """Whether any class has a step."""
+        return any(steps.does_something for steps in self.classes.values())
+
+
+def read_postprocessing(run: Path) -> Postprocessing | None:
+    """What a run's masks undergo; None of a run for which nobody chose.
+
+    Raises:
+        UserError: the file is no JSON, or has unknown, missing or wrong keys.
+    """
+    path = run / POSTPROCESSING
+    return read_record(Postprocessing, path, what="a run's postprocessing") if path.exists() else None
+
+
+def check_names(post: Postprocessing, known: Labels, where: str = "the postprocessing") -> None:
+    """Raise a ConfigError if steps are meant for what masks don't hold; `where` says in which file."""
+    unknown = [name for name in post.classes if name not in known.foreground]
+    if unknown:
+        raise ConfigError(
+            f"{where} names {', '.join(unknown)}, but masks hold {', '.join(known.foreground)}; name these"
+        )
+
+
+TestTimeAugmentation = Literal["none", "flip", "full"]
+
+
+Batch = int | Literal["auto"]
+"""Tiles that go through the network together; auto: as many as the device works on well, fewer if memory runs out."""
+
+
+FORMAT = 2
+
+
+@dataclass(frozen=True)
+class ModelRecord:
+    """One of the trained networks."""
+
+    run: str
+    """The trained run's folder or bundle, as given, or its name and commit on the Hub."""
+
+    sha256: str
+    """Of its model file."""
+
+    decisions_sha256: str | None = None
+    """Of what decides on a mask outside of that file: from an image to a patch, the network's form, its backbone. None
+    in records of versions before they were compared."""
+
+
+@dataclass(frozen=True)
+class PredictionRecord:
+    """What made a folder of masks."""
+
+    labels: dict[str, int]
+    """Names and numbers of the classes in the masks."""
+
+    regions: tuple[Region, ...] | None
+    """What was predicted instead of classes."""
+
+    ignore: int | None
+    """Number for pixels that nobody has judged in the truth; no predicted mask holds it."""
+
+    models: tuple[ModelRecord, ...]
+    """Whose probabilities were averaged."""
+
+    backbone: BackboneRecord | None
+    """What the models stand on; a U-Net has none."""
+
+    device: str
+    """Where it was computed."""
+
+    precision: str
+    """fp32, bf16, fp16 or, of an ONNX file, int8."""
+
+    tta: TestTimeAugmentation
+    """Which copies of each tile were averaged."""
+
+    step: float
+    """Distance of neighbouring tiles at the most, as a share of a tile."""
+
+    command: tuple[str, ...]
+    """As typed."""
+
+    versions: dict[str, str]
+    """Of what computed."""
+
+    machine: dict[str, str]
+    """That it computed on."""
+
+    started: str
+    """Time in UTC."""
+
+    images: int = 0
+    """So many were predicted."""
+
+    seconds: float = 0.0
+    """In so much time, reading and writing included, loading the model not."""
+
+    colours: dict[str, str] | None = None
+    """Of colour-coded data, the colour of each class in the truth, which predicted masks have as their palette."""
+
+    postprocessing: Postprocessing | None = None
+    """What was done to the masks after the network."""
+
+    readers: int = 1
+    """Version of how files were read."""
+
+    batch: Batch = "auto"
+    """Tiles at a time. Numbers differ by it in their last digits, as they do by what shares a batch, so that masks
+    may in single pixels where two classes are equally likely; it is told, and not compared."""
+
+    absent_classes: tuple[str, ...] = ()
+    """Classes, or regions, that no training case of any of the models held: they are in no mean over classes."""
+
+    cut_otherwise: dict[str, str] = field(default_factory=dict)
+    """Of images whose slices lie along another axis of the body than those learned from, by name, that axis."""
+
+    at_the_detector: tuple[str, ...] = ()
+    """Names of images, X-rays that nobody calibrated, whose lengths are in mm at the detector. A truth in
+    a format that has no word for it is measured as they are; none by versions before this was recorded."""
+
+    sources: dict[str, str] = field(default_factory=dict)
+    """Of each image, by name, a hash of its files' sizes and times of change, so that no mask is kept for another image
+    of the same name; none for those predicted by versions before this was recorded."""
+
+    format: int = FORMAT
+    """Version of this file's keys."""
+
+    def __post_init__(self) -> None:
+        if self.format != FORMAT:
+            raise ConfigError(
+                f"format is {self.format} but this version of dinounet reads {FORMAT}; predict into another folder"
+            )

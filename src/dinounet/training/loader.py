@@ -1,0 +1,143 @@
+"""From cached cases to the batches of a run's steps, of which each process gets its share."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pickle import UnpicklingError
+from typing import Any, Protocol
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from dinounet.console import claim_process
+from dinounet.data.cache import CachedCase
+from dinounet.data.patches import Patches
+from dinounet.errors import UnreachableError, UserError, reason_of
+from dinounet.schema.plan import Plan
+from dinounet.schema.recipe import Augmentation
+
+
+@dataclass(frozen=True)
+class Shares:
+    """Numbers of the patches that one process learns from, step by step: together the processes have those of one."""
+
+    batch: int
+    """Patches of a step, over all processes."""
+
+    first_step: int
+    """Steps before it are done, counted from 0."""
+
+    last_step: int
+    """The step after the last."""
+
+    rank: int
+    """Of the process."""
+
+    processes: int
+    """That share a step; they divide `batch`."""
+
+    def __iter__(self) -> Iterator[range]:
+        share = self.batch // self.processes
+        for step in range(self.first_step, self.last_step):
+            first = step * self.batch + self.rank * share
+            yield range(first, first + share)
+
+    def __len__(self) -> int:
+        return self.last_step - self.first_step
+
+
+class Numbered(Protocol):
+    """What is told of a sequence of patches."""
+
+    batch: int
+    """How many make a batch."""
+
+    def case_of(self, index: int) -> str:
+        """Name of the case that the n-th patch is of."""
+
+
+def make_patches(cases: Sequence[CachedCase], plan: Plan, augmentation: Augmentation) -> Patches:
+    """The endless sequence of a plan's patches."""
+    return Patches(
+        cases,
+        plan.data.patch,
+        batch=plan.recipe.batch,
+        foreground=plan.recipe.foreground,
+        augmentation=augmentation,
+        seed=plan.recipe.seed,
+    )
+
+
+def make_loader(patches: Dataset[Any], shares: Shares, workers: int) -> DataLoader[Any]:
+    """The batches of a process, prepared by other processes."""
+    return DataLoader(
+        patches,
+        batch_sampler=shares,  # type: ignore[arg-type]
+        num_workers=workers,
+        worker_init_fn=_leave_signals_to_the_parent,
+        generator=torch.Generator(),  # its own: starting workers must not advance the one that drop path draws from
+    )
+
+
+def next_batch(batches: Iterator[Any], patches: Numbered, step: int, stop: Callable[[], bool]) -> Any:
+    """The next batch; None if it can't be made because a signal to stop has ended the workers, too.
+
+    Raises:
+        UnreachableError: the cache's file system is away.
+        UserError: it can't be made otherwise; a worker was killed, or a file of the cache is damaged.
+    """
+    try:
+        return next(batches)
+    # a worker that is killed while it sends leaves an end of file, or half a pickle of PyTorch's
+    except (RuntimeError, OSError, ValueError, EOFError, UnpicklingError, UserError) as error:
+        if stop():
+            return None
+        if isinstance(error, UnreachableError):  # with the worker's traceback before it
+            raise UnreachableError(str(error).strip().splitlines()[-1].partition(": ")[2] or str(error)) from error
+        raise _unprepared(error, patches, step) from error
+
+
+@contextmanager
+def blaming_workers(patches: Numbered, step: Callable[[], int], stop: Callable[[], bool]) -> Iterator[None]:
+    """Within the block the death of a worker, which is told as soon as it happens, names the cases that it held.
+
+    Raises:
+        UserError: a worker was killed; without it, and but for a signal to stop, nothing is changed.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if stop() or not is_worker_dead(error):
+            raise
+        raise _unprepared(error, patches, step()) from error
+
+
+def is_worker_dead(error: BaseException) -> bool:
+    """Whether PyTorch tells of the death of a process that prepares patches."""
+    return isinstance(error, RuntimeError) and "DataLoader worker" in str(error)
+
+
+def _unprepared(error: Exception, patches: Numbered, step: int) -> UserError:
+    if hasattr(signal, "SIGCHLD"):
+        with suppress(ValueError):  # only the main thread may; PyTorch would tell of the death again, amid what follows
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    reason = reason_of(error, -1)
+    return UserError(
+        f"patches of {cases_of(patches, step)} could not be prepared for step {step + 1} ({reason}); if a worker "
+        "was killed, memory was short: close other programs or choose a smaller --patch; then resume"
+    )
+
+
+def cases_of(patches: Numbered, step: int) -> str:
+    """Names of the cases in the batch of a step, counted from 0."""
+    names = {patches.case_of(index) for index in range(step * patches.batch, (step + 1) * patches.batch)}
+    return ", ".join(sorted(names))
+
+
+def _leave_signals_to_the_parent(_: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(1)
+    claim_process()
