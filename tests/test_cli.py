@@ -1,6 +1,7 @@
 """The command line: help, exit codes and messages, as a user meets them in a shell."""
 
 import json
+import pkgutil
 import subprocess
 import sys
 from pathlib import Path
@@ -76,6 +77,11 @@ def test_a_wrong_command_is_one_sentence_and_exit_code_2(
     assert message in told
     assert told.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_no_room_has_the_name_of_a_function() -> None:
+    """Else importing the room would put it in the function's place."""
+    assert {room.name for room in pkgutil.iter_modules(dinounet.__path__)}.isdisjoint(dinounet.__all__)
 
 
 def test_words_and_flags_come_in_any_order_and_lists_in_parts() -> None:

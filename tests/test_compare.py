@@ -14,7 +14,7 @@ import dinounet
 from dinounet.cli.main import main
 from dinounet.errors import ConfigError, DataError
 from dinounet.io import read_record
-from dinounet.report.tables import print_comparison
+from dinounet.reporting.tables import print_comparison
 from dinounet.schema.comparison import Comparison
 
 LABELS = "background=0,grey=1,white=2"

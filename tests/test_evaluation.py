@@ -22,7 +22,7 @@ from dinounet.errors import ConfigError, DataError
 from dinounet.evaluation.evaluate import evaluate_folders, find_masks
 from dinounet.evaluation.means import describe_bootstrap, intervals_of_means
 from dinounet.evaluation.metrics import POLICY, measure, write_number
-from dinounet.report.tables import print_table
+from dinounet.reporting.tables import print_table
 from dinounet.schema.metrics import read_metrics
 
 LABELS = {"background": 0, "grey": 1, "white": 2}

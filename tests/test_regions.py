@@ -22,7 +22,7 @@ from dinounet.errors import ConfigError, DataError
 from dinounet.evaluation.evaluate import evaluate_folders
 from dinounet.io import write_json
 from dinounet.planning.data_plan import plan_data
-from dinounet.report.case_images import make_pictures
+from dinounet.reporting.case_images import make_pictures
 from dinounet.schema.labels import IGNORED, Labels, Region
 from dinounet.schema.plan import DataPlan, Plan, read_plan
 from dinounet.schema.recipe import Recipe

@@ -17,9 +17,9 @@ from dinounet.data.overlays import COLOURS, colours_of
 from dinounet.errors import DataError
 from dinounet.evaluation.evaluate import evaluate_folders
 from dinounet.evaluation.means import summarise
-from dinounet.report.case_images import ERRORS, make_pictures
-from dinounet.report.charts import MOST_DOTS, make_distributions
-from dinounet.report.report import MOST_LISTED, MOST_OPEN, find_failures, write_report
+from dinounet.reporting.case_images import ERRORS, make_pictures
+from dinounet.reporting.charts import MOST_DOTS, make_distributions
+from dinounet.reporting.report import MOST_LISTED, MOST_OPEN, find_failures, write_report
 from dinounet.schema.labels import Labels
 from dinounet.schema.metrics import Bin, Calibration, CaseMetrics, ClassMetrics, Metrics, write_metrics
 

@@ -10,8 +10,8 @@ from PIL import Image
 
 from browser import Browser
 from dinounet.evaluation.evaluate import evaluate_folders
-from dinounet.report.case_images import make_pictures
-from dinounet.report.report import write_report
+from dinounet.reporting.case_images import make_pictures
+from dinounet.reporting.report import write_report
 from dinounet.schema.metrics import Bin, Calibration
 from test_report import LOG, RUN
 

@@ -30,8 +30,8 @@ from dinounet.inference.postprocessing import describe
 from dinounet.inference.predictor import Predictor
 from dinounet.inference.record import at_the_detector, record_prediction
 from dinounet.io import METRICS, PREDICTION, PROBABILITIES, read_record, remove_leftovers, whole_folder, write_json
-from dinounet.report.case_images import picture_cases
-from dinounet.report.report import write_report
+from dinounet.reporting.case_images import picture_cases
+from dinounet.reporting.report import write_report
 from dinounet.schema.metrics import Metrics, read_metrics
 from dinounet.schema.prediction import POSTPROCESSING, PredictionRecord, read_postprocessing
 from dinounet.schema.recipe import Recipe

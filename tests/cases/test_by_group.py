@@ -16,7 +16,7 @@ import dinounet
 from dinounet.cli.main import main
 from dinounet.errors import ConfigError
 from dinounet.evaluation.metrics import measure
-from dinounet.report.report import write_report
+from dinounet.reporting.report import write_report
 from dinounet.schema.metrics import CaseMetrics, Metrics, read_metrics
 
 LABELS = "background=0,a=1,b=2"

@@ -19,7 +19,7 @@ from dinounet.cli.main import main
 from dinounet.data.layouts import Case
 from dinounet.evaluation.evaluate import evaluate_cases
 from dinounet.evaluation.postprocessing_search import choose
-from dinounet.report.report import write_report
+from dinounet.reporting.report import write_report
 from dinounet.schema.labels import Labels
 from dinounet.schema.metrics import read_metrics
 

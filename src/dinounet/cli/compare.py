@@ -51,7 +51,7 @@ def compare(
     from dinounet.evaluation.groups import find_absent_in_any, find_at_the_detector
     from dinounet.evaluation.metrics import write_number
     from dinounet.io import require_file, write_json
-    from dinounet.report.tables import describe_winners, print_comparison
+    from dinounet.reporting.tables import describe_winners, print_comparison
 
     folders = _name_folders([str(folder) for folder in predictions])
     path = Path(output) if output else None

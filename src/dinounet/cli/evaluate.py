@@ -53,7 +53,7 @@ def evaluate(
     from dinounet.evaluation.means import describe_basis, warn_of_floor
     from dinounet.evaluation.metrics import write_number
     from dinounet.io import METRICS, require_file
-    from dinounet.report.tables import print_table
+    from dinounet.reporting.tables import print_table
     from dinounet.schema.metrics import NAMES, count_empties
 
     cases = len(find_masks(truth, find_masks(predictions)))  # before their labels, of which a missing folder has none

@@ -37,8 +37,8 @@ def report(
     """
     from dinounet.console import say
     from dinounet.io import METRICS, require_file
-    from dinounet.report.case_images import make_pictures
-    from dinounet.report.report import write_report
+    from dinounet.reporting.case_images import make_pictures
+    from dinounet.reporting.report import write_report
     from dinounet.schema.metrics import read_metrics
     from dinounet.schema.run import read_log, read_run, tell
 

@@ -15,9 +15,9 @@ from dinounet.data.overlays import colours_of
 from dinounet.evaluation.means import describe_basis, warn_of_floor
 from dinounet.evaluation.metrics import title_of, write_interval, write_number
 from dinounet.io import whole_file
-from dinounet.report.case_images import CONFUSED, ERRORS, CasePicture
-from dinounet.report.charts import MOST_DOTS, draw_reliability, make_charts, make_distributions
-from dinounet.report.tables import describe_by, describe_tolerance
+from dinounet.reporting.case_images import CONFUSED, ERRORS, CasePicture
+from dinounet.reporting.charts import MOST_DOTS, draw_reliability, make_charts, make_distributions
+from dinounet.reporting.tables import describe_by, describe_tolerance
 from dinounet.schema.metrics import NAMES, WORDS, Metrics, describe_empties, worst_first
 
 LOW_DICE = 0.5
