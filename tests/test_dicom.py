@@ -50,7 +50,7 @@ def write_series(folder: Path, array: np.ndarray, modality: str = "CT", **change
         one = FileDataset(None, {}, file_meta=meta, preamble=b"\0" * 128)
         one.SOPClassUID, one.SOPInstanceUID = meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID
         one.SeriesInstanceUID, one.StudyInstanceUID = series, study
-        one.Modality, one.PatientID, one.PatientName = modality, "x", "x"
+        one.Modality, one.PatientID, one.PatientName = modality, "x", "Doe^J"
         one.StudyDate = one.StudyTime = one.PatientBirthDate = one.PatientSex = one.AccessionNumber = ""
         one.ReferringPhysicianName = ""
         one.StudyID, one.SeriesNumber = "1", 1

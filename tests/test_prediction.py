@@ -236,7 +236,8 @@ def test_of_a_volume_they_lie_on_its_grid(tmp_path: Path) -> None:
         np.testing.assert_allclose(getattr(entropy, get)(), getattr(image, get)(), atol=1e-5)
     with np.load(tmp_path / "out" / "probabilities" / "case_0.npz", allow_pickle=False) as file:
         assert file["probabilities"].shape == (3, *image.GetSize()[::-1])
-    assert Image.open(tmp_path / "out" / "overlays" / "case_0.png").mode == "RGB"
+    with Image.open(tmp_path / "out" / "overlays" / "case_0.png") as overlay:
+        assert overlay.mode == "RGB"
 
 
 def test_large_arrays_lie_on_the_disk_until_they_are_packed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

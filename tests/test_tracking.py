@@ -130,7 +130,8 @@ def test_at_most_twelve_examples_are_kept_and_the_last_among_them(png: Path, tmp
         path = write_example(tmp_path / "out", step, seen, plan)
         assert path.exists()
         assert len(list(path.parent.iterdir())) <= FILES
-    assert Image.open(path).size == (3 * 100 + 2 * 4, 200)
+    with Image.open(path) as picture:
+        assert picture.size == (3 * 100 + 2 * 4, 200)
 
 
 def test_a_terminal_shows_a_bar_with_numbers_below(

@@ -40,7 +40,7 @@ def make_image(pixels: np.ndarray, kind: str, **attributes: Any) -> FileDataset:
     made = FileDataset(None, {}, file_meta=meta, preamble=b"\0" * 128)
     made.SOPClassUID, made.SOPInstanceUID = meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID
     made.StudyInstanceUID, made.SeriesInstanceUID = generate_uid(), generate_uid()
-    made.Modality, made.PatientID, made.PatientName = kind.split()[-1].replace("CINE", "US"), "x", "x"
+    made.Modality, made.PatientID, made.PatientName = kind.split()[-1].replace("CINE", "US"), "x", "Doe^J"
     made.Rows, made.Columns = pixels.shape[-2:]
     made.SamplesPerPixel, made.PhotometricInterpretation = 1, "MONOCHROME2"
     made.BitsAllocated = made.BitsStored = pixels.dtype.itemsize * 8

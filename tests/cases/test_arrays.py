@@ -174,16 +174,18 @@ def test_a_picture_that_is_closed_or_cut_off_is_told(predictors: dict[str, Predi
     closed = Image.open(tmp_path / "a.png")
     closed.close()
     (tmp_path / "b.png").write_bytes((tmp_path / "a.png").read_bytes()[:900])
-    for picture in (closed, Image.open(tmp_path / "b.png")):
-        with pytest.raises(UserError, match="the picture can't be read"):
-            predictors["grey"].predict(picture)
+    with Image.open(tmp_path / "b.png") as cut:
+        for picture in (closed, cut):
+            with pytest.raises(UserError, match="the picture can't be read"):
+                predictors["grey"].predict(picture)
 
 
 def test_axes_of_a_file_are_the_files_own(predictors: dict[str, Predictor], tmp_path: Path) -> None:
     Image.fromarray(numbers(H, W)).save(tmp_path / "a.png")
-    for given in (tmp_path / "a.png", [tmp_path / "a.png"], Image.open(tmp_path / "a.png")):
-        with pytest.raises(UserError, match="axes are for arrays, and files and pictures tell theirs; leave axes out"):
-            predictors["grey"].predict(given, axes="HW")
+    with Image.open(tmp_path / "a.png") as picture:
+        for given in (tmp_path / "a.png", [tmp_path / "a.png"], picture):
+            with pytest.raises(UserError, match="axes are for arrays, and files and pictures tell theirs; leave axes"):
+                predictors["grey"].predict(given, axes="HW")
 
 
 def test_the_same_numbers_in_any_form_have_the_same_mask(predictors: dict[str, Predictor]) -> None:

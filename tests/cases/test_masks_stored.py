@@ -41,7 +41,8 @@ def write_pairs(root: Path, mask: np.ndarray, **how: object) -> Path:
 def test_white_is_zero_swaps_no_classes(mask: np.ndarray, how: dict, number: int, tmp_path: Path) -> None:
     plan = plan_data(read_dataset(write_pairs(tmp_path, mask, **how)))
     path = tmp_path / "masks" / "c0.tif"
-    assert tifffile.TiffFile(path).pages[0].photometric == tifffile.PHOTOMETRIC.MINISWHITE
+    with tifffile.TiffFile(path) as file:
+        assert file.pages[0].photometric == tifffile.PHOTOMETRIC.MINISWHITE
     assert plan.labels == {"background": 0, "foreground": number}
     assert plan.fingerprint.label_pixels == {"background": 3 * (24 * 30 - 7 * 14), "foreground": 3 * 7 * 14}
     np.testing.assert_array_equal(read_mask(path).array[0], tifffile.imread(path))

@@ -67,7 +67,7 @@ def test_nearly_whole_floats_are_whole(ending: str, tmp_path: Path) -> None:
     values = np.array([0, 0.99998, 1.99996], np.float32)[MASK]
     path = tmp_path / f"a{ending}"
     if ending == ".tif":
-        tifffile.imwrite(path, values, metadata={"axes": "ZYX"})
+        tifffile.imwrite(path, values, photometric="minisblack", metadata={"axes": "ZYX"})
     else:
         sitk.WriteImage(sitk.GetImageFromArray(values), path)
     np.testing.assert_array_equal(read_mask(path).array, MASK)
@@ -163,13 +163,13 @@ def test_smoothed_masks_of_one_class_get_one_command(tmp_path: Path) -> None:
     ],
 )
 def test_values_that_no_mask_may_hold_are_told_what_to_do(mask: np.ndarray, message: str, tmp_path: Path) -> None:
-    tifffile.imwrite(tmp_path / "a.tif", mask, metadata={"axes": "ZYX"})
+    tifffile.imwrite(tmp_path / "a.tif", mask, photometric="minisblack", metadata={"axes": "ZYX"})
     write_volume(tmp_path / "a.nii.gz", mask)
     for path in sorted(tmp_path.iterdir()):
         with pytest.raises(DataError, match=message):
             read_mask(path)
     whole = np.where(np.isfinite(mask) & (mask >= 0) & (mask < 9), mask, 0).astype(mask.dtype)
-    tifffile.imwrite(tmp_path / "a.tif", whole, metadata={"axes": "ZYX"})
+    tifffile.imwrite(tmp_path / "a.tif", whole, photometric="minisblack", metadata={"axes": "ZYX"})
     np.testing.assert_array_equal(read_mask(tmp_path / "a.tif").array, whole)
 
 
