@@ -20,7 +20,7 @@ from dinounet.data.dataset import read_dataset
 from dinounet.errors import ConfigError, UserError, WeightsError
 from dinounet.io import write_json
 from dinounet.nnunet.conversions import read_nnunet_plan
-from dinounet.nnunet.network import PlannedDinoUNet, architecture_of
+from dinounet.nnunet.network import NETWORK_CLASSES, PlannedDinoUNet, architecture_of
 from dinounet.nnunet.planner import plan_network
 from dinounet.planning.planner import plan_dataset
 from networks import TINY, tiny_config
@@ -162,6 +162,14 @@ def test_a_run_goes_to_nnunet_and_comes_back_as_it_was(run: Path, tmp_path: Path
     image = Image.fromarray(picture((64, 64), 5)[0])
     assert (before.predict_proba(image) == after.predict_proba(image)).all()
     assert before.backbone.sha256 == after.backbone.sha256
+
+
+def test_a_plan_with_an_older_name_of_the_network_is_understood(run: Path, tmp_path: Path) -> None:
+    folder = export(run, tmp_path / "folder")
+    plans, checkpoint = folder / "plans.json", folder / "fold_0" / "checkpoint_final.pth"
+    plans.write_text(plans.read_text().replace(*NETWORK_CLASSES))
+    torch.save({**torch.load(checkpoint, weights_only=True), "init_args": {}}, checkpoint)
+    assert len(dinounet.load(dinounet.import_(folder, tmp_path / "bundle")).networks) == 1
 
 
 def test_folds_go_and_come_together_and_networks_that_differ_do_not(run: Path, tmp_path: Path) -> None:

@@ -39,6 +39,7 @@ from dinounet.data.dataset import read_dataset
 from dinounet.errors import ConfigError
 from dinounet.io import write_json
 from dinounet.nnunet import TRAINERS
+from dinounet.nnunet.network import NETWORK_CLASSES
 from dinounet.nnunet.planner import fit
 from dinounet.nnunet.trainer import DinoUNetPaperTrainer, DinoUNetTrainer
 from dinounet.planning.planner import plan_dataset
@@ -277,6 +278,8 @@ def test_a_run_of_nnunets_becomes_a_bundle_that_predicts_the_same(home: Home, tr
     ours("import", trained, "-o", tmp_path / "bundle")
     predictor = dinounet.load(tmp_path / "bundle", device="cpu", precision="fp32")
     assert_same_logits(predictor.networks[0], trained, classes=3)
+    plans = trained / "plans.json"  # which older versions wrote with another name of the network
+    plans.write_text(plans.read_text().replace(*NETWORK_CLASSES))
     theirs, found = tmp_path / "theirs", tmp_path / "ours"
     words = ["-d", "903", "-c", "2d", "-f", "0", "-tr", "DinoUNetTrainer", "--disable_tta", "-device", "cpu"]
     with without_processes():

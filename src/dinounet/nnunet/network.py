@@ -26,6 +26,9 @@ CONFIGURATION = "2d"
 NETWORK_CLASS = f"{__name__}.PlannedDinoUNet"
 """What names this network in a plan."""
 
+NETWORK_CLASSES = (NETWORK_CLASS, "dinounet.integrations.nnunet.network.PlannedDinoUNet")
+"""What names it in plans of any version."""
+
 STRIDES = ((1, 1), (2, 2), (2, 2), (2, 2))
 """Where nnU-Net reads at which scales there are logits: all but the last, so 1, 1/2 and 1/4."""
 
@@ -93,7 +96,7 @@ def find_configuration(planned: Any, where: str, configuration: str = CONFIGURAT
 
 def names_dinounet(part: Any) -> bool:
     """Whether a plan's configuration is of this network."""
-    return isinstance(part, Mapping) and part.get("architecture", {}).get("network_class_name") == NETWORK_CLASS
+    return isinstance(part, Mapping) and part.get("architecture", {}).get("network_class_name") in NETWORK_CLASSES
 
 
 def read_arguments(arguments: Any) -> PlannedNetwork:

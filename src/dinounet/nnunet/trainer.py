@@ -14,6 +14,7 @@ import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.file_path_utilities import get_output_folder
 
+from dinounet.nnunet.network import PlannedDinoUNet
 from dinounet.nnunet.planner import plan_network, read_number
 from dinounet.schema.recipe import RECIPES, STEPS_AN_EPOCH, Recipe, RecipeName
 from dinounet.training.optimizer import learning_rate_at, make_optimizer
@@ -60,6 +61,22 @@ class DinoUNetTrainer(nnUNetTrainer):  # type: ignore[misc]
         self.oversample_foreground_percent = self.recipe.foreground
         self.enable_deep_supervision = self.recipe.deep_supervision
         self.save_every = 1  # a default training has four epochs, and trained tensors are small
+
+    @staticmethod
+    def build_network_architecture(
+        plans_manager: Any,
+        configuration_manager: Any,
+        num_input_channels: int,
+        num_output_channels: int,
+        enable_deep_supervision: bool = True,
+    ) -> torch.nn.Module:
+        """The network by its plan, by whichever name a version of dinounet has written there."""
+        return PlannedDinoUNet(
+            num_input_channels,
+            num_output_channels,
+            enable_deep_supervision,
+            **configuration_manager.network_arch_init_kwargs,
+        )
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, Any]:
         """Optimizer of the trained parameters, and what sets its learning rate."""
