@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 import psutil
-import torch
 
 from dinounet.errors import ConfigError
 
@@ -365,6 +364,8 @@ def reproducible(wanted: bool) -> Iterator[None]:
         yield
         return
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA's first matrices are multiplied
+    import torch
+
     before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
     torch.use_deterministic_algorithms(True)  # cuDNN's choice as well
     torch.backends.cudnn.benchmark = False
