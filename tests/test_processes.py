@@ -20,14 +20,14 @@ from safetensors.torch import load_file
 import dinounet
 from datasets import write_png_dataset
 from dinounet.data.dataset import read_dataset
-from dinounet.distributed import not_synchronised, require_shares
+from dinounet.distributed import require_shares, unused_parameters
 from dinounet.errors import ConfigError, Interrupted, UserError
 from dinounet.io import write_json
 from dinounet.planning.data_plan import plan_data
 from dinounet.schema.plan import Plan
 from dinounet.schema.recipe import Recipe
 from dinounet.schema.run import MODEL, read_log, read_run
-from dinounet.system import Place, my_place
+from dinounet.system import DistInfo, dist_info
 from dinounet.training.step import Learner
 from networks import tiny_config
 
@@ -179,7 +179,7 @@ def kill_worker_of_second(launcher: subprocess.Popen[str]) -> None:
     [
         (interrupt, r"stopped after step \d+ of 100000; go on, by the same launcher, with: dinounet train .* --resume"),
         # the launcher tells the first process to stop, too, which may be what it hears of first
-        (kill_second, "one of the 2 processes has ended without a word|stopped; the last checkpoint is of step 0"),
+        (kill_second, "one of the 2 processes exited unexpectedly|stopped; the last checkpoint is of step 0"),
         (kill_worker_of_second, r"patches of case_.* could not be prepared for step .*; if a worker was killed"),
     ],
 )
@@ -212,22 +212,22 @@ def test_a_batch_that_processes_cannot_share_is_answered() -> None:
     require_shares(4, 2)
 
 
-def test_places_are_told_by_torchrun_and_srun(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert my_place() == Place()
+def test_ranks_are_those_of_torchrun_and_srun(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert dist_info() == DistInfo()
     slurm = {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "4", "SLURM_PROCID": "0"}  # sbatch alone starts one process
     for name, value in slurm.items():
         monkeypatch.setenv(name, value)
-    assert my_place() == Place()
+    assert dist_info() == DistInfo()
     for name, value in {"SLURM_STEP_NUM_TASKS": "4", "SLURM_STEP_NUM_NODES": "2", "SLURM_PROCID": "3"}.items():
         monkeypatch.setenv(name, value)
-    assert my_place() == Place(3, 4, 2, "srun")
+    assert dist_info() == DistInfo(3, 4, 2, "srun")
     monkeypatch.setenv("SLURM_STEP_NUM_NODES", "3")
     with pytest.raises(ConfigError, match="4 processes can't be shared equally by the nodes"):
-        my_place()
+        dist_info()
     torchrun = {"TORCHELASTIC_RUN_ID": "x", "RANK": "5", "WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "2"}
     for name, value in torchrun.items():
         monkeypatch.setenv(name, value)
-    assert my_place() == Place(5, 8, 4, "torchrun")
+    assert dist_info() == DistInfo(5, 8, 4, "torchrun")
 
 
 def test_only_what_is_trained_and_used_is_synchronised() -> None:
@@ -237,13 +237,13 @@ def test_only_what_is_trained_and_used_is_synchronised() -> None:
         network = build_network(tiny_config(num_classes=3, deep_supervision=deep)).train()
         logits = network(torch.randn(2, 1, 64, 64))
         sum(scale.sum() for scale in ([logits] if isinstance(logits, torch.Tensor) else logits)).backward()
-        with_gradient = {name for name, parameter in network.named_parameters() if parameter.grad is not None}
-        synchronised = {name for name, _ in network.named_parameters()} - set(not_synchronised(network))
-        assert synchronised == with_gradient
+        for parameter in unused_parameters(network):
+            parameter.requires_grad_(False)
+        assert all((parameter.grad is not None) == parameter.requires_grad for parameter in network.parameters())
 
 
 def test_want_of_memory_in_one_of_several_processes_is_answered() -> None:
-    learner = Learner(SimpleNamespace(size=2), None, None, None, clip=1.0, micro_batch=4, seed=0)
+    learner = Learner(SimpleNamespace(world_size=2), None, None, None, clip=1.0, micro_batch=4, seed=0)
     with pytest.raises(
         UserError, match="out of memory with 4 patches at a time; go on with --resume and --micro-batch 2"
     ):

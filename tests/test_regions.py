@@ -17,7 +17,7 @@ from dinounet.data.arrays import to_classes, to_targets
 from dinounet.data.cache import build_cache
 from dinounet.data.dataset import read_dataset
 from dinounet.data.patches import Patches
-from dinounet.distributed import Team
+from dinounet.distributed import DistributedContext
 from dinounet.errors import ConfigError, DataError
 from dinounet.evaluation.evaluate import evaluate_folders
 from dinounet.io import write_json
@@ -170,7 +170,7 @@ def test_validation_dice_is_scikit_learns_over_known_pixels(both: Path) -> None:
     network, image = torch.nn.Conv2d(1, 2, 3, padding=1), torch.randn(2, 1, 16, 16)
     mask = torch.randint(0, 3, (2, 16, 16))
     mask[:, :4] = IGNORED
-    numbers, _ = validate(Team("cpu", "fp32"), network, make_loss(plan.data), [(image, mask)], plan)
+    numbers, _ = validate(DistributedContext("cpu", "fp32"), network, make_loss(plan.data), [(image, mask)], plan)
     found = numbers["validation_dice"]
     logits = network(image)
     classes = torch.where(logits[:, 1] > 0, 2, torch.where(logits[:, 0] > 0, 1, 0))[:, 4:].flatten()

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from dinounet.system import my_place
+from dinounet.system import dist_info
 
 SECONDS_BETWEEN_LINES = 5.0
 """Without a terminal a task tells its progress at most so often."""
@@ -24,7 +24,7 @@ Advance = Callable[..., None]
 
 def say(event: str, text: str, **facts: Any) -> None:
     """Tell one thing: its text on a terminal, a JSON line with its facts elsewhere."""
-    if my_place().rank:
+    if dist_info().rank:
         return
     if sys.stdout.isatty():
         from rich.console import Console
@@ -37,7 +37,7 @@ def say(event: str, text: str, **facts: Any) -> None:
 @contextmanager
 def progress(what: str, total: int, done: int = 0) -> Iterator[Advance]:
     """Show a task's progress while the block runs."""
-    if my_place().rank:
+    if dist_info().rank:
         yield lambda *_, **__: None
     else:
         yield from (_bar if sys.stdout.isatty() else _lines)(what, total, done)

@@ -1,7 +1,7 @@
 """Several processes that train one network, or share images: what one does before the others, how they end together.
 
-Lightning Fabric starts them and averages the gradients. A process that fails leaves a word in the store that all of
-them reach, so that the first one can say it, once, for all.
+Lightning Fabric starts them and averages the gradients. A process that fails leaves the reason in a store of key and
+value, so that the main process can print it, once, for all.
 """
 
 from __future__ import annotations
@@ -11,32 +11,32 @@ import os
 import signal
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from datetime import timedelta
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed import TCPStore
 
 from dinounet.backbones.frozen import Network
 from dinounet.console import quieten_lightning
 from dinounet.errors import ConfigError, Interrupted, UserError
 from dinounet.network.dinounet import DinoUNet
-from dinounet.system import Place, my_place
-
-SECONDS_BETWEEN_LOOKS = 0.2
-"""While waiting for another process."""
+from dinounet.system import DistInfo, dist_info
 
 GRACE = 10.0
 """Seconds that a process has for ending by itself after another has failed; then it is ended."""
 
-EXIT_CODES = {"mistake": 2, "stopped": 130, "fault": 1}
-"""Of a process that has to be ended, by the kind of failure."""
+FAILURES: dict[str, tuple[type[BaseException], int]] = {
+    "mistake": (UserError, 2), "stopped": (Interrupted, 130), "fault": (RuntimeError, 1),
+}  # fmt: skip
+"""By the kind of failure: as what it is raised in the other processes, and the exit code."""
 
 
-class Team:
-    """This process and those that train with it.
+class DistributedContext:
+    """This process and those that compute with it.
 
     Args:
         device: where each computes.
@@ -46,105 +46,98 @@ class Team:
         ConfigError: there are too few devices, or the launcher's variables contradict each other.
     """
 
-    sessions = 0
-    """Trainings that this process has taken part in."""
-
     def __init__(self, device: Literal["cpu", "cuda", "mps"], precision: Literal["fp32", "bf16", "fp16"]) -> None:
-        place = my_place()
-        self.device, self.rank, self.size = device, place.rank, place.processes
-        self.fabric = _make_fabric(device, precision, place)
-        self.store: Any = None
-        if self.size > 1:
+        info = dist_info()
+        self.device, self.rank, self.world_size = device, info.rank, info.world_size
+        self.fabric = _make_fabric(device, precision, info)
+        if self.world_size > 1:
             self.fabric.launch()
-            everybodys = torch.distributed.distributed_c10d._get_default_store()  # there is no public way to it
-            self.store = torch.distributed.PrefixStore(f"dinounet {Team.sessions}", everybodys)
-            Team.sessions += 1
+            # NCCL's and Gloo's own limits are minutes, in which no large dataset is preprocessed
+            self._patient: Any = torch.distributed.new_group(backend="gloo", timeout=timedelta(days=365))
+            host = self.fabric.strategy.cluster_environment.main_address
+            own = TCPStore(host, 0, is_master=True, wait_for_workers=False) if self.is_main else None
+            port = self.fabric.broadcast(own.port if own else 0)
+            self._store = own or TCPStore(host, port, is_master=False)
 
     @property
-    def leads(self) -> bool:
-        """Whether this is the process that speaks and writes."""
+    def is_main(self) -> bool:
+        """Whether this is the process that prints and writes."""
         return self.rank == 0
 
     @contextmanager
-    def leader_first(self, what: str) -> Iterator[None]:
-        """The first process runs the block before the others do.
-
-        They wait without a limit of time, and hear of an error or a signal meanwhile.
-        """
-        while not self.leads and not self.store.check([what]):
-            self._hear()
-            time.sleep(SECONDS_BETWEEN_LOOKS)
+    def main_process_first(self) -> Iterator[None]:
+        """Run the block in the main process before the others run it."""
+        if not self.is_main:
+            self.barrier()
         yield
-        if self.leads and self.store:
-            self.store.set(what, "done")
+        if self.is_main:
+            self.barrier()
 
-    def meet(self, what: str) -> None:
-        """Wait until every process has come here, without a limit of time, hearing of an error meanwhile."""
-        if self.store is None:
-            return
-        self.store.add(what, 1)
-        while self.store.add(what, 0) < self.size:
-            self._hear()
-            time.sleep(SECONDS_BETWEEN_LOOKS)
+    def barrier(self) -> None:
+        """Wait until every process has come here, without a limit of time."""
+        if self.world_size > 1:
+            torch.distributed.barrier(group=self._patient)
 
-    def collect(self, what: str, text: str) -> list[str]:
-        """What every process has to say, for all of them, in their order."""
-        if self.store is None:
-            return [text]
-        self.store.set(f"{what} {self.rank}", text)
-        self.meet(what)
-        return [self.store.get(f"{what} {rank}").decode() for rank in range(self.size)]
+    def all_gather_object(self, value: Any) -> list[Any]:
+        """The value of every process, in the order of their ranks."""
+        values = [value] * self.world_size
+        if self.world_size > 1:
+            torch.distributed.all_gather_object(values, value, group=self._patient)
+        return values
 
-    def counter(self, what: str) -> Callable[[int], int]:
-        """What adds to a common number, and gives how much it has grown since this process asked last."""
+    def counter(self, name: str) -> Callable[[int], int]:
+        """A function that adds to a number common to all, and returns how much it has grown since its last call."""
         known = 0
 
         def add(more: int) -> int:
             nonlocal known
-            before, known = known, self.store.add(f"{what} (number)", more)
+            before, known = known, self._store.add(name, more)
             return known - before
 
         return add
 
     def setup(self, network: Network, optimizer: torch.optim.Optimizer) -> tuple[Any, Any]:
         """Network and optimizer on their device; with several processes, gradients of what is trained are averaged."""
-        if self.size > 1:
-            torch.nn.parallel.DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(
-                network, not_synchronised(network)
-            )
-        return self.fabric.setup(network, optimizer)
+        if self.world_size == 1:
+            return self.fabric.setup(network, optimizer)
+        for parameter in unused_parameters(network):
+            parameter.requires_grad_(False)
+        if not isinstance(network, DinoUNet):
+            return self.fabric.setup(network, optimizer)
+        # DDP must neither broadcast what is frozen nor find it on another device, as weights on the disk are
+        backbone = network.to(self.fabric.device).backbone
+        network.set_submodule("backbone", nn.Identity())
+        wrapped = self.fabric.setup(network, optimizer)
+        network.set_submodule("backbone", backbone)
+        return wrapped
 
-    def gather(self, tensor: Tensor) -> Tensor:
+    def all_gather(self, tensor: Tensor) -> Tensor:
         """Every process's (B, ...), one after another: (processes * B, ...).
 
         A gradient flows into the own part alone; so a loss of what was gathered has, on each process, a share of the
         gradient, and the shares add up to the whole.
         """
-        if self.size == 1:
+        if self.world_size == 1:
             return tensor
-        own = tensor.detach().contiguous()
-        parts = [torch.empty_like(own) for _ in range(self.size)]
-        torch.distributed.all_gather(parts, own)
+        parts = list(self.fabric.all_gather(tensor.detach()))
         parts[self.rank] = tensor
         return torch.cat(parts)
 
-    def add_up(self, tensor: Tensor) -> Tensor:
+    def all_reduce_sum(self, tensor: Tensor) -> Tensor:
         """The sum over all processes."""
-        if self.size == 1:
-            return tensor
         return self.fabric.all_reduce(tensor.to(self.fabric.device), reduce_op="sum").cpu()
 
-    def largest(self, *numbers: float) -> list[float]:
+    def all_reduce_max(self, *numbers: float) -> list[float]:
         """The largest of each over all processes."""
-        if self.size == 1:
-            return list(numbers)
-        together = torch.tensor(numbers, dtype=torch.float64, device=self.fabric.device)
-        return self.fabric.all_reduce(together, reduce_op="max").tolist()
+        together = torch.tensor(numbers, dtype=torch.float64)
+        if self.world_size == 1:
+            return together.tolist()
+        return self.fabric.all_reduce(together.to(self.fabric.device), reduce_op="max").tolist()
 
     @contextmanager
-    def ending_together(self) -> Iterator[None]:
+    def fail_together(self) -> Iterator[None]:
         """An error within the block, in any of the processes, ends it in all of them, by the same message."""
-        if self.size == 1:
+        if self.world_size == 1:
             yield
             return
         done = threading.Event()
@@ -154,52 +147,39 @@ class Team:
         except BaseException as error:
             if threading.current_thread() is threading.main_thread():
                 signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the launcher sends it as soon as one process has ended
-            self._hear(after=error)
-            if isinstance(error, RuntimeError) and _is_broken_connection(error):
-                error = UserError(
-                    f"one of the {self.size} processes has ended without a word, perhaps for want of memory; look at "
-                    "the launcher's messages, and go on with --resume"
+            if failure := self._failure():
+                raise FAILURES[failure["kind"]][0](failure["message"]) from error
+            reason: BaseException = error
+            if type(error) is RuntimeError:  # Gloo has no other for a lost connection
+                reason = UserError(
+                    f"one of the {self.world_size} processes exited unexpectedly (possibly out of memory), or this one "
+                    f"failed ({str(error).splitlines()[0]}); see the launcher's messages, and go on with --resume"
                 )
-            if isinstance(error, KeyboardInterrupt | Interrupted):
-                self._say("stopped", str(error) or "stopped")
-            else:
-                self._say("mistake" if isinstance(error, UserError) else "fault", str(error))
-            raise error
+            kind = "mistake" if isinstance(reason, UserError) else "fault"
+            kind = "stopped" if isinstance(reason, KeyboardInterrupt | Interrupted) else kind
+            with suppress(RuntimeError):  # the process that keeps the store has gone
+                self._store.set("failure", json.dumps({"kind": kind, "message": str(reason) or kind}))
+            if reason is not error:
+                raise reason from error
+            raise
         finally:
             done.set()
 
-    def _say(self, kind: str, message: str) -> None:
-        """Leave the reason of the end for the others."""
-        try:
-            self.store.set("failure", json.dumps({"kind": kind, "message": message}))
-        except RuntimeError:  # the process that keeps the store has gone
-            return
-
     def _failure(self) -> dict[str, str] | None:
-        try:
-            return json.loads(self.store.get("failure")) if self.store.check(["failure"]) else None
-        except RuntimeError:
-            return None
-
-    def _hear(self, after: BaseException | None = None) -> None:
-        """End as another process has.
-
-        Raises:
-            UserError: another process has failed.
-        """
-        failure = self._failure()
-        if failure:
-            kinds = {"mistake": UserError, "stopped": Interrupted, "fault": RuntimeError}
-            raise kinds[failure["kind"]](failure["message"]) from after
+        """Kind and message of the first process that failed; None if none has, or if the main process is gone."""
+        with suppress(RuntimeError):
+            if self._store.check(["failure"]):
+                return json.loads(self._store.get("failure"))
+        return None
 
     def _end_after_grace(self, done: threading.Event) -> None:
         """A collective operation on a GPU waits for a process that has failed; nothing else ends it."""
         while not done.wait(2.0):
             failure = self._failure()
             if failure and not done.wait(GRACE):
-                if self.leads:
+                if self.is_main:
                     print(f"dinounet: {failure['message']}", file=sys.stderr, flush=True)
-                os._exit(EXIT_CODES[failure["kind"]])
+                os._exit(FAILURES[failure["kind"]][1])
 
 
 def require_shares(batch: int, processes: int) -> None:
@@ -215,25 +195,14 @@ def require_shares(batch: int, processes: int) -> None:
         )
 
 
-def not_synchronised(network: Network) -> list[str]:
-    """Names of what the processes need not tell each other: the frozen backbone, and heads that are not used."""
-    names = [name for name, parameter in network.named_parameters() if not parameter.requires_grad]
-    names += [name for name, _ in network.named_buffers()]  # equal anyway, as is batch norm's
-    if isinstance(network, DinoUNet) and not network.config.deep_supervision:
-        used = f"decoder.heads.{len(network.decoder.heads) - 1}."
-        names += [
-            name
-            for name, _ in network.named_parameters()
-            if name.startswith("decoder.heads.") and not name.startswith(used)
-        ]
-    return names
+def unused_parameters(network: Network) -> list[nn.Parameter]:
+    """Heads without which training computes, for whose gradients DDP would wait."""
+    if not isinstance(network, DinoUNet) or network.config.deep_supervision:
+        return []
+    return [parameter for head in list(network.decoder.heads)[:-1] for parameter in head.parameters()]
 
 
-def _is_broken_connection(error: RuntimeError) -> bool:
-    return any(word in str(error).lower() for word in ("gloo", "connection", "nccl", "socket"))
-
-
-def _make_fabric(device: str, precision: str, place: Place) -> Any:
+def _make_fabric(device: str, precision: str, info: DistInfo) -> Any:
     from lightning_fabric import Fabric
     from lightning_fabric.plugins.environments import (
         LightningEnvironment,
@@ -243,7 +212,7 @@ def _make_fabric(device: str, precision: str, place: Place) -> Any:
     from lightning_fabric.strategies import DDPStrategy
 
     quieten_lightning()
-    here = place.processes_a_node
+    here = info.local_world_size
     if device == "cuda" and here > torch.cuda.device_count():
         raise ConfigError(
             f"{here} processes were started on a machine where they see {torch.cuda.device_count()} GPUs; start one "
@@ -251,12 +220,12 @@ def _make_fabric(device: str, precision: str, place: Place) -> Any:
         )
     names: Any = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
     options: dict[str, Any] = {"accelerator": device, "devices": here, "precision": names[precision]}
-    if place.processes == 1:
+    if info.world_size == 1:
         return Fabric(**options, plugins=[LightningEnvironment()])
     try:
-        environment = TorchElasticEnvironment() if place.launcher == "torchrun" else SLURMEnvironment()
+        environment = TorchElasticEnvironment() if info.launcher == "torchrun" else SLURMEnvironment()
     except RuntimeError as error:  # SLURM was asked in a way that Lightning doesn't know
         raise ConfigError(f"SLURM's processes can't be used: {' '.join(str(error).split())}") from None
     # batch norm's buffers are equal without being sent
     strategy = DDPStrategy(broadcast_buffers=False)
-    return Fabric(**options, num_nodes=place.nodes, strategy=strategy, plugins=[environment])
+    return Fabric(**options, num_nodes=info.nodes, strategy=strategy, plugins=[environment])

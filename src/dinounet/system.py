@@ -114,29 +114,29 @@ def processor_has(instructions: str) -> bool:
 
 
 @dataclass(frozen=True)
-class Place:
+class DistInfo:
     """This process among those that were started together."""
 
     rank: int = 0
-    """Its number, from 0, over all nodes."""
+    """Number of this process, from 0, over all nodes."""
 
-    processes: int = 1
-    """So many there are."""
+    world_size: int = 1
+    """Number of processes."""
 
     nodes: int = 1
-    """On so many machines, equally many on each."""
+    """Number of machines, with equally many processes on each."""
 
     launcher: Literal["none", "torchrun", "srun"] = "none"
-    """What started them."""
+    """What started the processes."""
 
     @property
-    def processes_a_node(self) -> int:
-        """On this machine."""
-        return self.processes // self.nodes
+    def local_world_size(self) -> int:
+        """Number of processes on this machine."""
+        return self.world_size // self.nodes
 
 
-def my_place() -> Place:
-    """Where this process stands.
+def dist_info() -> DistInfo:
+    """Rank and world size of this process, from the launcher's environment variables.
 
     A SLURM job without srun is one process, however many tasks the job has asked for.
 
@@ -151,13 +151,13 @@ def my_place() -> Place:
         processes, nodes = int(told["SLURM_STEP_NUM_TASKS"]), int(told["SLURM_STEP_NUM_NODES"])
         rank, here, launcher = int(told["SLURM_PROCID"]), processes // nodes, "srun"
     else:
-        return Place()
+        return DistInfo()
     if here * nodes != processes:
         raise ConfigError(
             f"{processes} processes can't be shared equally by the nodes; start equally many on each, with torchrun "
             "--nproc-per-node or srun --ntasks-per-node"
         )
-    return Place(rank, processes, nodes, launcher)  # type: ignore[arg-type]
+    return DistInfo(rank, processes, nodes, launcher)  # type: ignore[arg-type]
 
 
 PROCESS = Path("/proc/self")

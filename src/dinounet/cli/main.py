@@ -17,7 +17,7 @@ from typing import Any
 import dinounet
 from dinounet.console import claim_process
 from dinounet.errors import Interrupted, UserError
-from dinounet.system import keep_freed_memory, my_place, wait_asleep
+from dinounet.system import dist_info, keep_freed_memory, wait_asleep
 
 VERBS = {
     "demo": "train, predict, evaluate and report on real brain images, in minutes",
@@ -61,7 +61,7 @@ def run() -> None:
         code: Any = main()
     except SystemExit as end:  # help, or a flag that there is not
         code = end.code
-    if code and my_place().rank:  # the launcher ends all as soon as one has failed: the first one speaks before
+    if code and dist_info().rank:  # the launcher ends all as soon as one has failed: the first one speaks before
         time.sleep(SECONDS_TO_SPEAK)
     sys.exit(code)
 
@@ -116,7 +116,7 @@ def function_of(verb: str) -> Any:
 
 
 def _fail(message: str, code: int = USER_ERROR) -> int:
-    if not my_place().rank:  # of several processes one speaks for all
+    if not dist_info().rank:  # of several processes one speaks for all
         line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in message)  # a file's name may hold anything
         print(f"dinounet: {line}", file=sys.stderr)
     return code

@@ -73,17 +73,17 @@ def predict(
     from dinounet.inference.outputs import Outputs, choose_endings
     from dinounet.inference.record import record_prediction
     from dinounet.io import require_outside
-    from dinounet.system import my_place
+    from dinounet.system import dist_info
 
     for folder in inputs:
         require_outside(output, folder, what="the predictions", inside="the images")
     require_place(output)
-    team = None
-    if my_place().processes > 1:
-        from dinounet.distributed import Team
+    context = None
+    if dist_info().world_size > 1:
+        from dinounet.distributed import DistributedContext
         from dinounet.system import choose_device
 
-        team = Team(choose_device(device), "fp32")
+        context = DistributedContext(choose_device(device), "fp32")
     predictor = load(
         [run, *also] if also else run, weights=weights, device=device, precision=precision, offload=offload, tta=tta,
         step=step, batch=batch, postprocessing=postprocessing,
@@ -92,12 +92,12 @@ def predict(
     endings = choose_endings(cases, format, predictor.plan.data.meaning.largest)
     outputs = Outputs(output, endings, probabilities, uncertainty, overlay)
     record = record_prediction(predictor)
-    with team.ending_together() if team else nullcontext(), progress("predicting", len(cases)) as advance:
-        count = team.counter("predicted") if team else lambda more: more
+    with context.fail_together() if context else nullcontext(), progress("predicting", len(cases)) as advance:
+        count = context.counter("predicted") if context else lambda more: more
         try:
             done = predict_folder(
                 predictor, cases, outputs, record,
-                overwrite=overwrite, on_case=lambda more: advance(count(more)), team=team,
+                overwrite=overwrite, on_case=lambda more: advance(count(more)), context=context,
             )  # fmt: skip
         except KeyboardInterrupt:
             raise Interrupted(f"stopped; the same command goes on with {output}") from None

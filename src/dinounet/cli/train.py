@@ -103,7 +103,7 @@ def train(
     from dinounet.schema.labels import parse_labels
     from dinounet.schema.plan import read_plan
     from dinounet.schema.run import read_run
-    from dinounet.system import my_place
+    from dinounet.system import dist_info
     from dinounet.training.resume import require_as_started
     from dinounet.training.session import how_to_go_on, resume_run, start_run
 
@@ -138,7 +138,7 @@ def train(
             micro_batch=micro_batch if isinstance(micro_batch, int) else None,
             deterministic=bool(deterministic), checkpoint_minutes=checkpoint_minutes,
         )  # fmt: skip
-    if report and my_place().rank == 0:  # one of several processes does
+    if report and dist_info().rank == 0:  # one of several processes does
         try:
             review_run(data, output)
         except KeyboardInterrupt:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -28,7 +27,7 @@ from dinounet.schema.plan import BodyAxis
 from dinounet.schema.prediction import PredictionRecord
 
 if TYPE_CHECKING:
-    from dinounet.distributed import Team
+    from dinounet.distributed import DistributedContext
 
 
 FAILED = "failed.json"
@@ -72,7 +71,7 @@ def predict_folder(
     *,
     overwrite: bool = False,
     on_case: Callable[[int], None] = lambda done: None,
-    team: Team | None = None,
+    context: DistributedContext | None = None,
 ) -> int:
     """Predict what is not there yet; several processes share it.
 
@@ -83,7 +82,7 @@ def predict_folder(
         record: of what makes them.
         overwrite: whether to predict anew what is there.
         on_case: called with the number of cases that became done, of whichever process.
-        team: of the processes; None if there is one.
+        context: of the processes; None if there is one.
 
     Returns:
         How many were predicted now, by this process and the others.
@@ -91,15 +90,15 @@ def predict_folder(
     Raises:
         UserError: the folder holds something else, or, after all is done, some images could not be predicted.
     """
-    rank, size = (team.rank, team.size) if team else (0, 1)
+    rank, size = (context.rank, context.world_size) if context else (0, 1)
     started = time.monotonic()
     is_new = not outputs.folder.exists()
-    with team.leader_first("folder") if team else nullcontext():
+    with context.main_process_first() if context else nullcontext():
         if rank == 0:
             record = _begin(outputs, cases, record, overwrite)
     todo = [case for case in cases if overwrite or not outputs.are_there(case)]
-    if team:  # all have looked before any adds to it
-        team.meet("looked")
+    if context:  # all have looked before any adds to it
+        context.barrier()
     on_case(len(cases) - len(todo) if rank == 0 else 0)
     share = todo[rank::size]
     problems: Problems = {}
@@ -109,8 +108,8 @@ def predict_folder(
     finally:
         if is_new and size == 1 and not _masks_in(outputs.folder):  # not one mask: leave nothing
             shutil.rmtree(outputs.folder, ignore_errors=True)
-    if team:
-        told = [json.loads(text) for text in team.collect("problems", json.dumps([problems, cut]))]
+    if context:
+        told = context.all_gather_object((problems, cut))
         problems = {case: sentence for one, _ in told for case, sentence in one.items()}
         cut = {case: axis for _, one in told for case, axis in one.items()}
     done = len(todo) - len(problems)

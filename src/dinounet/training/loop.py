@@ -18,7 +18,7 @@ from dinounet.console import progress, say
 from dinounet.data.cache import CachedCase, build_cache
 from dinounet.data.dataset import read_dataset
 from dinounet.data.patches import Patches
-from dinounet.distributed import Team
+from dinounet.distributed import DistributedContext
 from dinounet.errors import DataError, Interrupted, UnreachableError, UserError, WeightsError
 from dinounet.io import write_json
 from dinounet.network.dinounet import DinoUNet
@@ -55,7 +55,7 @@ def fit(
     training: Sequence[CachedCase],
     validation: Sequence[CachedCase],
     *,
-    team: Team,
+    context: DistributedContext,
     features: CachedFeatures | None = None,
     resume: bool = False,
     workers: int = 1,
@@ -69,7 +69,7 @@ def fit(
         run: the folder.
         training: cases to learn from.
         validation: cases to watch; may be none.
-        team: this process and those that train with it; the first one writes.
+        context: this process and those that train with it; the first one writes.
         features: of these cases, where the backbone need not run.
         resume: go on from the run's checkpoint.
         workers: processes that prepare patches.
@@ -84,14 +84,14 @@ def fit(
         UserError: the loss stays non-finite, memory is too small for one patch, or patches can't be prepared.
     """
     plan, recipe = record.plan, record.plan.recipe
-    if team.size > 1:
+    if context.world_size > 1:
         share_batch_norm(network, record.device)
-    wrapped, optimizer = team.setup(network, make_optimizer(network, recipe))
+    wrapped, optimizer = context.setup(network, make_optimizer(network, recipe))
     average = Average(network, recipe.average) if recipe.average else None
     averaged = average.tensors if average else None
-    share = recipe.batch // team.size
+    share = recipe.batch // context.world_size
     micro_batch = min(record.micro_batch or share, share)
-    learner = Learner(team, wrapped, optimizer, make_loss(plan.data), recipe.clip, micro_batch, recipe.seed)
+    learner = Learner(context, wrapped, optimizer, make_loss(plan.data), recipe.clip, micro_batch, recipe.seed)
     known = load_checkpoint(run, network, optimizer, averaged, learner.scaler) if resume else None
     step, seconds_before, skipped = (known["step"], known["seconds"], known["skipped"]) if known else (0, 0.0, 0)
     budget = Budget(recipe, seconds_before)
@@ -100,10 +100,11 @@ def fit(
     watched: Patches | SeenPatches = make_patches(validation, plan, "none")
     if features:
         patches, watched = features.training, features.validation
-    mine = Shares(recipe.batch, step, budget.last_step, team.rank, team.size)
-    loader = team.fabric.setup_dataloaders(make_loader(patches, mine, workers), use_distributed_sampler=False)
-    watch = make_loader(watched, Shares(recipe.batch, 0, VALIDATION_BATCHES, team.rank, team.size), workers=0)
-    if team.leads:
+    mine = Shares(recipe.batch, step, budget.last_step, context.rank, context.world_size)
+    loader = context.fabric.setup_dataloaders(make_loader(patches, mine, workers), use_distributed_sampler=False)
+    watched_here = Shares(recipe.batch, 0, VALIDATION_BATCHES, context.rank, context.world_size)
+    watch = make_loader(watched, watched_here, workers=0)
+    if context.is_main:
         cut_log(run / LOG, step)
     saved = time.monotonic()
 
@@ -117,7 +118,7 @@ def fit(
             skipped_steps=skipped,
             micro_batch=learner.micro_batch if learner.micro_batch < share else None,
         )
-        if team.leads:
+        if context.is_main:
             facts = {"step": step, "seconds": record.seconds, "skipped": skipped}
             save_checkpoint(run, network, optimizer, facts, averaged, learner.scaler)
             write_json(run / RECORD, record)
@@ -132,10 +133,10 @@ def fit(
     finished = step >= budget.last_step
     batches = iter(loader)
     with (
-        told_to_stop(alone=team.size == 1) as stop,
+        told_to_stop(alone=context.world_size == 1) as stop,
         blaming_workers(patches, lambda: step, stop),
-        tracking(record.track if team.leads else (), run, record, step) as track,
-        journal(run / LOG if team.leads else None, track, budget, recipe.batch, step) as note,
+        tracking(record.track if context.is_main else (), run, record, step) as track,
+        journal(run / LOG if context.is_main else None, track, budget, recipe.batch, step) as note,
     ):
         while not finished:
             began = time.monotonic()
@@ -160,8 +161,8 @@ def fit(
                 closing = closing or budget.guess_of_closing(learner.seconds["forward"], VALIDATION_BATCHES)
             # the first process's clock counts for all, and a signal to one of them stops all
             reserve = time.monotonic() - began + closing
-            clock = (budget.spent(), reserve, budget.is_over(step, reserve)) if team.leads else (0, 0, 0)
-            spent, reserve, finished, stopping = team.largest(*clock, stop())
+            clock = (budget.spent(), reserve, budget.is_over(step, reserve)) if context.is_main else (0, 0, 0)
+            spent, reserve, finished, stopping = context.all_reduce_max(*clock, stop())
             note.step(step, loss, spent, optimizer.param_groups[0]["lr"], learner.breakdown())
             learner.seconds.clear()
             if learner.skipped_in_a_row == MOST_SKIPPED:
@@ -173,18 +174,18 @@ def fit(
             if validation and (step % recipe.validate_every == 0 or finished):
                 before = time.monotonic()
                 with average.in_place() if average else nullcontext():
-                    numbers, seen = validate(team, wrapped, learner.loss_of, watch, plan)
-                note.look(step, numbers, write_example(run, step, seen, plan) if team.leads else None)
+                    numbers, seen = validate(context, wrapped, learner.loss_of, watch, plan)
+                note.look(step, numbers, write_example(run, step, seen, plan) if context.is_main else None)
                 closing = time.monotonic() - before
             if stopping and not finished:
                 raise stopped()
             if time.monotonic() - saved >= 60 * checkpoint_minutes:
                 save("running")
-    if team.leads:
+    if context.is_main:
         with average.in_place() if average else nullcontext():
             save_tensors(run / MODEL, network.state_dict(), {"steps": step})
     save("finished")
-    if team.leads:
+    if context.is_main:
         for name in (CHECKPOINT, PREVIOUS_CHECKPOINT):  # the model is all that is needed from here on
             (run / name).unlink(missing_ok=True)
     if skipped:
@@ -236,13 +237,13 @@ def fill_again(record: RunRecord, output: Path) -> FrozenBackbone:
 
 
 def cache_slices(
-    record: RunRecord, data: Path, output: Path, cache: Path, team: Team
+    record: RunRecord, data: Path, output: Path, cache: Path, context: DistributedContext
 ) -> tuple[list[CachedCase], list[CachedCase]]:
     """The training and validation cases' preprocessed slices, in the run's own folder unless another is named."""
     by_name = {case.name: case for case in read_dataset(data, group="none").cases}
     training, validation = record.data.training_cases, record.data.validation_cases
     cases = [by_name[name] for name in (*training, *validation)]
-    if team.leads and not (output / PLAN).exists():
+    if context.is_main and not (output / PLAN).exists():
         write_json(output / PLAN, record.plan)
     with progress("caching", len(cases)) as advance:
         found = build_cache(cases, record.plan.data, cache, advance, lambda text: say("cache", text))

@@ -16,7 +16,7 @@ from dinounet.console import progress, say
 from dinounet.data.dataset import Dataset, hash_dataset, parse_channels, read_dataset, with_twins
 from dinounet.data.formats import READERS, other_reading
 from dinounet.data.splits import read_test_list
-from dinounet.distributed import Team, require_shares
+from dinounet.distributed import DistributedContext, require_shares
 from dinounet.errors import ConfigError, DataError, Interrupted, UnreachableError
 from dinounet.io import is_passing, remove_leftovers, require_new, require_outside, write_json
 from dinounet.planning.planner import (
@@ -40,8 +40,8 @@ from dinounet.system import (
     choose_precision,
     choose_training_device,
     command,
+    dist_info,
     machine,
-    my_place,
     now,
     reproducible,
     versions,
@@ -98,19 +98,19 @@ def start_run(
     check_options(micro_batch, checkpoint_minutes, track, cache)
     chosen = choose_training_device(device)
     computed = choose_precision(precision, chosen)
-    team = Team(chosen, computed)
-    with team.ending_together():
+    context = DistributedContext(chosen, computed)
+    with context.fail_together():
         frozen = None
-        with team.leader_first("planned"):
-            if team.leads:
+        with context.main_process_first():
+            if context.is_main:
                 frozen = _make_run(
                     data, output, recipe=recipe, changes=changes, architecture=architecture, backbone=backbone,
                     backbone_options=backbone_options or {}, weights=weights, plan_file=plan_file, patch=patch,
                     fold=fold, test=test, group=group, labels=labels, channels=channels, device=chosen,
-                    precision=computed, micro_batch=micro_batch, offload=offload, processes=team.size,
+                    precision=computed, micro_batch=micro_batch, offload=offload, processes=context.world_size,
                     cache=cache or output / CACHE, deterministic=deterministic, track=track, notes=notes,
                 )  # fmt: skip
-        return _go_on(data, output, read_run(output), team, frozen, checkpoint_minutes, cache, resume=False)
+        return _go_on(data, output, read_run(output), context, frozen, checkpoint_minutes, cache, resume=False)
 
 
 def _make_run(
@@ -209,7 +209,7 @@ def _make_run(
     require_shares(plan.recipe.batch, processes)
     assert fitted.memory is not None
     # GPUs are a process's own, a machine's memory is not
-    at_once = max(fitted.memory.patches(plan.data.patch) // (my_place().processes_a_node if device == "cpu" else 1), 1)
+    at_once = max(fitted.memory.patches(plan.data.patch) // (dist_info().local_world_size if device == "cpu" else 1), 1)
     share = plan.recipe.batch // processes
     if micro_batch is None and at_once < share:
         micro_batch = at_once
@@ -293,19 +293,19 @@ def resume_run(
     require_as_started(data, output, record, device, asked)
     plan = record.plan
     device = record.device if device is None else device
-    team = Team(choose_training_device(device), record.precision)
-    with team.ending_together():
-        require_shares(plan.recipe.batch, team.size)
+    context = DistributedContext(choose_training_device(device), record.precision)
+    with context.fail_together():
+        require_shares(plan.recipe.batch, context.world_size)
         record = replace(
             record,
-            device=team.device,
-            processes=team.size,
+            device=context.device,
+            processes=context.world_size,
             micro_batch=record.micro_batch if micro_batch is None else None if micro_batch == "auto" else micro_batch,
             offload=record.offload if offload is None else offload,
             track=record.track if track is None else track,
         )
-        with team.leader_first("checked"):
-            if team.leads:
+        with context.main_process_first():
+            if context.is_main:
                 remove_leftovers(output)
                 if _hash(_read_again(data, record)) != record.data.sha256:
                     raise DataError(
@@ -315,14 +315,14 @@ def resume_run(
             say("readers", told)
             record = replace(record, notes=tuple(dict.fromkeys((*record.notes, told))))
         say("resume", f"going on after step {record.steps_done}", step=record.steps_done)
-        return _go_on(data, output, record, team, None, checkpoint_minutes, cache, resume=True)
+        return _go_on(data, output, record, context, None, checkpoint_minutes, cache, resume=True)
 
 
 def _go_on(
     data: Path,
     output: Path,
     record: RunRecord,
-    team: Team,
+    context: DistributedContext,
     frozen: FrozenBackbone | None,
     checkpoint_minutes: float,
     cache: Path | None,
@@ -336,8 +336,8 @@ def _go_on(
         frozen = fill_again(record, output)
     try:
         with reproducible(record.deterministic):
-            with team.leader_first("cached"), _removing_what_has_not_begun(record, output, team):
-                training, validation = cache_slices(record, data, output, cached_in, team)
+            with context.main_process_first(), _removing_what_has_not_begun(record, output, context):
+                training, validation = cache_slices(record, data, output, cached_in, context)
                 record = note_absent_classes(record, training)
                 if keeps_features:
                     features, frozen = see_features(
@@ -346,7 +346,7 @@ def _go_on(
             network = build_planned(plan, frozen)
             record = fit(
                 network, record, output, training, validation,
-                team=team, features=features, resume=resume, checkpoint_minutes=checkpoint_minutes,
+                context=context, features=features, resume=resume, checkpoint_minutes=checkpoint_minutes,
             )  # fmt: skip
     except UnreachableError as error:
         raise UnreachableError(f"{error}; {how_to_go_on(data, output, cache)}") from None
@@ -364,7 +364,7 @@ def _go_on(
 
 
 @contextmanager
-def _removing_what_has_not_begun(record: RunRecord, output: Path, team: Team) -> Iterator[None]:
+def _removing_what_has_not_begun(record: RunRecord, output: Path, context: DistributedContext) -> Iterator[None]:
     """Within the block an error, such as a full disk, removes a run without a step: it can't be gone on with.
 
     But not where a file system is away for a while: what is cached so far is whole, and the run goes on from there.
@@ -373,14 +373,14 @@ def _removing_what_has_not_begun(record: RunRecord, output: Path, team: Team) ->
         yield
     except Exception as error:
         gone = isinstance(error, UnreachableError) or is_passing(error)
-        if team.leads and not record.steps_done and not gone:
+        if context.is_main and not record.steps_done and not gone:
             shutil.rmtree(output, ignore_errors=True)
         raise
 
 
 def how_to_go_on(data: Path, output: Path, cache: Path | None = None) -> str:
     """The command that resumes a run, in words."""
-    how = "go on with" if my_place().processes == 1 else "go on, by the same launcher, with"
+    how = "go on with" if dist_info().world_size == 1 else "go on, by the same launcher, with"
     shared = ["--cache", str(cache)] if cache else []
     return f"{how}: " + shlex.join(["dinounet", "train", str(data), "-o", str(output), "--resume", *shared])
 

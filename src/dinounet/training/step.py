@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from dinounet.console import say
-from dinounet.distributed import Team
+from dinounet.distributed import DistributedContext
 from dinounet.errors import UserError
 from dinounet.training.loss import Loss
 
@@ -82,8 +82,8 @@ class Learner:
     With several processes a part is `micro_batch` patches of each, and the loss of a part is that of all of them.
 
     Args:
-        team: this process and those that train with it.
-        network: as the team set it up.
+        context: this process and those that train with it.
+        network: as the context set it up.
         optimizer: as well.
         loss_of: logits and mask to a scalar.
         clip: largest norm of the gradient.
@@ -92,9 +92,10 @@ class Learner:
     """
 
     def __init__(
-        self, team: Team, network: Any, optimizer: Any, loss_of: Loss, clip: float, micro_batch: int, seed: int
-    ) -> None:
-        self.team, self.network, self.optimizer = team, network, optimizer
+        self, context: DistributedContext, network: Any, optimizer: Any, loss_of: Loss,
+        clip: float, micro_batch: int, seed: int,
+    ) -> None:  # fmt: skip
+        self.context, self.network, self.optimizer = context, network, optimizer
         self.loss_of, self.clip, self.micro_batch, self.seed = loss_of, clip, micro_batch, seed
         self.seconds: defaultdict[str, float] = defaultdict(float)
         self.skipped_in_a_row = 0
@@ -102,7 +103,7 @@ class Learner:
     @property
     def scaler(self) -> torch.amp.GradScaler | None:
         """What keeps gradients of fp16 from vanishing; None in other precisions."""
-        return getattr(self.team.fabric.strategy.precision, "scaler", None)
+        return getattr(self.context.fabric.strategy.precision, "scaler", None)
 
     def learn(self, step: int, image: Tensor, mask: Tensor, *taps: Tensor) -> float | None:
         """Take a step; return its loss, or None if loss or gradient is not finite, when nothing has changed.
@@ -122,7 +123,7 @@ class Learner:
         self.network.train()
         statistics = {name: part.clone() for name, part in self._statistics()}
         while True:
-            torch.manual_seed(seed_of(self.seed, step, self.team.rank))
+            torch.manual_seed(seed_of(self.seed, step, self.context.rank))
             self.optimizer.zero_grad()
             try:
                 loss = self._accumulate(image, mask, *taps)
@@ -133,10 +134,10 @@ class Learner:
             self._halve()
             self._put_back(statistics)
         began = time.monotonic()
-        norm = self.team.fabric.clip_gradients(
+        norm = self.context.fabric.clip_gradients(
             self.network, self.optimizer, max_norm=self.clip, error_if_nonfinite=False
         )
-        (not_finite,) = self.team.largest(not (math.isfinite(loss) and norm.isfinite()))
+        (not_finite,) = self.context.all_reduce_max(not (math.isfinite(loss) and norm.isfinite()))
         if not_finite:
             self.skipped_in_a_row += 1
             self._put_back(statistics)
@@ -157,7 +158,7 @@ class Learner:
         if self.micro_batch == 1:
             raise UserError("one patch alone needs more memory than there is; train anew with a smaller --patch")
         half = (self.micro_batch + 1) // 2
-        if self.team.size > 1:  # the others stand in the middle of the step, from which there is no way back
+        if self.context.world_size > 1:  # the others stand in the middle of the step, from which there is no way back
             raise UserError(
                 f"a process is out of memory with {self.micro_batch} patches at a time; go on with --resume and "
                 f"--micro-batch {half}"
@@ -182,24 +183,25 @@ class Learner:
         for some, truth, *seen in zip(*parts, strict=True):
             began = time.monotonic()
             done += len(some)
-            waits = self.team.size > 1 and done < len(image)  # gradients meet once, after the last part
-            with self.team.fabric.no_backward_sync(self.network) if waits else nullcontext():
-                loss = loss_of_all(self.team, self.loss_of, self.network(some, *seen), truth) * (len(some) / len(image))
+            waits = self.context.world_size > 1 and done < len(image)  # gradients meet once, after the last part
+            with self.context.fabric.no_backward_sync(self.network) if waits else nullcontext():
+                logits = self.network(some, *seen)
+                loss = loss_of_all(self.context, self.loss_of, logits, truth) * (len(some) / len(image))
                 value = loss.item()
                 middle = time.monotonic()
                 # each process has its own patches' share of the gradient; the mean of the shares is taken, not the sum
-                self.team.fabric.backward(loss * self.team.size)
+                self.context.fabric.backward(loss * self.context.world_size)
             total += value
             self.seconds["forward"] += middle - began
             self.seconds["backward"] += time.monotonic() - middle
         return total
 
 
-def loss_of_all(team: Team, loss_of: Loss, logits: Tensor | Sequence[Tensor], mask: Tensor) -> Tensor:
+def loss_of_all(context: DistributedContext, loss_of: Loss, logits: Tensor | Sequence[Tensor], mask: Tensor) -> Tensor:
     """The loss of the patches of all processes together."""
     if isinstance(logits, Tensor):
-        return loss_of(team.gather(logits), team.gather(mask))
-    return loss_of([team.gather(scale) for scale in logits], team.gather(mask))
+        return loss_of(context.all_gather(logits), context.all_gather(mask))
+    return loss_of([context.all_gather(scale) for scale in logits], context.all_gather(mask))
 
 
 def seed_of(seed: int, step: int, rank: int) -> int:

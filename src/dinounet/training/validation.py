@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dinounet.data.arrays import to_classes, to_targets
 from dinounet.data.overlays import colours_of, paint, to_grey_levels
-from dinounet.distributed import Team
+from dinounet.distributed import DistributedContext
 from dinounet.io import whole_file
 from dinounet.schema.plan import Plan
 from dinounet.schema.run import EXAMPLES
@@ -27,7 +27,7 @@ Seen = tuple[Tensor, Tensor, Tensor]
 
 @torch.no_grad()
 def validate(
-    team: Team, network: torch.nn.Module, loss_of: Loss, loader: Any, plan: Plan
+    context: DistributedContext, network: torch.nn.Module, loss_of: Loss, loader: Any, plan: Plan
 ) -> tuple[dict[str, Any], Seen]:
     """Loss, and Dice of each foreground class or region over all known pixels of the validation patches together.
 
@@ -44,7 +44,7 @@ def validate(
     for batch in loader:
         image, mask, *taps = (tensor.to(device) for tensor in batch)
         logits = network(image, *taps)
-        losses.append(loss_of_all(team, loss_of, logits, mask).item())
+        losses.append(loss_of_all(context, loss_of, logits, mask).item())
         target, known = to_targets(mask, plan.data)
         classes = to_classes(logits, plan.data)
         found = to_targets(classes, plan.data)[0] * known  # as a mask would tell it
@@ -52,7 +52,7 @@ def validate(
         both += (found + target).sum((0, 2, 3), dtype=torch.int64).cpu()
         if not seen:
             seen.append((image.cpu(), mask.cpu(), classes.cpu()))
-    overlap, both = team.add_up(torch.stack([overlap, both]))
+    overlap, both = context.all_reduce_sum(torch.stack([overlap, both]))
     dice = 2 * overlap / both.clamp(min=1)
     return {
         "validation_loss": round(sum(losses) / len(losses), 5),
