@@ -26,6 +26,7 @@ import docstring_parser
 
 from dinounet.errors import ConfigError
 from dinounet.schema.arguments import UNSET, Default, describe
+from dinounet.schema.recipe import RECIPES, Recipe
 
 METAVARS = {int: "INT", float: "NUMBER", Path: "PATH", str: "TEXT"}
 """What help calls the values of each type that is read from a word."""
@@ -95,12 +96,7 @@ def _add_parameters(parser: Parser, function: Callable[..., Any]) -> None:
 
 
 def _add_recipe(parser: Parser) -> list[str]:
-    """Add a flag for each field of the recipe but its name, and return their names.
-
-    The recipe's module is imported here, since it imports NumPy, which most verbs' help does without.
-    """
-    from dinounet.schema.recipe import RECIPES, Recipe
-
+    """Add a flag for each field of the recipe but its name, and return their names."""
     group = parser.add_argument_group("recipe", "What is to differ from the named recipe.")
     texts = {one.arg_name: one.description or "" for one in docstring_parser.parse_from_object(Recipe).params}
     hints = get_type_hints(Recipe)

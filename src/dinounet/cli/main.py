@@ -1,4 +1,4 @@
-"""`dinounet VERB ...`: finds the verb, makes its command line from its function, and answers for what goes wrong.
+"""`dinounet VERB ...`: finds the verb, parses its command line, and turns errors into messages and exit codes.
 
 Only the chosen verb's module is imported, and that imports neither torch nor timm before it runs: help is instant.
 """
@@ -21,17 +21,17 @@ from dinounet.system import dist_info, keep_freed_memory, wait_asleep
 
 VERBS = {
     "demo": "train, predict, evaluate and report on real brain images, in minutes",
-    "plan": "tell what a dataset holds and what would be done with it",
+    "plan": "show what a dataset holds and how it would be trained on",
     "train": "train on a dataset",
     "predict": "segment images with a trained run or a bundle",
-    "evaluate": "compare predictions with the truth: Dice, HD95 and others",
-    "compare": "put models side by side on the same cases",
-    "report": "put a run's results into one HTML page",
+    "evaluate": "score predictions against the truth: Dice, HD95 and others",
+    "compare": "compare models on the same cases",
+    "report": "write a run's results as one HTML page",
     "relabel": "write clean masks of smoothed, JPEG or painted ones",
     "export": "write a bundle of a run, or several, to share; or a folder for nnU-Net",
     "import": "make a bundle of what nnU-Net or the published code trained",
     "push": "upload a bundle to the Hugging Face Hub",
-    "info": "list the backbones, or tell what is known of a run or a bundle",
+    "info": "list the backbones, or describe a run or a bundle",
 }
 
 DONE, OUR_FAILURE, USER_ERROR, STOPPED = 0, 1, 2, 130
@@ -44,7 +44,7 @@ USAGE = """usage: dinounet VERB ...
 
   dinounet VERB --help   shows a verb's options
   dinounet --version     shows the version
-  --debug                with any verb: show the traceback of an error
+  --debug                with any verb, shows the traceback of an error
 """
 
 
