@@ -241,7 +241,7 @@ NETWORK = ("networks", 0, "network")
         (write("[" * 100_000), r"is not JSON .*it should be the record of a bundle"),
         (write('{"format": 1, "data": ' + "[" * 400 + "]" * 400 + "}"), "wants|lacks|is no"),
         (write(" " * (1 << 24) + "{}"), "is larger than any record of a bundle"),
-        (twice, "the name 'licence' stands there twice"),
+        (twice, "duplicate key 'licence'"),
         (put({}, "surprise"), "unknown key 'surprise'"),
         (put("../../weights.safetensors", "networks", 0, "file"), "unknown key 'file'; did you mean"),
         (put(["nine"], "format"), r"has the format \['nine'\], which no version"),

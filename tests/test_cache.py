@@ -22,12 +22,12 @@ import dinounet
 from datasets import describe, picture, volume, write_nifti_dataset, write_png_dataset
 from dinounet.data import cache
 from dinounet.data import cache_writer as prepare
-from dinounet.data.arrays import choose_evenly
+from dinounet.data.arrays import Reservoir
 from dinounet.data.cache import NOT_OF_THE_PIXELS, build_cache
 from dinounet.data.cache_writer import PLACES_A_CLASS
 from dinounet.data.dataset import read_dataset
 from dinounet.data.geometry import Geometry, Volume
-from dinounet.data.lazy_volume import Planes, open_image, open_truth
+from dinounet.data.lazy_volume import LazyVolume, open_image, open_truth
 from dinounet.data.patches import cut_patch
 from dinounet.data.preprocessing import measure_channels
 from dinounet.errors import DataError, UserError
@@ -396,7 +396,7 @@ def test_a_volume_that_stays_in_its_file_gives_the_same_cache(
         prepare, "open_truth", lambda case, known, _, axis: read.append(open_truth(case, known, 0, axis)) or read[-1]
     )
     build_cache(dataset.cases, plan, tmp_path / "planes")
-    assert [isinstance(volume.array, Planes) for volume in read] == [axis == 0] * 4
+    assert [isinstance(volume.array, LazyVolume) for volume in read] == [axis == 0] * 4
     assert contents(tmp_path / "whole") == contents(tmp_path / "planes")
 
 
@@ -463,7 +463,7 @@ def test_what_is_wrong_in_a_volume_that_stays_in_its_file_is_answered(what: str,
     case = replace(read_dataset(write_png_dataset(tmp_path / "any")).cases[0], mask=tmp_path / "mask.nii.gz")
     with pytest.raises(DataError, match=message):
         for found in (open_image(paths, 0), open_truth(case, Labels({"background": 0, "x": 1}), 0)):
-            assert isinstance(found.array, Planes)
+            assert isinstance(found.array, LazyVolume)
             for z in range(4):
                 found.array[..., z, :, :]
 
@@ -483,14 +483,14 @@ def test_mean_and_deviation_are_those_of_the_whole_volume() -> None:
 
 
 def test_places_are_chosen_evenly_however_they_lie_among_the_slices() -> None:
-    random, choice = np.random.default_rng(1), None
+    chosen = Reservoir(PLACES_A_CLASS, np.random.default_rng(1))
     counts = [30_000, 500, 20_000, 9_500]
     for index, count in enumerate(counts):
         places = np.stack([np.full(count, index), np.arange(count), np.zeros(count)], 1).astype(np.int32)
-        choice = choose_evenly(choice, places, PLACES_A_CLASS, random)
-    places, draws = choice
+        chosen.add(places)
+    (places,) = chosen.chosen()
     assert places.shape == (PLACES_A_CLASS, 3)
-    assert len(np.unique(places, axis=0)) == PLACES_A_CLASS == len(draws)
+    assert len(np.unique(places, axis=0)) == PLACES_A_CLASS
     expected = np.array(counts) * PLACES_A_CLASS / sum(counts)
     assert np.abs(np.bincount(places[:, 0]) - expected).max() < 5 * np.sqrt(expected.max())
     assert np.mean(places[places[:, 0] == 0, 1]) == pytest.approx(15_000, rel=0.03)

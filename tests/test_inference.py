@@ -15,7 +15,7 @@ import dinounet
 from datasets import describe, picture, volume, write_nifti_dataset, write_png_dataset
 from dinounet.data.arrays import tile_starts
 from dinounet.data.dataset import read_dataset
-from dinounet.data.lazy_volume import Planes
+from dinounet.data.lazy_volume import LazyVolume
 from dinounet.errors import DataError, UserError, WeightsError
 from dinounet.inference.tiling import Canvas, Enlarger, gaussian, make_grid
 from dinounet.io import write_json
@@ -126,7 +126,7 @@ def test_a_volume_that_stays_in_its_file_is_predicted_the_same(
     predictor = dinounet.load(nifti_run, device="cpu")
     whole = predictor.predict(scan)
     monkeypatch.setattr("psutil.virtual_memory", lambda: type("", (), {"available": 1}))
-    assert isinstance(predictor.read([scan]).array, Planes)
+    assert isinstance(predictor.read([scan]).array, LazyVolume)
     np.testing.assert_array_equal(predictor.predict(scan), whole)
 
 

@@ -21,7 +21,7 @@ from dinounet.backbones.frozen import build_backbone
 from dinounet.data.arrays import VIEWS
 from dinounet.data.dataset import read_dataset
 from dinounet.data.geometry import Geometry, Volume
-from dinounet.data.lazy_volume import Rows, open_image
+from dinounet.data.lazy_volume import LazyRows, open_image
 from dinounet.errors import ConfigError, DataError, Interrupted, UserError
 from dinounet.inference import inputs
 from dinounet.inference.outputs import Outputs, allocated
@@ -392,7 +392,7 @@ def test_rows_of_a_file_are_those_of_the_whole(name: str, dtype: type, channels:
     else:
         Image.fromarray(pixels).save(path)
     whole, rows = open_image([path], 1 << 40).array, open_image([path], 0).array
-    assert isinstance(rows, Rows)
+    assert isinstance(rows, LazyRows)
     assert (rows.shape, rows.dtype) == (whole.shape, whole.dtype)
     for first, last in ((0, 64), (32, 96), (200, 264), (263, 300), (299, 400), (10, 20), (0, 300)):
         np.testing.assert_array_equal(rows[..., 0, first:last, :], whole[:, 0, first:last])
@@ -417,7 +417,7 @@ def test_a_large_picture_is_predicted_from_its_file_as_from_memory(
     whole = dinounet.load(run).predict(tmp_path / "a.png")
     monkeypatch.setattr(inputs, "MOST_HELD", 0)
     predictor = dinounet.load(run)
-    assert isinstance(predictor.read([tmp_path / "a.png"]).array, Rows)
+    assert isinstance(predictor.read([tmp_path / "a.png"]).array, LazyRows)
     np.testing.assert_array_equal(predictor.predict(tmp_path / "a.png"), whole)
     cut = (tmp_path / "a.png").read_bytes()
     (tmp_path / "a.png").write_bytes(cut[: len(cut) // 2])

@@ -377,7 +377,7 @@ def test_calibration_is_drawn_or_how_to_get_it_is_said(tmp_path):
         (["--metrics", "nan.json"], "nan.json: has dice = nan, which is no finite number; evaluate again"),
         (["--metrics", "old.json"], "old.json has the format 1 but this version of dinounet reads 2 to 3; evaluate"),
         (["--output", "empty"], "empty is a folder; name a file with -o"),
-        (["--output", "old.json/page.html"], "old.json is no folder that you may write to; choose another with -o"),
+        (["--output", "old.json/page.html"], "old.json is not a writable directory; choose another with -o"),
         (["--run", "empty"], "empty is not a run: it holds no run.json"),
     ],
 )

@@ -333,7 +333,7 @@ def test_an_output_that_exists_and_a_dataset_that_does_not_are_answered(png: Pat
     with pytest.raises(UserError, match=r"exists already; give the run another name with -o, or remove it"):
         dinounet.train(png, png, weights="random")
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match=r"file/run can't be made: .*file is no folder that you may write to"):
+    with pytest.raises(UserError, match=r"cannot create .*file/run: .*file is not a writable directory"):
         dinounet.train(png, tmp_path / "file" / "run", weights="random")
     with pytest.raises(DataError, match=r"nothing does not exist; give the folder that holds the images"):
         dinounet.train(tmp_path / "nothing", tmp_path / "run", weights="random")

@@ -144,7 +144,7 @@ def wrong_output(root: Path, what: str) -> tuple[list[str], str]:
         return [*train, "-o", "run"], "run exists already; give the run another name with -o, or remove it"
     if what == "a run below a file":
         (root / "run").touch()
-        return [*train, "-o", "run/run"], "is no folder that you may write to; choose another with -o"
+        return [*train, "-o", "run/run"], "is not a writable directory; choose another with -o"
     if what == "a run in the dataset":
         return [*train, "-o", "data/run"], "data/run lies in the dataset data; give the run a place outside of it"
     if what == "a run among the images":
@@ -154,7 +154,7 @@ def wrong_output(root: Path, what: str) -> tuple[list[str], str]:
         return [*plan, "-o", "plan.json"], "plan.json is a folder; name a file with -o"
     if what == "a plan below a file":
         (root / "plan").touch()
-        return [*plan, "-o", "plan/plan.json"], "is no folder that you may write to; choose another with -o"
+        return [*plan, "-o", "plan/plan.json"], "is not a writable directory; choose another with -o"
     if what == "a plan that does not exist":
         return [*train, "-o", "run", "--plan", "p.json"], "p.json does not exist; it should be the plan of a run"
     if what == "a plan that is none":

@@ -47,7 +47,7 @@ wrong_text("null_in_json", "dataset.json", "null", "holds no object; see nnU-Net
 wrong_text("half_a_character_in_json", "dataset.json", r'{"labels": {"\ud800": 0}}', "is not JSON", "it should be")
 wrong_text("json_in_utf_16", "dataset.json", '{"labels": {}}'.encode("utf-16"), "is not JSON", "it should be")
 
-wrong_text("a_name_twice_in_json", "dataset.json", '{"labels": {"a": 0, "a": 1}}', "the name 'a' stands there twice")
+wrong_text("a_name_twice_in_json", "dataset.json", '{"labels": {"a": 0, "a": 1}}', "duplicate key 'a'")
 
 wrong_description("no_channel_names", "has no channel_names; see nnU-Net's", channel_names=None)
 wrong_description(

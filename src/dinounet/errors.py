@@ -21,7 +21,7 @@ class DataError(UserError):
 
 
 @contextmanager
-def noted(problems: list[str]) -> Iterator[None]:
+def collect_errors(problems: list[str]) -> Iterator[None]:
     """Puts what a DataError in the block says among the problems, so that whoever looks on finds the others too."""
     try:
         yield

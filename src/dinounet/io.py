@@ -56,7 +56,7 @@ SECONDS_BEFORE_TRYING_AGAIN = (0.5, 2.0, 8.0)
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """Give a temporary path (of the same ending) to write to; rename it to `path` if the block ends well."""
     temporary = path.with_name(f".{os.getpid()}.{path.name}")
     try:
@@ -118,7 +118,7 @@ def _root_of(error: BaseException) -> str:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove what `whole_file` and `whole_folder` leave in a folder when their process is killed."""
+    """Remove what `atomic_write` and `atomic_dir` leave in a folder when their process is killed."""
     for path in folder.iterdir():
         if path.name.startswith(PARTIAL):
             shutil.rmtree(path, ignore_errors=True)
@@ -141,7 +141,7 @@ def _write_through(folder: Path) -> None:
 
 
 @contextmanager
-def whole_folder(path: Path) -> Iterator[Path]:
+def atomic_dir(path: Path) -> Iterator[Path]:
     """Give a temporary folder to fill; rename it to `path`, which must not exist, if the block ends well."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{PARTIAL}{uuid.uuid4().hex}")
@@ -207,9 +207,7 @@ def _require_place(path: Path, folder: Path, flag: str) -> None:
     """Raise a UserError if `path` can't be made, in this folder, which may have to be made first."""
     around = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
     if not around.is_dir() or not os.access(around, os.W_OK):
-        raise UserError(
-            f"{path} can't be made: {around} is no folder that you may write to; choose another with {flag}"
-        )
+        raise UserError(f"cannot create {path}: {around} is not a writable directory; choose another with {flag}")
 
 
 def read_text(path: Path, *, unreadable: str, no_text: str) -> str:
@@ -261,7 +259,7 @@ def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     content = dict(pairs)
     if len(content) < len(pairs):
         twice = next(name for index, (name, _) in enumerate(pairs) if name in dict(pairs[:index]))
-        raise ValueError(f"the name {twice!r} stands there twice")
+        raise ValueError(f"duplicate key {twice!r}")
     return content
 
 
@@ -275,7 +273,7 @@ def _to_int(digits: str) -> int:
 def write_json(path: Path, content: Any) -> None:
     """Write a dataclass, or what JSON knows, as JSON that a person can read; NaN and infinity are refused."""
     content = asdict(content) if is_dataclass(content) and not isinstance(content, type) else content
-    with whole_file(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(
             json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8"
         )
@@ -322,7 +320,7 @@ def to_record(kind: type[T], content: Any, *, where: str) -> T:
         raise ConfigError(f"{where} holds a value that fits no {kind.__name__} ({error}); correct it") from None
 
 
-def join_some(items: Sequence[str], most: int = 10) -> str:
+def summarize(items: Sequence[str], most: int = 10) -> str:
     """The first items in a row, and how many more there are."""
     return "; ".join(items[:most]) + (f"; and {len(items) - most} more" if len(items) > most else "")
 

@@ -29,7 +29,7 @@ from dinounet.inference.folder import predict_files
 from dinounet.inference.postprocessing import describe
 from dinounet.inference.predictor import Predictor
 from dinounet.inference.record import at_the_detector, record_prediction
-from dinounet.io import METRICS, PREDICTION, PROBABILITIES, read_record, remove_leftovers, whole_folder, write_json
+from dinounet.io import METRICS, PREDICTION, PROBABILITIES, atomic_dir, read_record, remove_leftovers, write_json
 from dinounet.reporting.case_images import picture_cases
 from dinounet.reporting.report import write_report
 from dinounet.schema.metrics import Metrics, read_metrics
@@ -69,7 +69,7 @@ def write_demo_dataset(folder: Path) -> None:
         for load in (datasets.load_mni152_template, datasets.load_mni152_gm_template, datasets.load_mni152_wm_template)
     )
     labels = np.where(np.maximum(grey, white) < 0.5, 0, np.where(grey >= white, 1, 2))
-    with whole_folder(folder) as root:
+    with atomic_dir(folder) as root:
         for name in ("imagesTr", "labelsTr", "imagesTs", "labelsTs"):
             (root / name).mkdir()
         starts = range(SLICES.start, SLICES.stop - SLAB + 1, SLAB + GAP)
@@ -169,7 +169,7 @@ def review_run(data: Path, run: Path) -> Path:
                 f"{dataset.name} lacks {len(names) - len(cases)} of the {part} cases of {run}; put them back"
             )
         if not (run / part).exists():  # else a review that was interrupted goes on from there
-            with whole_folder(run / part) as folder:
+            with atomic_dir(run / part) as folder:
                 _predict_and_evaluate(cases, run, folder, "auto" if part == "test" else "none")
         metrics = read_metrics(run / part / METRICS)
         mean = metrics.mean_over_cases_and_classes

@@ -20,7 +20,7 @@ from PIL import Image
 
 import dinounet
 from dinounet.data.images import read_image, write_mask
-from dinounet.data.lazy_volume import look_into
+from dinounet.data.lazy_volume import probe
 
 VARIABLES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "KMP_LIBRARY")
 
@@ -152,7 +152,7 @@ def test_reading_and_writing_in_threads_changes_nothing_of_the_process(files: li
         for path in files[number % 2 :: 2] * 3:
             with suppress(dinounet.UserError):
                 image = read_image([path])
-                look_into([path])
+                probe([path])
                 write_mask(tmp_path / f"{number}_{path.name}", image.array[0] % 2, image)
 
     with everything_watched() as changed, ThreadPoolExecutor(4) as threads:

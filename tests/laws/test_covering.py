@@ -18,7 +18,7 @@ from dinounet.data.arrays import tile_starts
 from dinounet.data.formats.nifti import open_nifti
 from dinounet.data.images import read_image
 from dinounet.data.layouts import Case
-from dinounet.data.lazy_volume import look_into, look_into_rows
+from dinounet.data.lazy_volume import probe, probe_rows
 from dinounet.data.patches import tile_centres
 from dinounet.data.splits import hold_out, make_splits, split_cases
 from dinounet.inference.tiling import Canvas, Enlarger, make_grid
@@ -127,7 +127,7 @@ def test_rows_of_a_flat_file_are_those_of_the_whole(
         tifffile.imwrite(path, pixels, photometric="rgb" if colours else "minisblack", rowsperstrip=7)
     else:
         Image.fromarray(pixels).save(path)
-    rows, whole = look_into_rows(path), read_image([path]).array
+    rows, whole = probe_rows(path), read_image([path]).array
     if rows is None:
         return
     assert rows.shape == whole.shape and rows.dtype == whole.dtype
@@ -162,7 +162,7 @@ def test_planes_of_a_volume_are_those_of_the_whole(
             content = bytearray(path.read_bytes())
             content[112:120] = np.array(scale, "<f4").tobytes()
             path.write_bytes(content)
-    whole, found = read_image([path]).array, look_into([path])
+    whole, found = read_image([path]).array, probe([path])
     assert found is not None
     planes = found.array
     assert planes.shape == whole.shape and planes.dtype == whole.dtype

@@ -15,7 +15,7 @@ from dinounet.backbones.registry import DINOV3_LICENCE, find_variant
 from dinounet.errors import DataError
 from dinounet.evaluation.metrics import TITLES, write_interval, write_number
 from dinounet.inference.postprocessing import describe
-from dinounet.io import whole_file
+from dinounet.io import atomic_write
 from dinounet.schema.bundle import BundleRecord, Estimate
 
 TEMPLATE = "card.md.jinja"
@@ -32,7 +32,7 @@ SHOWN = ("dice", "iou", "nsd", "precision", "recall", "hd95", "assd")
 
 def write_card(path: Path, record: BundleRecord, kept: str | None = None) -> None:
     """Write a bundle's card; `kept` is what people wrote into an older one."""
-    with whole_file(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(make_card(record, kept), encoding="utf-8")
 
 

@@ -20,7 +20,7 @@ from dinounet.errors import ConfigError
 from dinounet.evaluation.means import warn_of_floor
 from dinounet.inference.models import TrainedModel, require_alike
 from dinounet.inference.postprocessing import agree
-from dinounet.io import METRICS, require_new, require_outside, whole_file, write_json
+from dinounet.io import METRICS, atomic_write, require_new, require_outside, write_json
 from dinounet.schema import metrics as evaluated
 from dinounet.schema.bundle import (
     BACKBONE_FILE,
@@ -96,7 +96,7 @@ def write_bundle(output: Path, record: BundleRecord, weights: Sequence[Path], ba
     output.mkdir(parents=True, exist_ok=True)
     files = dict(zip(record.files, weights, strict=True)) | ({BACKBONE_FILE: backbone} if backbone else {})
     for name, file in files.items():
-        with whole_file(output / name) as temporary:
+        with atomic_write(output / name) as temporary:
             shutil.copyfile(file, temporary)
     write_json(output / BUNDLE, record)
     write_card(output / CARD, record, kept)

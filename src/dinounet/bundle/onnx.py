@@ -26,7 +26,7 @@ from dinounet.inference.inputs import find_inputs
 from dinounet.inference.models import TrainedModel, require_alike
 from dinounet.inference.onnx_backend import open_session
 from dinounet.inference.torch_backend import load_networks
-from dinounet.io import require_new, require_outside, whole_folder, write_json
+from dinounet.io import atomic_dir, require_new, require_outside, write_json
 from dinounet.schema.bundle import EXPORTED, INPUT, OUTPUT, BundleRecord, OnnxFile, OnnxRecord, names_of
 
 OPSET = 23
@@ -74,7 +74,7 @@ def export_onnx(
     bundle = _describe(models, licence)
     names = names_of(len(models))
     images = [case.images for case in find_inputs(calibrate, bundle.data)] if calibrate else []
-    with whole_folder(output) as folder:
+    with atomic_dir(output) as folder:
         networks, _ = load_networks(models, weights)
         with progress("exporting", len(networks)) as advance:
             for network, name in zip(networks, names, strict=True):

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from dinounet.io import join_some
+from dinounet.io import summarize
 from dinounet.schema.arguments import UNSET, Default, checked, given
 from dinounet.schema.network import NetworkConfig
 from dinounet.schema.plan import GroupRule, Plan
@@ -165,7 +165,7 @@ def _print(dataset: Dataset, plan: Plan) -> None:
         "patch": f"{data.patch[0]} x {data.patch[1]}, {plan.recipe.batch} a step",
         "folds": ", ".join(f"{len(training)} + {len(watched)}" for training, watched in dataset.splits)
         or "none: one case, or one group of them, can't be split, and is all trained on",
-        **({"held out": f"{len(data.test_cases)} cases: {join_some(data.test_cases)}"} if data.test_cases else {}),
+        **({"held out": f"{len(data.test_cases)} cases: {summarize(data.test_cases)}"} if data.test_cases else {}),
         "memory": f"{memory.needed(data.patch) / 1e9:.2g} GB wanted for a patch's step on {memory.device}, "
         f"{memory.free / 1e9:.3g} GB free",
         "network": getattr(plan.network, "backbone_in_words", plan.network.architecture) + f", {plan.recipe.duration}",
@@ -179,7 +179,7 @@ def _spacing(seen: Fingerprint, dataset: Dataset) -> str:
 
     series = [case for case in dataset.cases if seen.cases_without_spacing and case.images[0].is_dir()]
     differing = [case.name for case in series if differing_regions(case.images[0])]
-    why = f" (ultrasound regions of several spacings: {join_some(differing, 3)})" if differing else ""
+    why = f" (ultrasound regions of several spacings: {summarize(differing, 3)})" if differing else ""
     if not seen.median_spacing:
         return f"unknown{why}"
     # a picture's one slice is taken to be 1 thick

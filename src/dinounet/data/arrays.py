@@ -121,28 +121,6 @@ def to_probabilities(logits: Array, plan: DataPlan) -> Array:
     return softmax(logits, 1) if plan.regions is None else sigmoid(logits)
 
 
-Choice = tuple[np.ndarray, np.ndarray]
-"""What is chosen so far, (n, ...), and (n,) what each has drawn."""
-
-
-def choose_evenly(before: Choice | None, more: np.ndarray, most: int, random: np.random.Generator) -> Choice:
-    """Choose among what was seen before and what is seen now: of all, those that draw the least.
-
-    Args:
-        before: the choice so far.
-        more: (n, ...) to choose from.
-        most: of all, so many are kept.
-        random: what is drawn from.
-    """
-    chosen, draws = more, random.random(len(more))
-    if before is not None:
-        chosen, draws = np.concatenate([before[0], chosen]), np.concatenate([before[1], draws])
-    if len(chosen) > most:
-        least = np.argpartition(draws, most)[:most]
-        chosen, draws = chosen[least], draws[least]
-    return chosen, draws
-
-
 class Reservoir:
     """An even choice among rows of arrays of which more and more come, in bounded memory (reservoir sampling).
 
@@ -150,12 +128,12 @@ class Reservoir:
 
     Args:
         most: rows that are chosen.
-        seed: of all randomness.
+        random: what is drawn from, or its seed.
     """
 
-    def __init__(self, most: int, seed: int = 0) -> None:
+    def __init__(self, most: int, random: int | np.random.Generator = 0) -> None:
         self.most = most
-        self._random = np.random.default_rng(seed)
+        self._random = np.random.default_rng(random)
         self._parts: list[tuple[np.ndarray, ...]] = []
         self._held, self._least_drawn = 0, 1.0
 

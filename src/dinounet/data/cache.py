@@ -26,7 +26,7 @@ from dinounet.data.cache_writer import KNOWN, estimate, prepare_cases
 from dinounet.data.formats import READERS
 from dinounet.data.layouts import Case
 from dinounet.errors import DataError, UserError
-from dinounet.io import PARTIAL, join_some, read_patiently
+from dinounet.io import PARTIAL, read_patiently, summarize
 from dinounet.schema.plan import DataPlan
 
 FORMAT = 4
@@ -123,7 +123,7 @@ def build_cache(
         with removed_if_disk_is_full(made, root):
             problems = prepare_cases(missing, needs, plan, made, on_case)
     if problems:
-        raise DataError(join_some(problems))
+        raise DataError(summarize(problems))
     return [CachedCase(case.name, folders[case.name]) for case in cases]
 
 

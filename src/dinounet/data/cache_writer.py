@@ -20,16 +20,16 @@ from typing import Any
 import numpy as np
 
 from dinounet.console import claim_process
-from dinounet.data.arrays import Choice, choose_evenly
+from dinounet.data.arrays import Reservoir
 from dinounet.data.geometry import Volume
 from dinounet.data.images import on_one_grid
-from dinounet.data.label_inference import OddValues, noted_values, told_together
+from dinounet.data.label_inference import OddValues, collect_odd_values, describe_problems
 from dinounet.data.layouts import Case
-from dinounet.data.lazy_volume import MASK_BYTES, bytes_to_read, can_stay, look_into, open_image, open_truth, pixels_of
+from dinounet.data.lazy_volume import MASK_BYTES, bytes_to_read, can_stay, open_image, open_truth, pixels_of, probe
 from dinounet.data.masks import check_case
 from dinounet.data.preprocessing import image_to_slices, mask_to_slices, measure_channels, resampled_size, slice_axis
-from dinounet.errors import DataError, UserError, noted
-from dinounet.io import join_some, whole_folder
+from dinounet.errors import DataError, UserError, collect_errors
+from dinounet.io import atomic_dir, summarize
 from dinounet.schema.labels import IGNORED
 from dinounet.schema.plan import DataPlan
 from dinounet.system import free_memory
@@ -61,7 +61,7 @@ class Needs:
 def estimate(case: Case, plan: DataPlan) -> Needs:
     """What a case is going to need, as its header tells; where that doesn't tell, the plan's median case."""
     channels = len(plan.channels)
-    found = look_into(case.images)
+    found = probe(case.images)
     pixels = math.prod(_shape_of(found, plan))
     if found is None:
         return Needs(pixels * (4 * channels + 1), pixels * (8 * channels + MASK_BYTES), must_be_whole=True)
@@ -74,7 +74,7 @@ def estimate(case: Case, plan: DataPlan) -> Needs:
 
 def estimate_shape(case: Case, plan: DataPlan) -> tuple[int, int, int]:
     """Slices, rows and columns that a case is going to have, as far as is known without reading it."""
-    return _shape_of(look_into(case.images), plan)
+    return _shape_of(probe(case.images), plan)
 
 
 def _shape_of(found: Volume | None, plan: DataPlan) -> tuple[int, int, int]:
@@ -193,7 +193,7 @@ def _started_clean() -> Iterator[None]:
 
 def _told(found: Sequence[str | OddValues | None]) -> list[str]:
     """What is wrong with cases, in sentences; none of those with which nothing is."""
-    return told_together([problem for problem in found if problem])
+    return describe_problems([problem for problem in found if problem])
 
 
 def _prepare(case: Case, plan: DataPlan, folder: Path, memory: int) -> str | OddValues | None:
@@ -202,19 +202,19 @@ def _prepare(case: Case, plan: DataPlan, folder: Path, memory: int) -> str | Odd
     odd: list[OddValues] = []
     image = mask = None
     try:
-        with noted(problems):
+        with collect_errors(problems):
             image = open_image(case.images, memory // 2, plan.slice_axis)
-        with noted(problems), noted_values(odd):
+        with collect_errors(problems), collect_odd_values(odd):
             mask = open_truth(case, plan.meaning, memory // 2, plan.slice_axis)
         if image is None or mask is None:
-            return join_some([*problems, *told_together(odd)]) if problems else odd[0]
+            return summarize([*problems, *describe_problems(odd)]) if problems else odd[0]
         mask = on_one_grid(mask, image)[0]
         check_case(image, mask, [channel.name for channel in plan.channels], plan.meaning.given)
         moments = measure_channels(image, plan.channels)
         slices, size = image.shape[slice_axis(image, plan)], resampled_size(image, plan)
         background = [0] if plan.ignore is None else [0, IGNORED]
-        chosen: dict[int, Choice] = {}
-        with whole_folder(folder) as temporary:
+        chosen: dict[int, Reservoir] = {}
+        with atomic_dir(folder) as temporary:
             with array_file(temporary / "image.npy", (slices, len(plan.channels), *size), np.float32) as write:
                 for index in range(slices):
                     write(image_to_slices(image, plan, slice(index, index + 1), moments))
@@ -229,8 +229,9 @@ def _prepare(case: Case, plan: DataPlan, folder: Path, memory: int) -> str | Odd
                     for label, here in wanted.items():
                         places = np.argwhere(here).astype(np.int32)
                         places[:, 0] = index
-                        chosen[label] = choose_evenly(chosen.get(label), places, PLACES_A_CLASS, random)
-            for label, (places, _) in chosen.items():
+                        chosen.setdefault(label, Reservoir(PLACES_A_CLASS, random)).add(places)
+            for label, reservoir in chosen.items():
+                (places,) = reservoir.chosen()
                 with array_file(temporary / f"places_{label}.npy", places.shape, places.dtype) as write:
                     write(places)
     except OddValues as error:

@@ -12,9 +12,9 @@ import numpy as np
 
 from dinounet.data.dataset import Dataset, with_twins
 from dinounet.data.geometry import Volume
-from dinounet.data.label_inference import COLOUR, to_mark
+from dinounet.data.label_inference import COLOUR, to_mask_value
 from dinounet.data.splits import by_group
-from dinounet.io import join_some
+from dinounet.io import summarize
 from dinounet.schema.labels import Labels
 from dinounet.schema.plan import BodyAxis, PlannedGroups
 
@@ -179,7 +179,7 @@ def on_classes(dataset: Dataset, pixels: Mapping[str, Mapping[int, int]], known:
         pixels: of each case, by its name, how many hold what its mask is stored with, or its label.
         known: what masks hold.
     """
-    marks = {to_mark(colour): known.given[name] for name, colour in (known.colours or {}).items()}
+    marks = {to_mask_value(colour): known.given[name] for name, colour in (known.colours or {}).items()}
     held = {
         case: {marks.get(value, value % 256 if value >= COLOUR else value) for value in counts}
         for case, counts in pixels.items()
@@ -213,7 +213,7 @@ def on_axes(axes: Mapping[str, Sequence[BodyAxis] | None], slice_axis: int) -> t
     others = [f"{name} ({axis})" for name, axis in along.items() if axis != usual]
     return (
         f"{len(others)} of {len(along)} volumes are cut along another axis of the body than the others, whose slices "
-        f"lie along {usual}: {join_some(others)}; store all volumes in one orientation.",
+        f"lie along {usual}: {summarize(others)}; store all volumes in one orientation.",
     )
 
 
@@ -221,7 +221,7 @@ def _on_twins(dataset: Dataset, twins: Sequence[Sequence[str]]) -> list[str]:
     if not twins:
         return []
     group_of = {case.name: case.group for case in dataset.cases}
-    named = join_some([" and ".join(names) for names in twins])
+    named = summarize([" and ".join(names) for names in twins])
     split = [
         number
         for number, (training, watched) in enumerate(dataset.splits)
@@ -243,12 +243,12 @@ def _on_twins(dataset: Dataset, twins: Sequence[Sequence[str]]) -> list[str]:
         if dataset.group != "none" and len({group_of[name] for name in names}) > 1
     ]
     if torn:
-        remarks.append(f"Groups that share pixels are taken for one: {join_some(torn)}; correct the groups.")
+        remarks.append(f"Groups that share pixels are taken for one: {summarize(torn)}; correct the groups.")
     return remarks
 
 
 def _on_leaks(leaks: Sequence[Sequence[str]]) -> str:
-    named = join_some([" and ".join(names) for names in leaks])
+    named = summarize([" and ".join(names) for names in leaks])
     return (
         f"THE TEST LEAKS: cases that are held out hold the pixels of others that are not: {named}; hold out both or "
         "neither."
@@ -256,7 +256,7 @@ def _on_leaks(leaks: Sequence[Sequence[str]]) -> str:
 
 
 def _on_near_twins(pairs: Sequence[tuple[str, str]], count: int, dataset: Dataset) -> str:
-    named = join_some([" and ".join(pair) for pair in pairs], 5)
+    named = summarize([" and ".join(pair) for pair in pairs], 5)
     held_out = set(dataset.test_cases)
     mixed = sum(len(held_out & set(pair)) == 1 for pair in pairs)
     leak = f" In {mixed} of them one is held out for the test and the other is not." if mixed else ""

@@ -33,8 +33,8 @@ from dinounet.data.layouts import (
 from dinounet.data.legends import labels_of_legends
 from dinounet.data.masks import refuse_fractions, refuse_jpegs
 from dinounet.data.splits import hold_out, read_splits, split_cases
-from dinounet.errors import ConfigError, DataError, noted
-from dinounet.io import join_some, read_json, read_patiently
+from dinounet.errors import ConfigError, DataError, collect_errors
+from dinounet.io import read_json, read_patiently, summarize
 from dinounet.schema.labels import Given, Labels, Region, name_labels, read_nnunet_labels
 from dinounet.schema.plan import GroupBy, Split
 
@@ -237,7 +237,7 @@ def _read_nnunet(root: Path, test: Sequence[str], group: GroupBy) -> Dataset:
     names = {case.name for case in images}
     problems += [f"{masks[name]} has no image in imagesTr" for name in sorted(masks.keys() - names)]
     if problems:
-        raise DataError(f"images and masks don't match: {join_some(problems)}; add what is missing or remove the rest")
+        raise DataError(f"images and masks don't match: {summarize(problems)}; add what is missing or remove the rest")
     if not images:
         raise DataError(f"{root / 'imagesTr'} holds no file that ends with {ending}; check file_ending in dataset.json")
     of_its_own = root / "splits_final.json"
@@ -285,14 +285,14 @@ def refuse_same_names(cases: Sequence[Case]) -> None:
     twice = [f"several images are named {name}" for name in sorted(counts) if counts[name] > 1]
     problems = twice + wrong_names(counts)
     if problems:
-        raise DataError(f"{join_some(problems)}; rename them, or keep them in folders of their own")
+        raise DataError(f"{summarize(problems)}; rename them, or keep them in folders of their own")
 
 
 def _join_channels(files: Sequence[Path], channels: int, ending: str, folder: Path | None) -> list[Case]:
     others = [str(path) for path in files if ending_of(path) != ending]
     if others:
         raise DataError(
-            f"these don't end with {ending}, as the dataset's images do: {join_some(others)}; convert or remove them, "
+            f"these don't end with {ending}, as the dataset's images do: {summarize(others)}; convert or remove them, "
             "or correct file_ending in dataset.json"
         )
     numbered: dict[str, list[tuple[int, Path]]] = {}
@@ -312,7 +312,7 @@ def _join_channels(files: Sequence[Path], channels: int, ending: str, folder: Pa
             problems.append(f"{name} should have one file a channel ({channels}), or one with all, but has {held}")
         cases.append(Case(name, paths))
     if problems:
-        raise DataError(f"{join_some(problems)}; add what is missing")
+        raise DataError(f"{summarize(problems)}; add what is missing")
     return cases
 
 
@@ -331,17 +331,17 @@ def read_description(description: Any, path: Path) -> tuple[tuple[str, ...], Lab
         if not isinstance(description.get(key), kind)
     ]
     if missing:
-        raise DataError(f"{path} has {join_some(missing)}; see nnU-Net's dataset format (version 2)")
+        raise DataError(f"{path} has {summarize(missing)}; see nnU-Net's dataset format (version 2)")
     problems: list[str] = []
-    with noted(problems):
+    with collect_errors(problems):
         channels = _read_channels(description["channel_names"], path)
-    with noted(problems):
+    with collect_errors(problems):
         labels = _read_labels(description, path)
     ending = description["file_ending"]
     if ending not in ENDINGS:
         problems.append(f"{path} says that files end with {ending!r}; known are {', '.join(ENDINGS)}")
     if problems:
-        raise DataError(join_some(problems))
+        raise DataError(summarize(problems))
     return channels, labels, ending
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from dinounet.data.formats.dicom_headers import patient_id
 from dinounet.data.layouts import Case
 from dinounet.errors import ConfigError
-from dinounet.io import join_some
+from dinounet.io import summarize
 from dinounet.schema.plan import GroupBy
 
 CLEARLY_GROUPS = 5
@@ -142,7 +142,7 @@ def _torn_patients(cases: Sequence[Case]) -> tuple[str, ...]:
         return ()
     return (
         f"{patients.found}, and the table's column group puts cases of one patient into several groups: "
-        f"{join_some(torn)}; a patient may be on both sides of a fold, so correct the column.",
+        f"{summarize(torn)}; a patient may be on both sides of a fold, so correct the column.",
     )
 
 
@@ -153,7 +153,7 @@ def spell_as_one(groups: Iterable[str]) -> tuple[dict[str, str], str]:
     alike = [f"{one!r} and {name!r}" for name, one in spelled.items() if name != one]
     if not alike:
         return spelled, ""
-    remark = f"Groups that differ in capitals or spaces alone are one group: {join_some(alike)}; rename them if not."
+    remark = f"Groups that differ in capitals or spaces alone are one group: {summarize(alike)}; rename them if not."
     return spelled, remark
 
 

@@ -25,8 +25,8 @@ from dinounet.data.formats.picture import (
 )
 from dinounet.data.formats.tiff import TIFF_ENDINGS, read_tiff, read_tiff_palette, write_tiff
 from dinounet.data.geometry import SAME_PLACE, Geometry, Volume, require_same_grid
-from dinounet.errors import DataError, noted
-from dinounet.io import join_some, read_patiently, require_readable, whole_file
+from dinounet.errors import DataError, collect_errors
+from dinounet.io import atomic_write, read_patiently, require_readable, summarize
 
 VOLUME_ENDINGS = NIFTI_ENDINGS + ITK_ENDINGS
 FLAT_ENDINGS = PICTURE_ENDINGS + TIFF_ENDINGS
@@ -56,10 +56,10 @@ def read_image(paths: Sequence[Path]) -> Volume:
     channels: list[Volume] = []
     problems: list[str] = []
     for path in paths:
-        with noted(problems):
+        with collect_errors(problems):
             channels.append(read_stored(path, of="image"))
     if problems:
-        raise DataError(join_some(problems))
+        raise DataError(summarize(problems))
     first = channels[0]
     for other in channels[1:]:
         require_same_grid(other, first)
@@ -80,7 +80,7 @@ def write_mask(path: Path, labels: np.ndarray, like: Volume, colours: Mapping[in
     labels = labels.astype(np.min_scalar_type(int(labels.max(initial=0))))
     if ending_of(path) in NIFTI_ENDINGS and labels.dtype == np.uint32:
         labels = labels.astype(np.int32)  # which FSL and SPM read too
-    with whole_file(path) as temporary:
+    with atomic_write(path) as temporary:
         if ending_of(path) in TIFF_ENDINGS:
             write_tiff(temporary, labels, colours)
         elif ending_of(path) in PICTURE_ENDINGS:
@@ -187,7 +187,7 @@ def _write_volume(path: Path, array: np.ndarray, geometry: Geometry | None) -> N
 
 def write_image(path: Path, array: np.ndarray, geometry: Geometry | None) -> None:
     """Write intensities (Z, Y, X) as a volume of the given geometry, or of none."""
-    with whole_file(path) as temporary:
+    with atomic_write(path) as temporary:
         _write_volume(temporary, array, geometry)
 
 

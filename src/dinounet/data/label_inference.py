@@ -1,6 +1,6 @@
 """What the values of masks stand for where nobody named them, and what is said where the values don't tell.
 
-A value, a mark, is a number or stands for a colour. What nobody named is inferred only where it is exact; smoothed
+A value is a number or stands for a colour. What nobody named is inferred only where it is exact; smoothed
 masks and JPEGs hold mixtures of what was meant: the command is told that gives each pixel the nearest of it.
 """
 
@@ -22,7 +22,7 @@ from dinounet.schema.labels import BLACK, LARGEST, Given, Labels, name_labels, r
 
 COLOUR = LARGEST + 1
 """Added to red << 16 | green << 8 | blue where a colour stands in for a number that nobody gave it yet; black is 0.
-Such marks are made by `to_marks`, counted, and named by `infer_labels`; no other part of the house sees them."""
+Such values are made by `to_mask_values`, counted, and named by `infer_labels`; no other part of the house sees them."""
 
 MOST_CLASSES, MOST_LABELS = 64, 12
 """Masks that nobody named are taken for smoothed ones if they hold more different values than these: without gaps
@@ -65,15 +65,15 @@ class OddValues(DataError):
 
 
 @contextmanager
-def noted_values(odd: list[OddValues]) -> Iterator[None]:
-    """Puts an OddValues in the block among others, to be told together by `told_together`."""
+def collect_odd_values(odd: list[OddValues]) -> Iterator[None]:
+    """Puts an OddValues in the block among others, to be told together by `describe_problems`."""
     try:
         yield
     except OddValues as error:
         odd.append(error)
 
 
-def told_together(found: Sequence[str | OddValues]) -> list[str]:
+def describe_problems(found: Sequence[str | OddValues]) -> list[str]:
     """Sentences in their order, of which one is for all masks that have the same against them, with one command."""
     alike: dict[tuple[str, str], list[OddValues]] = {}
     for error in found:
@@ -170,7 +170,7 @@ def _infer_colours(found: Counter[int], dataset: str, masks: Path) -> tuple[Labe
     for value in sorted(found.keys() - {0}):
         colours["foreground" if len(found) == 2 else f"class {to_colour(value)}"] = to_colour(value)
     known = name_labels(colours)
-    return known, Counter({known.labels[name]: found[int(to_mark(colour))] for name, colour in colours.items()})
+    return known, Counter({known.labels[name]: found[int(to_mask_value(colour))] for name, colour in colours.items()})
 
 
 def common_folder(paths: Sequence[Path]) -> Path:
@@ -178,16 +178,16 @@ def common_folder(paths: Sequence[Path]) -> Path:
     return Path(os.path.commonpath([path.parent for path in paths]))
 
 
-def to_mark(given: int | float | str) -> int | float:
-    """The value that stands for a number or a colour ("#ff0000") in `to_marks`."""
+def to_mask_value(given: int | float | str) -> int | float:
+    """The value that stands for a number or a colour ("#ff0000") in `to_mask_values`."""
     if isinstance(given, str):
         return 0 if given == BLACK else COLOUR + int(given[1:], 16)
     return given
 
 
-def to_colour(mark: float) -> str:
-    """The colour that `to_mark` made the mark of."""
-    return f"#{int(mark) % COLOUR:06x}"
+def to_colour(value: float) -> str:
+    """The colour that `to_mask_value` made the value of."""
+    return f"#{int(value) % COLOUR:06x}"
 
 
 def first_files(paths: Sequence[Path]) -> str:
@@ -195,18 +195,18 @@ def first_files(paths: Sequence[Path]) -> str:
     return ", ".join(map(str, paths[:3])) + (f" and {len(paths) - 3} more" if len(paths) > 3 else "")
 
 
-def listed(marks: Sequence[float] | np.ndarray) -> str:
-    """The first marks, for people."""
-    coloured = max(marks, default=0) >= COLOUR
-    shown = [to_colour(mark) if coloured else f"{mark:.10g}" for mark in marks[:10]]
-    return ", ".join(shown) + (", ..." if len(marks) > 10 else "")
+def listed(values: Sequence[float] | np.ndarray) -> str:
+    """The first values, for people."""
+    coloured = max(values, default=0) >= COLOUR
+    shown = [to_colour(value) if coloured else f"{value:.10g}" for value in values[:10]]
+    return ", ".join(shown) + (", ..." if len(values) > 10 else "")
 
 
-def to_vectors(marks: np.ndarray | Sequence[float], coloured: bool) -> np.ndarray:
-    """(n, 3): red, green and blue of marks in colours; or (n, 1), the numbers."""
+def to_vectors(values: np.ndarray | Sequence[float], coloured: bool) -> np.ndarray:
+    """(n, 3): red, green and blue of values in colours; or (n, 1), the numbers."""
     if not coloured:
-        return np.asarray(marks, float)[:, None]
-    packed = np.asarray(marks, np.int64)
+        return np.asarray(values, float)[:, None]
+    packed = np.asarray(values, np.int64)
     return np.stack([packed >> 16 & 255, packed >> 8 & 255, packed & 255], -1).astype(float)
 
 
@@ -216,20 +216,20 @@ def _is_between(colour: np.ndarray, a: np.ndarray, b: np.ndarray) -> bool:
     return 0 < along < 1 and bool(np.abs(a + along * (b - a) - colour).max() < 1.5)
 
 
-def _suggest(marks: Sequence[float]) -> Given:
+def _suggest(values: Sequence[float]) -> Given:
     """Names for what was found, of which the first is background; whole numbers where those are near and apart."""
-    names = ("background", *(f"class{index}" for index in range(1, len(marks))))
-    if max(marks) >= COLOUR:
-        return {name: to_colour(mark) for name, mark in zip(names, marks, strict=True)}
-    whole = [round(mark) for mark in marks]
-    if len(set(whole)) == len(marks) and max(abs(a - b) for a, b in zip(marks, whole, strict=True)) <= NEAR_WHOLE:
+    names = ("background", *(f"class{index}" for index in range(1, len(values))))
+    if max(values) >= COLOUR:
+        return {name: to_colour(value) for name, value in zip(names, values, strict=True)}
+    whole = [round(value) for value in values]
+    if len(set(whole)) == len(values) and max(abs(a - b) for a, b in zip(values, whole, strict=True)) <= NEAR_WHOLE:
         return dict(zip(names, whole, strict=True))
-    return dict(zip(names, map(float, marks), strict=True))
+    return dict(zip(names, map(float, values), strict=True))
 
 
-def _ask(holds: str, marks: Sequence[float], why: str = "") -> DataError:
-    named = shlex.quote(write_labels(_suggest(marks)))
-    return DataError(f"{holds} {listed(marks)}{why}; say what they stand for, such as --labels {named}")
+def _ask(holds: str, values: Sequence[float], why: str = "") -> DataError:
+    named = shlex.quote(write_labels(_suggest(values)))
+    return DataError(f"{holds} {listed(values)}{why}; say what they stand for, such as --labels {named}")
 
 
 def too_many(holds: str, pixels: Counts, masks: Path) -> DataError:
@@ -266,14 +266,14 @@ def advice(pixels: Counts, masks: Path) -> str:
 
 def _meant(pixels: Counts) -> list[float]:
     """The values of smoothed masks that stand out: many pixels each, and far from each other."""
-    marks, counts = (np.array(numbers) for numbers in zip(*Counter(pixels).most_common(), strict=True))
-    vectors = to_vectors(marks, coloured=int(marks.max()) >= COLOUR)
+    values, counts = (np.array(numbers) for numbers in zip(*Counter(pixels).most_common(), strict=True))
+    vectors = to_vectors(values, coloured=int(values.max()) >= COLOUR)
     least = 1 if (vectors == np.rint(vectors)).all() else 0
     distance = max(CLEAR_DISTANCE * np.ptp(vectors, axis=0).max(), least)
     foreground = counts[np.abs(vectors - vectors[0]).max(-1) >= distance].sum()
     found = [0]
-    for index in range(1, len(marks)):
+    for index in range(1, len(values)):
         far = np.abs(vectors[found] - vectors[index]).max(-1).min() >= distance
         if far and counts[index] >= CLEAR_SHARE * foreground:
             found.append(index)
-    return marks[found].tolist()
+    return values[found].tolist()

@@ -15,7 +15,7 @@ from pathlib import Path, PureWindowsPath
 from dinounet.data.formats.dicom_headers import dicom_files, is_series
 from dinounet.data.images import ending_of, refuse_dead_link, stem_of
 from dinounet.errors import DataError
-from dinounet.io import join_some, read_text
+from dinounet.io import read_text, summarize
 
 MASK_FOLDERS = ("masks", "labels")
 
@@ -106,7 +106,7 @@ def find_pairs(root: Path) -> tuple[Case, ...]:
     problems += [f"{path} has no mask" for name, path in by_name.items() if name not in masks_by_name]
     problems += [f"{mask_paths(mask)[0]} has no image" for name, mask in masks_by_name.items() if name not in by_name]
     if problems:
-        raise DataError(f"images and masks don't match by name: {join_some(problems)}; add, rename or remove files")
+        raise DataError(f"images and masks don't match by name: {summarize(problems)}; add, rename or remove files")
     return tuple(Case(name, (by_name[name],), masks_by_name[name]) for name in sorted(by_name))
 
 
@@ -141,7 +141,7 @@ def class_files(masks: Sequence[Path], folder: Path, names: Iterable[str]) -> di
     ]
     if missing:
         raise DataError(
-            f"{folder} seems to hold one mask a class ({', '.join(classes)}), but {join_some(missing)}; add masks of 0 "
+            f"{folder} seems to hold one mask a class ({', '.join(classes)}), but {summarize(missing)}; add masks of 0 "
             "where there is nothing, or rename them"
         )
     return {case: ClassFiles(tuple(sorted(files.items()))) for case, files in found.items()}
@@ -320,7 +320,7 @@ def read_table(path: Path) -> tuple[tuple[Case, ...], tuple[str, ...]]:
     seen = Counter(file.resolve() for case in cases for file in (*case.images, *mask_paths(case.mask)))
     problems += [f"{file} stands there {count} times" for file, count in seen.items() if count > 1]
     if problems:
-        raise DataError(f"{path} is wrong: {join_some(problems)}; correct the table")
+        raise DataError(f"{path} is wrong: {summarize(problems)}; correct the table")
     if not cases:
         raise DataError(f"{path} has no row; write one for each image, below the line with the columns' names")
     return tuple(sorted(cases, key=lambda case: case.name)), _remarks(path, columns)
@@ -380,6 +380,6 @@ def _check_columns(path: Path, names: Sequence[str]) -> None:
     problems += [f"the column {name!r} twice" for name, count in Counter(names).items() if count > 1 and name in known]
     if problems:
         raise DataError(
-            f"{path} has {join_some(problems)}; its first line must name image and mask, and may name group and case, "
+            f"{path} has {summarize(problems)}; its first line must name image and mask, and may name group and case, "
             "separated by commas, semicolons or tabs"
         )

@@ -10,7 +10,7 @@ from typing import Any, cast
 import numpy as np
 
 from dinounet.console import without_standard_error
-from dinounet.data.formats.itk import look_into_itk
+from dinounet.data.formats.itk import probe_itk
 from dinounet.data.formats.nifti import NIFTI_ENDINGS, open_nifti
 from dinounet.data.formats.picture import ORIENTATION, open_picture
 from dinounet.data.formats.tiff import TIFF_ENDINGS
@@ -27,7 +27,7 @@ MODES = ("L", "RGB", "I;16")
 
 
 @dataclass
-class Rows:
+class LazyRows:
     """Stands in for the array of a flat image, (C, 1, Y, X): `rows[..., 0, first:last, :]` reads some rows.
 
     The file is decoded once for each time that somebody goes through it from the top; rows that the last reading held
@@ -88,13 +88,13 @@ class Rows:
         return DataError(f"{self.path} can't be read as an image ({reason_of(error, -1)}); is it whole?")
 
 
-def look_into_rows(path: Path) -> Rows | None:
+def probe_rows(path: Path) -> LazyRows | None:
     """A flat image with its pixels still in the file; None if it is to be read whole."""
     try:
         found = (_tiff if path.name.lower().endswith(TIFF_ENDINGS) else _picture)(path)
     except Exception:  # the readers raise whatever they meet; reading it whole tells what is wrong
         return None
-    return found and Rows(path, (found[0], 1, *found[1]), found[2])
+    return found and LazyRows(path, (found[0], 1, *found[1]), found[2])
 
 
 Found = tuple[int, tuple[int, int], np.dtype[Any]]
@@ -140,7 +140,7 @@ MASK_BYTES = 16
 
 
 @dataclass(frozen=True)
-class Planes:
+class LazyVolume:
     """Stands in for the array of a volume, (C, Z, Y, X) or (Z, Y, X): `planes[..., z, :, :]` reads one plane."""
 
     shape: tuple[int, ...]
@@ -169,10 +169,10 @@ def open_image(paths: Sequence[Path], most: int, slice_axis: int = 0) -> Volume:
         DataError: as `read_image`; what is left in its files, as soon as the wrong plane is read.
     """
     if len(paths) == 1 and ending_of(paths[0]) in FLAT_ENDINGS and paths[0].is_file():
-        rows = look_into_rows(paths[0])
+        rows = probe_rows(paths[0])
         flat = None if rows is None else Volume(cast(np.ndarray, rows), None, paths[0])
         return read_image(paths) if flat is None or bytes_to_read(flat) <= most else flat
-    found = look_into(paths)
+    found = probe(paths)
     if found is None or bytes_to_read(found) <= most or not can_stay(found, slice_axis):
         return read_image(paths)
     return found
@@ -183,7 +183,7 @@ def open_truth(case: Case, known: Labels | None, most: int, slice_axis: int = 0)
     mask = case.mask
     if not isinstance(mask, Path) or (known is not None and known.colours is not None):
         return read_truth(case, known)
-    found = look_into([mask])
+    found = probe([mask])
     if (
         found is None
         or len(found.array) > 1
@@ -192,13 +192,13 @@ def open_truth(case: Case, known: Labels | None, most: int, slice_axis: int = 0)
     ):
         return read_truth(case, known)
     stored = found.array
-    labels = Planes(stored.shape[1:], np.dtype(np.int32), lambda z: whole_numbers(stored[..., z, :, :][0], mask))
+    labels = LazyVolume(stored.shape[1:], np.dtype(np.int32), lambda z: whole_numbers(stored[..., z, :, :][0], mask))
     return replace(found, array=cast(np.ndarray, labels))
 
 
-def look_into(paths: Sequence[Path]) -> Volume | None:
+def probe(paths: Sequence[Path]) -> Volume | None:
     """An image as its headers tell, with its pixels still in the files; None if they don't tell, or don't agree."""
-    found = [_look_into(path) for path in paths]
+    found = [_probe_file(path) for path in paths]
     channels = [channel for channel in found if channel is not None]
     if len(channels) < len(paths):
         return None
@@ -207,20 +207,20 @@ def look_into(paths: Sequence[Path]) -> Volume | None:
             require_same_grid(channel, channels[0])
     except DataError:
         return None
-    parts = [cast(Planes, channel.array) for channel in channels]
+    parts = [cast(LazyVolume, channel.array) for channel in channels]
 
     def read(z: int) -> np.ndarray:
         return np.concatenate([part[..., z, :, :] for part in parts])
 
     shape = (sum(len(part) for part in parts), *channels[0].shape)
     dtype = np.result_type(*(part.dtype for part in parts))
-    planes = Planes(shape, dtype, read if all(part.read for part in parts) else None)
+    planes = LazyVolume(shape, dtype, read if all(part.read for part in parts) else None)
     return replace(channels[0], array=cast(np.ndarray, planes))
 
 
 def can_stay(found: Volume, slice_axis: int) -> bool:
     """Whether what was looked into can be read plane by plane, and is wanted so."""
-    return cast(Planes, found.array).read is not None and (slice_axis == 0 or found.is_flat)
+    return cast(LazyVolume, found.array).read is not None and (slice_axis == 0 or found.is_flat)
 
 
 def bytes_to_read(found: Volume) -> int:
@@ -233,11 +233,11 @@ def pixels_of(found: Volume) -> int:
     return int(np.prod(found.shape, dtype=np.int64))
 
 
-def _look_into(path: Path) -> Volume | None:
-    return read_patiently(path, lambda: _look_into_once(path))
+def _probe_file(path: Path) -> Volume | None:
+    return read_patiently(path, lambda: _probe_once(path))
 
 
-def _look_into_once(path: Path) -> Volume | None:
+def _probe_once(path: Path) -> Volume | None:
     ending = ending_of(path)
     if not path.is_file():
         return None
@@ -251,7 +251,7 @@ def _look_into_once(path: Path) -> Volume | None:
             read = file.read_plane if file.can_give_planes else None
         else:
             with without_standard_error():
-                shape, dtype, geometry, read = look_into_itk(path)
+                shape, dtype, geometry, read = probe_itk(path)
             geometry = geometry if ending in VOLUME_ENDINGS else None  # ITK knows the size of pictures too
     except Exception as error:  # the readers raise whatever their C code meets; reading it whole tells what is wrong
         if is_passing(error):
@@ -271,5 +271,5 @@ def _look_into_once(path: Path) -> Volume | None:
     def read_patient(z: int) -> np.ndarray:
         return read_patiently(path, lambda: read_finite(z))
 
-    planes = Planes(shape, dtype, read_patient if read else None)
+    planes = LazyVolume(shape, dtype, read_patient if read else None)
     return Volume(cast(np.ndarray, planes), geometry, path)

@@ -21,7 +21,7 @@ from dinounet.data.formats.itk import Segment, read_segments
 from dinounet.data.geometry import Volume
 from dinounet.data.images import SEGMENTATION_ENDING, ending_of, read_stored
 from dinounet.errors import ConfigError, DataError
-from dinounet.io import join_some
+from dinounet.io import summarize
 from dinounet.schema.labels import BLACK, IGNORE, Labels, Region, relabel_command, write_labels
 
 NO_NAME = re.compile(r"segment[ _]?\d*", re.IGNORECASE)
@@ -259,7 +259,7 @@ def _as_regions(numbers: Mapping[str, int], inside: Mapping[str, set[str]], igno
     try:
         return Labels({BACKGROUND: 0} | labels, regions, ignore)
     except ConfigError as error:
-        raise DataError(f"the masks' segments are {join_some(list(numbers))}: {error}") from None
+        raise DataError(f"the masks' segments are {summarize(list(numbers))}: {error}") from None
 
 
 def _write_regions(labels: np.ndarray, where: Mapping[str, np.ndarray], known: Labels, path: Path) -> None:

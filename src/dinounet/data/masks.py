@@ -26,7 +26,7 @@ from dinounet.data.label_inference import (
     first_files,
     is_grey,
     listed,
-    to_mark,
+    to_mask_value,
 )
 from dinounet.data.layouts import Case, ClassFiles
 from dinounet.data.legends import by_name, counts_by_number, other_names, read_layers, rules
@@ -45,7 +45,7 @@ def read_truth(case: Case, known: Labels | None = None) -> Volume:
 
     Args:
         case: whose mask is known.
-        known: what stands for the classes; None where only the masks can tell, which then come as `to_marks` has them.
+        known: what stands for the classes; None where only the masks can tell: what comes is from `to_mask_values`.
 
     Raises:
         DataError: it can't be read, or holds what no mask may.
@@ -53,7 +53,7 @@ def read_truth(case: Case, known: Labels | None = None) -> Volume:
     assert case.mask is not None
     if known is None and isinstance(case.mask, Path):
         volume = read_stored(case.mask, of="mask")
-        return replace(volume, array=to_marks(volume, coloured=True))
+        return replace(volume, array=to_mask_values(volume, coloured=True))
     mask = read_mask(case.mask, known, by_colour=True)
     if ending_of(mask.source) == SEGMENTATION_ENDING and case.images:
         mask = on_one_grid(mask, read_image(case.images[:1]))[0]
@@ -100,17 +100,17 @@ def read_mask(mask: Path | ClassFiles, known: Labels | None = None, by_colour: b
     if known is not None and known.colours is not None:
         volume = in_colours(volume)
     if known is not None and known.colours is not None and len(volume.array) == 3:
-        return replace(volume, array=_number(to_marks(volume, coloured=True), known, mask))
-    marks = to_marks(volume)
-    if marks.max(initial=0) >= COLOUR:
+        return replace(volume, array=_number(to_mask_values(volume, coloured=True), known, mask))
+    values = to_mask_values(volume)
+    if values.max(initial=0) >= COLOUR:
         labels = "none has a name" if known is None else f"the labels are numbers ({write_labels(known.given)})"
         raise DataError(
-            f"{mask} is a mask in different colours ({listed(np.unique(marks))}), but {labels}; convert it to one "
+            f"{mask} is a mask in different colours ({listed(np.unique(values))}), but {labels}; convert it to one "
             "number a pixel, as dinounet relabel does"
         )
     if by_colour and known is not None and known.colours is not None:
-        marks = _number_greys(marks, known, mask)
-    return replace(volume, array=marks)
+        values = _number_greys(values, known, mask)
+    return replace(volume, array=values)
 
 
 def in_colours(volume: Volume) -> Volume:
@@ -123,7 +123,7 @@ def in_colours(volume: Volume) -> Volume:
     return replace(volume, array=np.moveaxis(table[volume.array[0]], -1, 0), palette=None)
 
 
-def to_marks(volume: Volume, coloured: bool = False) -> np.ndarray:
+def to_mask_values(volume: Volume, coloured: bool = False) -> np.ndarray:
     """What a mask holds, (Z, Y, X), before anything is made of it: numbers, or COLOUR + colours.
 
     Args:
@@ -194,17 +194,17 @@ def _rounded(labels: np.ndarray, path: Path) -> np.ndarray:
     return whole
 
 
-def _number(marks: np.ndarray, known: Labels, path: Path) -> np.ndarray:
+def _number(values: np.ndarray, known: Labels, path: Path) -> np.ndarray:
     """Numbers in the place of colours."""
     assert known.colours is not None
-    numbers = np.zeros(marks.shape, np.uint8)
-    named = np.zeros(marks.shape, bool)
+    numbers = np.zeros(values.shape, np.uint8)
+    named = np.zeros(values.shape, bool)
     for name, colour in known.colours.items():
-        here = marks == to_mark(colour)
+        here = values == to_mask_value(colour)
         numbers[here] = known.given[name]
         named |= here
     if not named.all():
-        raise OddValues("colours", path, count_values(marks[~named]), known.colours)
+        raise OddValues("colours", path, count_values(values[~named]), known.colours)
     return numbers
 
 
@@ -233,7 +233,7 @@ def _join(files: ClassFiles, known: Labels) -> Volume:
     owner: dict[Path, np.ndarray] = {}
     for name, path in files.files:
         one = read_stored(path, of="mask")
-        one = replace(one, array=to_marks(one), palette=None)
+        one = replace(one, array=to_mask_values(one), palette=None)
         values = [value for value in np.unique(one.array).tolist() if value]
         if len(values) > MOST_LABELS:
             raise OddValues("values", path, count_values(one.array))
@@ -279,7 +279,7 @@ def refuse_jpegs(masks: Sequence[Path]) -> None:
         return
     pixels: Counter[int] = Counter()
     for path in jpegs:
-        pixels.update(count_values(to_marks(read_stored(path, of="mask"))))
+        pixels.update(count_values(to_mask_values(read_stored(path, of="mask"))))
     raise DataError(
         f"{first_files(jpegs)} {'is a JPEG' if len(jpegs) == 1 else 'are JPEGs'}, which changes labels in storing "
         f"them: {listed(sorted(pixels))}; export masks as PNG, or {advice(pixels, common_folder(jpegs))}"

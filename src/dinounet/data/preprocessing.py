@@ -11,7 +11,7 @@ import numpy as np
 from dinounet.data.arrays import RunningMoments, Samples
 from dinounet.data.geometry import Volume
 from dinounet.data.images import require_colour
-from dinounet.data.lazy_volume import Rows
+from dinounet.data.lazy_volume import LazyRows
 from dinounet.errors import DataError
 from dinounet.schema.labels import IGNORED
 from dinounet.schema.plan import ChannelPlan, DataPlan
@@ -129,7 +129,7 @@ class Slice:
         part = slice(first, last)
         if self._whole is not None:
             return self._whole[:, part]
-        if self.size == slice_size(self.image, self.plan) and isinstance(self.image.array, np.ndarray | Rows):
+        if self.size == slice_size(self.image, self.plan) and isinstance(self.image.array, np.ndarray | LazyRows):
             return np.stack(self._normalised(part))
         whole = self._normalised(slice(None))
         self._whole = np.stack([part if part.shape == self.size else _resize(part, self.size) for part in whole])
@@ -220,7 +220,7 @@ def _blocks(image: Volume) -> Iterator[np.ndarray]:
     """All of an image, (C, rows, X) at a time, in the same blocks wherever it lies: sums are the same to the bit."""
     depth, height, width = image.shape
     together = max(1, BLOCK // (len(image.array) * width))
-    whole_planes = not isinstance(image.array, np.ndarray | Rows)  # reading rows would read their plane each time
+    whole_planes = not isinstance(image.array, np.ndarray | LazyRows)  # reading rows would read their plane each time
     for z in range(depth):
         plane = _cut(image, 0, z) if whole_planes else None
         for first in range(0, height, together):

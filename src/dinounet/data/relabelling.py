@@ -14,7 +14,7 @@ from dinounet.data.formats.itk import Segment
 from dinounet.data.formats.picture import PICTURE_ENDINGS
 from dinounet.data.geometry import Volume
 from dinounet.data.images import SEGMENTATION_ENDING, ending_for_labels, ending_of, read_stored, stem_of, write_mask
-from dinounet.data.label_inference import COLOUR, to_mark, to_vectors
+from dinounet.data.label_inference import COLOUR, to_mask_value, to_vectors
 from dinounet.data.legends import (
     by_name,
     common_numbers,
@@ -24,9 +24,9 @@ from dinounet.data.legends import (
     rules,
     segments_of,
 )
-from dinounet.data.masks import count_values, in_colours, to_marks
+from dinounet.data.masks import count_values, in_colours, to_mask_values
 from dinounet.errors import DataError
-from dinounet.io import join_some, whole_folder
+from dinounet.io import atomic_dir, summarize
 from dinounet.schema.labels import Given, Labels, name_labels, write_labels
 
 
@@ -75,12 +75,12 @@ def relabel_folder(
     means = whole_labels(given)
     numbers = np.array([known.given[name] if known else means[name] for name in given])
     palette = None if known is None else known.palette
-    meant = np.array([to_mark(mark) for mark in given.values()])
+    meant = np.array([to_mask_value(mark) for mark in given.values()])
     legends = {} if coloured else _legends(files, means)
     palettes: list[tuple[Path, Mapping[int, str], Mapping[int, int]]] = []
     changes: list[Change] = []
     problems: list[str] = []
-    with whole_folder(output) as temporary:
+    with atomic_dir(output) as temporary:
         for path in files:
             name = path.relative_to(folder).with_name(stem_of(path) + _ending(path, int(numbers.max())))
             try:
@@ -92,28 +92,28 @@ def relabel_folder(
                     (temporary / name).parent.mkdir(parents=True, exist_ok=True)
                     changes.append(_write_named(volume, legends[path], temporary / name, output / name, means))
                     continue
-                marks = _marks(volume, coloured)
+                stored = _mask_values(volume, coloured)
                 if not coloured and volume.palette is not None:
-                    palettes.append((path, volume.palette, count_values(marks)))
-                if not coloured and marks.max(initial=0) >= COLOUR:
+                    palettes.append((path, volume.palette, count_values(stored)))
+                if not coloured and stored.max(initial=0) >= COLOUR:
                     raise DataError(f"{path} is in colours; name colours, as background=#000000,lesion=#ff0000")
-                values, places = np.unique(marks, return_inverse=True)
+                values, places = np.unique(stored, return_inverse=True)
                 nearest, distances = _nearest(to_vectors(values, coloured), to_vectors(meant, coloured))
                 changed = distances[places] > 0
                 copy = temporary / name
                 if copy.exists():
                     raise DataError(f"{path} and another would both become {name}; rename one")
                 copy.parent.mkdir(parents=True, exist_ok=True)
-                write_mask(copy, numbers[nearest][places].reshape(marks.shape), volume, palette)
+                write_mask(copy, numbers[nearest][places].reshape(stored.shape), volume, palette)
             except DataError as error:
                 problems.append(str(error))
             else:
                 count = int(np.count_nonzero(changed))
-                changes.append(Change(output / name, count, count / marks.size, round(float(distances.max()), 1)))
+                changes.append(Change(output / name, count, count / stored.size, round(float(distances.max()), 1)))
             finally:
                 on_file()
         if problems:
-            raise DataError(join_some(problems))
+            raise DataError(summarize(problems))
     if told := palettes_differ(palettes):
         on_note(f"{told}: palettes differ, and the numbers count; the copies have no palette that would tell")
     return changes
@@ -175,15 +175,15 @@ def _ending(path: Path, largest: int) -> str:
     return ending_for_labels(".png" if ending in PICTURE_ENDINGS else ending, largest)
 
 
-def _marks(volume: Volume, coloured: bool) -> np.ndarray:
-    """As `to_marks`, but for fractions, and grey that stands for colours, which both are about to be replaced."""
+def _mask_values(volume: Volume, coloured: bool) -> np.ndarray:
+    """As `to_mask_values`, but for fractions, and grey that stands for colours, which both are about to be replaced."""
     if volume.array.dtype.kind == "f" and len(volume.array) == 1:
         return volume.array[0]
     if coloured:
         volume = in_colours(volume)
     if coloured and len(volume.array) == 1:
         volume = replace(volume, array=volume.array.repeat(3, axis=0))
-    return to_marks(volume, coloured)
+    return to_mask_values(volume, coloured)
 
 
 def _nearest(values: np.ndarray, meant: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

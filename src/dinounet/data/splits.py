@@ -18,7 +18,7 @@ import numpy as np
 from dinounet.data.groups import NUMBERED_PATIENT
 from dinounet.data.layouts import Case
 from dinounet.errors import ConfigError, DataError
-from dinounet.io import join_some, read_json, read_text
+from dinounet.io import read_json, read_text, summarize
 from dinounet.schema.plan import GroupBy, Split
 
 FOLDS = 5
@@ -98,7 +98,7 @@ def read_splits(path: Path, cases: Sequence[Case], held_out: Sequence[str]) -> t
             problems.append(f"it has cases twice in fold {fold} (keep them in one of its parts): {', '.join(twice)}")
         splits.append((training, validation))
     if problems:
-        raise DataError(f"{path} is wrong: {join_some(problems)}; correct it, or remove it for folds of our own")
+        raise DataError(f"{path} is wrong: {summarize(problems)}; correct it, or remove it for folds of our own")
     return tuple(splits)
 
 
@@ -155,7 +155,7 @@ def hold_out(
             remedy = "name these too" if group in numbered else "name the group"
             problems.append(f"it tears the group {group} apart, of which it leaves {', '.join(left)} ({remedy})")
     if problems:
-        raise ConfigError(f"the test list is wrong: {join_some(problems)}; correct it")
+        raise ConfigError(f"the test list is wrong: {summarize(problems)}; correct it")
     if len(held_out) == len(known):
         raise ConfigError(f"the test list holds out all {len(known)} cases; leave some to train on")
     left_in = tuple(case for case in cases if case.name not in held_out)

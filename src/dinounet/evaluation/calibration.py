@@ -21,7 +21,7 @@ import numpy as np
 
 from dinounet.data.masks import where
 from dinounet.errors import DataError
-from dinounet.io import PROBABILITIES, join_some
+from dinounet.io import PROBABILITIES, summarize
 from dinounet.schema.labels import Labels
 from dinounet.schema.metrics import Bin, Calibration
 
@@ -49,7 +49,7 @@ def find_probabilities(predictions: Path, cases: Iterable[str]) -> dict[str, Pat
     found = {case: folder / f"{case}.npz" for case in cases}
     lacking = [case for case, path in found.items() if not path.is_file()]
     if lacking:
-        raise DataError(f"{folder} lacks the probabilities of {join_some(lacking)}; predict them, or remove it")
+        raise DataError(f"{folder} lacks the probabilities of {summarize(lacking)}; predict them, or remove it")
     return found
 
 

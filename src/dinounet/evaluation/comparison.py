@@ -14,7 +14,7 @@ import numpy as np
 
 from dinounet.console import say
 from dinounet.data.layouts import Case, ClassFiles
-from dinounet.errors import ConfigError, DataError, noted
+from dinounet.errors import ConfigError, DataError, collect_errors
 from dinounet.evaluation.evaluate import evaluate_cases, pair_folders
 from dinounet.evaluation.groups import find_labels, with_groups
 from dinounet.evaluation.means import (
@@ -55,7 +55,7 @@ def pair_models(
     problems: list[str] = []
     told: dict[str, list[str | None]] = {}
     for name, folder in folders.items():
-        with noted(problems):
+        with collect_errors(problems):
             cases, predicted, wrong = pair_folders(folder, truth)
             problems += wrong
             cases, source = with_groups(cases, folder, truth, by, groups)
@@ -118,7 +118,7 @@ def evaluate_models(
     problems: list[str] = []
     metrics = {}
     for name, (cases, predicted) in pairs.items():
-        with noted(problems):
+        with collect_errors(problems):
             metrics[name] = evaluate_cases(
                 cases, predicted, known, on_case=on_case, tolerance=tolerance, by=by, left_out=left_out,
                 at_the_detector=at_the_detector,

@@ -13,12 +13,12 @@ import numpy as np
 from dinounet.console import say
 from dinounet.data.geometry import Volume, require_same_grid, require_straight
 from dinounet.data.images import VOLUME_ENDINGS, ending_of, on_one_grid
-from dinounet.data.label_inference import OddValues, told_together
+from dinounet.data.label_inference import OddValues, describe_problems
 from dinounet.data.layouts import Case, ClassFiles, class_files, mask_files, name_of
 from dinounet.data.legends import palettes_differ
 from dinounet.data.masks import count_values, read_mask, read_truth, where
 from dinounet.data.splits import by_group
-from dinounet.errors import ConfigError, DataError, noted
+from dinounet.errors import ConfigError, DataError, collect_errors
 from dinounet.evaluation.calibration import NUMBERS, count_decisions, find_probabilities, summarise_decisions
 from dinounet.evaluation.groups import (
     CountedCase,
@@ -30,7 +30,7 @@ from dinounet.evaluation.groups import (
 )
 from dinounet.evaluation.means import summarise
 from dinounet.evaluation.metrics import tally
-from dinounet.io import PREDICTION, join_some
+from dinounet.io import PREDICTION, summarize
 from dinounet.schema.labels import Labels, Region, write_labels
 from dinounet.schema.metrics import By, Metrics, Unit, VolumeUnit, group_of, write_metrics
 from dinounet.schema.plan import AT_THE_DETECTOR
@@ -63,7 +63,7 @@ def find_masks(folder: Path, cases: Iterable[str] = ()) -> dict[str, Path | Clas
         found.setdefault(name_of(path, folder), []).append(path)
     twice = [f"{paths[0].name} and {paths[1].name}" for paths in found.values() if len(paths) > 1]
     if twice:
-        raise DataError(f"{folder} holds more than one mask of a case: {join_some(twice)}; keep one of each")
+        raise DataError(f"{folder} holds more than one mask of a case: {summarize(twice)}; keep one of each")
     if not found:
         raise DataError(f"{folder} holds no masks; give the folder with <case>.nii.gz, .png or their like")
     return {case: paths[0] for case, paths in found.items()}
@@ -107,12 +107,12 @@ def evaluate_folders(
     """
     known = Labels(dict(labels), regions, ignore, colours)
     cases, predicted, problems = pair_folders(predictions, truth)
-    with noted(problems):
+    with collect_errors(problems):
         cases, told = with_groups(cases, predictions, truth, by, groups)
         if told:
             say("note", told)
     probabilities: dict[str, Path] = {}
-    with noted(problems):
+    with collect_errors(problems):
         probabilities = find_probabilities(predictions, [case.name for case in cases])
     return evaluate_cases(
         cases, predicted, known, output, on_case,
@@ -209,12 +209,12 @@ def evaluate_cases(
                 if len(counted[group]) == len(members[group]):  # to keep no more distances than it takes
                     groups.append(measure_group(counted.pop(group), tolerance))
             if probabilities:
-                with noted(wrong):
+                with collect_errors(wrong):
                     decisions += count_decisions(probabilities[case.name], pair[0].array, known)
         if on_case is not None:
             on_case(case.name)
-    wrong += told_together(odd)
-    found = [*problems, *([join_some(wrong)] if wrong else [])]
+    wrong += describe_problems(odd)
+    found = [*problems, *([summarize(wrong)] if wrong else [])]
     if len(units) > 1:
         found.append(_mixture(units))
     if found:
@@ -224,7 +224,7 @@ def evaluate_cases(
     if smaller:
         say(
             "tolerance",
-            f"the tolerance of {tolerance:g} {evaluated[0].unit} is larger than whole images ({join_some(smaller)}), "
+            f"the tolerance of {tolerance:g} {evaluated[0].unit} is larger than whole images ({summarize(smaller)}), "
             "so that their NSD is 1 wherever anything was found; give a smaller one with --tolerance",
             tolerance=tolerance,
             cases=smaller,
@@ -241,9 +241,9 @@ def _name_problems(predictions: Path, truth: Path, predicted: AbstractSet[str], 
     missing, surplus = sorted(truths - predicted), sorted(predicted - truths)
     problems = []
     if missing:
-        problems.append(f"{predictions} lacks masks of cases in {truth}: {join_some(missing)}; predict them too")
+        problems.append(f"{predictions} lacks masks of cases in {truth}: {summarize(missing)}; predict them too")
     if surplus:
-        problems.append(f"{predictions} holds masks of cases that {truth} lacks: {join_some(surplus)}; remove them")
+        problems.append(f"{predictions} holds masks of cases that {truth} lacks: {summarize(surplus)}; remove them")
     return problems
 
 
@@ -252,7 +252,7 @@ def _unknown(mask: Volume, labels: Mapping[str, int]) -> str:
     if known.all():
         return ""
     unknown = np.unique(mask.array[~known])
-    values = join_some([str(value) for value in unknown]).replace(";", ",")
+    values = summarize([str(value) for value in unknown]).replace(";", ",")
     named = ", ".join(f"{name}={label}" for name, label in labels.items())
     return f"{mask.source} holds the values {values} but the labels are {named}; name them or correct the mask"
 
@@ -291,7 +291,7 @@ def _mixture(units: Mapping[tuple[Unit, VolumeUnit], Sequence[str]]) -> str:
         "mm2 at the detector": "flat masks in mm at the detector",
         "ml": "volumes in mm",
     }
-    parts = [f"{kinds[volume]} ({join_some(names)})" for (_, volume), names in units.items()]
+    parts = [f"{kinds[volume]} ({summarize(names)})" for (_, volume), names in units.items()]
     return f"the truth mixes {' and '.join(parts)}, which have no common mean; evaluate them apart"
 
 

@@ -12,7 +12,7 @@ from dinounet.data.layouts import Case, ClassFiles, mask_files, mask_paths, read
 from dinounet.data.legends import labels_of_legends
 from dinounet.errors import ConfigError, DataError
 from dinounet.evaluation.metrics import Tally, measure_tally, pool
-from dinounet.io import METRICS, PREDICTION, join_some, read_json, read_text, to_record
+from dinounet.io import METRICS, PREDICTION, read_json, read_text, summarize, to_record
 from dinounet.schema.labels import Labels, name_labels, parse_labels, read_nnunet_labels
 from dinounet.schema.metrics import EMPTY, By, CaseMetrics, ClassMetrics, Unit, VolumeUnit, read_metrics
 
@@ -97,7 +97,7 @@ def with_groups(
     lacking = [case.name for case in cases if case.name not in known]
     if lacking:
         where = str(groups) if isinstance(groups, Path) else "groups"
-        raise DataError(f"{where} says no group of {join_some(lacking)}; add a row for each case")
+        raise DataError(f"{where} says no group of {summarize(lacking)}; add a row for each case")
     spelled, remark = spell_as_one(known[case.name] for case in cases)
     if remark:
         say("note", remark)
@@ -130,7 +130,7 @@ def read_groups(path: Path) -> dict[str, str]:
         elif found.setdefault(case, group) != group:
             problems.append(f"line {line} puts {case} into {group}, another one into {found[case]}")
     if problems:
-        raise DataError(f"{path} is wrong: {join_some(problems)}; correct the table")
+        raise DataError(f"{path} is wrong: {summarize(problems)}; correct the table")
     return found
 
 
@@ -148,7 +148,7 @@ def _folders(cases: Sequence[Case], truth: Path) -> dict[str, str]:
     loose = [name for name, folder in folders.items() if not folder.parts]
     by_class = any(isinstance(case.mask, ClassFiles) for case in cases)
     if loose or by_class:
-        why = "has one mask a class" if by_class else f"has {join_some(loose)} in no folder of their own"
+        why = "has one mask a class" if by_class else f"has {summarize(loose)} in no folder of their own"
         raise ConfigError(
             f"nothing says which cases belong together: {truth} {why}; give --groups a CSV file with the columns case "
             "and group"
@@ -178,7 +178,7 @@ def find_absent_in_any(folders: Mapping[str, Path], known: Labels) -> dict[str, 
     found = {}
     for name in known.foreground:
         if models := [model for model, names in absent.items() if name in names]:
-            found[name] = f"no training case of {join_some(models)} has a pixel of it"
+            found[name] = f"no training case of {summarize(models)} has a pixel of it"
     return found if len(found) < len(known.foreground) else {}
 
 

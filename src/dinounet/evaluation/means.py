@@ -9,7 +9,7 @@ import numpy as np
 
 from dinounet.errors import ConfigError
 from dinounet.evaluation.metrics import POLICY, write_number
-from dinounet.io import join_some
+from dinounet.io import summarize
 from dinounet.schema.labels import Labels
 from dinounet.schema.metrics import (
     NAMES,
@@ -268,7 +268,7 @@ def warn_of_floor(metrics: Metrics, name: str = "This result") -> str:
         return ""
     return (
         f"{name} is not clearly above what an all-background prediction would score on the same "
-        f"{metrics.by}s in {join_some(low)}."
+        f"{metrics.by}s in {summarize(low)}."
     )
 
 
@@ -293,7 +293,7 @@ def describe_basis(metrics: Metrics) -> str:
         if above == "too few cases"
         else ""
     )
-    nowhere = join_some([name for name, one in metrics.basis.items() if not one.present])
+    nowhere = summarize([name for name, one in metrics.basis.items() if not one.present])
     nowhere = f"No {by} has {nowhere}." if nowhere and basis.present else ""
     out = "; ".join(f"{name} ({why})" for name, why in metrics.left_out.items())
     left_out = f"Not in the means over classes: {out}." if out else ""

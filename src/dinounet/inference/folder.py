@@ -21,7 +21,7 @@ from dinounet.inference.outputs import Outputs, allocated, choose_endings
 from dinounet.inference.predictor import Predictor
 from dinounet.inference.record import at_the_detector, differences, hash_source
 from dinounet.inference.segmentation import Segmentation, Wanted
-from dinounet.io import PREDICTION, join_some, read_record, remove_leftovers, require_new, write_json
+from dinounet.io import PREDICTION, read_record, remove_leftovers, require_new, summarize, write_json
 from dinounet.schema.labels import Labels
 from dinounet.schema.plan import BodyAxis
 from dinounet.schema.prediction import PredictionRecord
@@ -206,7 +206,7 @@ def _begin(outputs: Outputs, cases: Sequence[Case], record: PredictionRecord, ov
         names = {case.name for case in cases}
         if twice := [name for name in others if stem_of(Path(name)) in names]:
             raise ConfigError(
-                f"{folder} holds masks of the same images in another format ({join_some(twice)}); give another folder "
+                f"{folder} holds masks of the same images in another format ({summarize(twice)}); give another folder "
                 "with -o, or that --format"
             )
         there = [case.name for case in cases if outputs.are_there(case)]
@@ -214,7 +214,7 @@ def _begin(outputs: Outputs, cases: Sequence[Case], record: PredictionRecord, ov
         if changed and not overwrite:
             raise ConfigError(
                 f"{folder} holds masks of images that have changed since, or of others of the same names "
-                f"({join_some(changed)}); give another folder with -o, or --overwrite"
+                f"({summarize(changed)}); give another folder with -o, or --overwrite"
             )
         if not differing and not overwrite:
             new = {name: source for name, source in sources.items() if name not in there}
@@ -226,7 +226,7 @@ def _begin(outputs: Outputs, cases: Sequence[Case], record: PredictionRecord, ov
         if differing and others:
             raise ConfigError(
                 f"{folder} holds masks of other cases that were predicted otherwise ({differing}): "
-                f"{join_some(others)}; give another folder with -o"
+                f"{summarize(others)}; give another folder with -o"
             )
     folder.mkdir(parents=True, exist_ok=True)
     record = replace(record, sources=sources, at_the_detector=tuple(sorted(shadows)))
@@ -245,7 +245,7 @@ def _end(folder: Path, record: PredictionRecord, problems: Problems, done: int, 
 def _tell(problems: Problems, cases: int) -> None:
     if problems:
         raise DataError(
-            f"{len(problems)} of {cases} images could not be predicted: {join_some(list(problems.values()))}"
+            f"{len(problems)} of {cases} images could not be predicted: {summarize(list(problems.values()))}"
         )
 
 

@@ -18,7 +18,7 @@ from dinounet.data.images import KNOWN, ending_of, require_finite, unknown_forma
 from dinounet.data.layouts import Case, image_files
 from dinounet.data.lazy_volume import open_image
 from dinounet.errors import ConfigError, DataError, reason_of
-from dinounet.io import join_some
+from dinounet.io import summarize
 from dinounet.schema.plan import BodyAxis, DataPlan
 from dinounet.system import free_memory
 
@@ -232,7 +232,7 @@ def tell_cut_otherwise(volumes: Mapping[str, BodyAxis], plan: DataPlan) -> str:
     """A sentence about volumes, by their names, that are cut along another axis of the body than those learned from."""
     learned = plan.fingerprint.axes
     assert learned is not None
-    named = join_some([f"{name} ({axis})" for name, axis in volumes.items()])
+    named = summarize([f"{name} ({axis})" for name, axis in volumes.items()])
     return (
         f"{len(volumes)} volume{'s are' if len(volumes) > 1 else ' is'} cut along another axis of the body than those "
         f"that the network has learned from, whose slices lie along {learned[plan.slice_axis]}: {named}; expect worse "

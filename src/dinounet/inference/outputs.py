@@ -34,7 +34,7 @@ from dinounet.data.overlays import colours_of, paint, to_grey_levels
 from dinounet.data.preprocessing import in_slice
 from dinounet.errors import ConfigError, DataError
 from dinounet.inference.segmentation import Segmentation
-from dinounet.io import PROBABILITIES, join_some, whole_file
+from dinounet.io import PROBABILITIES, atomic_write, summarize
 from dinounet.schema.labels import Labels
 from dinounet.system import versions
 
@@ -109,11 +109,11 @@ class Outputs:
                 path = self._in(UNCERTAINTY) / f"{case.name}_{name}{self._ending_of_maps(case)}"
                 _write_map(path, values, found.volume.geometry)
         if self.overlay:
-            with whole_file(self._in(OVERLAYS) / f"{case.name}.png") as temporary:
+            with atomic_write(self._in(OVERLAYS) / f"{case.name}.png") as temporary:
                 _draw(found, meaning).save(temporary)
         path = self.mask_of(case)
         if ending_of(path) == SEGMENTATION_ENDING:
-            with whole_file(path) as temporary:
+            with atomic_write(path) as temporary:
                 write_segmentation(temporary, found.labels, found.volume.source, meaning.labels, versions()["dinounet"])
         else:
             write_mask(path, found.labels, like=found.volume, colours=meaning.palette)
@@ -133,7 +133,7 @@ class Outputs:
     def _write_probabilities(self, case: Case, values: np.ndarray) -> None:
         """As NumPy's savez_compressed, but from wherever the array lies, a part at a time."""
         with (
-            whole_file(self._in(PROBABILITIES) / f"{case.name}.npz") as temporary,
+            atomic_write(self._in(PROBABILITIES) / f"{case.name}.npz") as temporary,
             zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as packed,
             packed.open("probabilities.npy", "w", force_zip64=True) as file,
         ):
@@ -163,7 +163,7 @@ def _write_map(path: Path, values: np.ndarray, geometry: Geometry | None) -> Non
         return
     import tifffile
 
-    with whole_file(path) as temporary:
+    with atomic_write(path) as temporary:
         stack = values if len(values) > 1 else values[0]
         tifffile.imwrite(temporary, stack.astype(np.float32), compression="zlib", photometric="minisblack")
 
@@ -236,11 +236,11 @@ def choose_endings(cases: Sequence[Case], format: str | None, largest: int) -> d
         raise ConfigError(f"--format is {format}; masks of every size and place can be {', '.join(known)}")
     others = [str(case.images[0]) for case in cases if not case.images[0].is_dir()]
     if format == SEGMENTATION_ENDING and others:
-        raise ConfigError(f"--format is {format}, which is for DICOM series only, but there is {join_some(others, 3)}")
+        raise ConfigError(f"--format is {format}, which is for DICOM series only, but there is {summarize(others, 3)}")
     films = [case.name for case in cases if format in (None, SEGMENTATION_ENDING) and _is_film(case)]
     if format == SEGMENTATION_ENDING and films:
         raise ConfigError(
-            f"--format is {format}, but {join_some(films, 3)} are frames that tell no place, of which DICOM has no "
+            f"--format is {format}, but {summarize(films, 3)} are frames that tell no place, of which DICOM has no "
             "segmentation; leave it out for TIFF, or choose .nii.gz"
         )
     endings = {case.name: format or own_ending(case, largest) for case in cases}

@@ -24,7 +24,7 @@ from dinounet.data.dataset import read_description
 from dinounet.data.formats import READERS
 from dinounet.errors import ConfigError, DataError
 from dinounet.inference.models import TrainedModel, require_alike
-from dinounet.io import join_some, read_json, require_new, whole_folder, write_json
+from dinounet.io import atomic_dir, read_json, require_new, summarize, write_json
 from dinounet.nnunet.checkpoints import (
     FINAL,
     INTENSITIES,
@@ -172,7 +172,7 @@ def export_to_nnunet(models: Sequence[Path], output: Path) -> Path:
             raise ConfigError(f"{model.named} and {first.named} are of different networks; export each by itself")
     require_new(output, what="the folder")
     planned, described = _write_plan(data, first), _describe(data)
-    with whole_folder(output) as folder:
+    with atomic_dir(output) as folder:
         write_json(folder / "plans.json", planned)
         write_json(folder / "dataset.json", described)
         arguments = {  # as nnU-Net keeps them, with lists
@@ -354,7 +354,7 @@ def read_nnunet_plan(planned: Any, described: Any, plans: Path, dataset: Path, c
     if resampling != "resample_data_or_seg_to_shape":
         problems.append(f"its resampling is {resampling}, which is not done here")
     if problems:
-        raise DataError(f"{plans} can't be followed: {join_some(problems)}; choose another checkpoint")
+        raise DataError(f"{plans} can't be followed: {summarize(problems)}; choose another checkpoint")
     depth, height, width = shape
     median = (depth, height, width)
     return DataPlan(

@@ -17,15 +17,15 @@ from dinounet.data.dataset import Dataset, with_twins
 from dinounet.data.formats import READERS
 from dinounet.data.geometry import Volume, coarsest_axis
 from dinounet.data.images import on_one_grid, require_colour
-from dinounet.data.label_inference import OddValues, common_folder, infer_labels, noted_values, told_together
+from dinounet.data.label_inference import OddValues, collect_odd_values, common_folder, describe_problems, infer_labels
 from dinounet.data.layouts import mask_paths
 from dinounet.data.lazy_volume import open_image, open_truth
 from dinounet.data.legends import palettes_differ, refuse_differing_palettes
 from dinounet.data.masks import check_case
 from dinounet.data.preprocessing import IMAGENET, normalise_samples
-from dinounet.errors import DataError, noted
-from dinounet.io import join_some
-from dinounet.planning.fingerprint import Seen, look_at, measure_intensities, principal_components
+from dinounet.errors import DataError, collect_errors
+from dinounet.io import summarize
+from dinounet.planning.fingerprint import CaseStatistics, collect_statistics, measure_intensities, principal_components
 from dinounet.schema.labels import Labels, write_labels
 from dinounet.schema.plan import ChannelPlan, DataPlan, Fingerprint, Normalisation
 from dinounet.schema.recipe import IN_MEMORY
@@ -77,8 +77,8 @@ def plan_data(
     Raises:
         DataError: what is wrong with the images and masks, all together.
     """
-    seen: list[Seen] = []
-    by_case: dict[str, Seen] = {}
+    seen: list[CaseStatistics] = []
+    by_case: dict[str, CaseStatistics] = {}
     problems: list[str] = []
     odd: list[OddValues] = []
     channels = dataset.channels
@@ -90,12 +90,12 @@ def plan_data(
     most = free_memory() // 4
     for case in dataset.cases:
         image = mask = None
-        with noted(problems):
+        with collect_errors(problems):
             image = open_image(case.images, most)
-        with noted(problems), noted_values(odd):
+        with collect_errors(problems), collect_odd_values(odd):
             mask = open_truth(case, known, most)
         if image is not None and mask is not None:
-            with noted(problems), noted_values(odd):
+            with collect_errors(problems), collect_odd_values(odd):
                 modalities.add(image.modality)
                 mask = on_one_grid(mask, image)[0]
                 channels = channels or _channel_names(len(image.array))
@@ -104,12 +104,12 @@ def plan_data(
                 if mask.palette is not None:
                     same = equal_palettes.setdefault(tuple(mask.palette.items()), mask.palette)  # mostly one for all
                     palettes.append((mask.source, same, pixels))
-                seen.append(look_at(image, mask, pixels, dataset.ignore, samples))
+                seen.append(collect_statistics(image, mask, pixels, dataset.ignore, samples))
                 by_case[case.name] = seen[-1]
         on_case()
-    problems += told_together(odd)
+    problems += describe_problems(odd)
     if problems:
-        raise DataError(join_some(problems))
+        raise DataError(summarize(problems))
     assert channels is not None
     channels = dataset.channels or _channel_names(len(channels), modalities)
     empty = [
@@ -197,7 +197,7 @@ def _hash_held_out(dataset: Dataset, most: int, on_case: Callable[[], None]) -> 
     """
     hashes = {}
     for case in dataset.held_out:
-        with noted([]):
+        with collect_errors([]):
             hashes[case.name] = hash_image(open_image(case.images, most))
         on_case()
     return hashes

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dinounet.data.arrays import SAMPLES_A_CASE, RunningMoments, Samples, choose_evenly
+from dinounet.data.arrays import SAMPLES_A_CASE, Reservoir, RunningMoments, Samples
 from dinounet.data.checks import ImageHash
 from dinounet.data.geometry import Volume, body_axes
 from dinounet.schema.plan import AT_THE_DETECTOR, BodyAxis, Intensities
@@ -17,7 +17,7 @@ LEAST_VARIANCE = 0.01
 
 
 @dataclass(frozen=True)
-class Seen:
+class CaseStatistics:
     """Statistics of one case."""
 
     shape: tuple[int, int, int]
@@ -34,7 +34,9 @@ class Seen:
     """What z, y and x run along in the patient; None where the file doesn't tell."""
 
 
-def look_at(image: Volume, mask: Volume, pixels: dict[int, int], ignore: int | None, samples: Samples) -> Seen:
+def collect_statistics(
+    image: Volume, mask: Volume, pixels: dict[int, int], ignore: int | None, samples: Samples
+) -> CaseStatistics:
     """Take from one case what the fingerprint needs, plane by plane, since it may still lie in its files.
 
     Args:
@@ -47,7 +49,7 @@ def look_at(image: Volume, mask: Volume, pixels: dict[int, int], ignore: int | N
     random = np.random.default_rng(1234)
     a_plane = math.ceil(SAMPLES_A_CASE / image.shape[0])
     low, high = np.full(len(image.array), np.inf), np.full(len(image.array), -np.inf)
-    anywhere, foreground, moments = [], None, RunningMoments(len(image.array))
+    anywhere, foreground, moments = [], Reservoir(SAMPLES_A_CASE, random), RunningMoments(len(image.array))
     mixed = len(image.array) not in (1, 3)
     hashed = ImageHash(image.array.shape)
     for z in range(image.shape[0]):
@@ -60,9 +62,8 @@ def look_at(image: Volume, mask: Volume, pixels: dict[int, int], ignore: int | N
             anywhere.append(values[somewhere])
             moments.add(values.T)
         inside = values[(labels > 0) & (labels != (0 if ignore is None else ignore))]
-        foreground = choose_evenly(foreground, inside, SAMPLES_A_CASE, random)
-    assert foreground is not None
-    chosen = foreground[0]
+        foreground.add(inside)
+    (chosen,) = foreground.chosen()
     if 0 < len(chosen) < SAMPLES_A_CASE:  # each case weighs the same, as in nnU-Net
         chosen = random.choice(chosen, SAMPLES_A_CASE)
     samples.foreground.add(chosen)
@@ -73,7 +74,7 @@ def look_at(image: Volume, mask: Volume, pixels: dict[int, int], ignore: int | N
     constant = tuple((low == high).tolist())
     at_the_detector = image.geometry is not None and image.geometry.unit == AT_THE_DETECTOR
     axes = body_axes(image)
-    return Seen(image.shape, image.spacing, at_the_detector, image.is_flat, constant, pixels, hashed, axes)
+    return CaseStatistics(image.shape, image.spacing, at_the_detector, image.is_flat, constant, pixels, hashed, axes)
 
 
 def principal_components(samples: np.ndarray) -> tuple[tuple[float, ...], ...]:

@@ -21,7 +21,7 @@ from dinounet.data.masks import read_mask, read_truth
 from dinounet.data.overlays import colours_of, outline_of, rgb_of, to_grey_levels
 from dinounet.errors import ConfigError, DataError
 from dinounet.evaluation.evaluate import find_masks
-from dinounet.io import join_some
+from dinounet.io import summarize
 from dinounet.schema.metrics import CaseMetrics, Metrics
 
 CONFUSED = "taken for another class"
@@ -111,13 +111,13 @@ def make_pictures(
     names = [case.case for case in metrics.worst_first[:most]]
     for folder, masks in ((truth, truths), (predictions, predicted)):
         if absent := [name for name in names if name not in masks]:
-            raise DataError(f"{folder} holds no mask of {join_some(absent)}, which the metrics name; evaluate again")
+            raise DataError(f"{folder} holds no mask of {summarize(absent)}, which the metrics name; evaluate again")
     files = {name_of(path, images): path for path in image_files(images)}
     shown = {name: files.get(f"{name}_0000", files.get(name)) for name in names}
     if absent := [name for name, path in shown.items() if path is None]:
         wanted = f"{absent[0]}_0000 or {absent[0]}" + (", and so on" if len(absent) > 1 else "")
         raise DataError(
-            f"{images} holds no image of {join_some(absent)} ({wanted}); add {'them' if len(absent) > 1 else 'it'}"
+            f"{images} holds no image of {summarize(absent)} ({wanted}); add {'them' if len(absent) > 1 else 'it'}"
         )
     cases = [Case(name, (path,), truths[name]) for name, path in shown.items() if path is not None]
     return picture_cases(metrics, cases, predicted, most)

@@ -14,7 +14,7 @@ from typing import Any
 from dinounet.data.overlays import colours_of
 from dinounet.evaluation.means import describe_basis, warn_of_floor
 from dinounet.evaluation.metrics import title_of, write_interval, write_number
-from dinounet.io import whole_file
+from dinounet.io import atomic_write
 from dinounet.reporting.case_images import CONFUSED, ERRORS, CasePicture
 from dinounet.reporting.charts import MOST_DOTS, draw_reliability, make_charts, make_distributions
 from dinounet.reporting.tables import describe_by, describe_tolerance
@@ -172,7 +172,7 @@ def write_report(
         made={name: text for name, text in made.items() if text},
     )
     path.parent.mkdir(parents=True, exist_ok=True)
-    with whole_file(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(html, encoding="utf-8")
 
 

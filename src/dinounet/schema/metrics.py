@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dinounet.errors import ConfigError
-from dinounet.io import read_json, to_record, whole_file, write_json
+from dinounet.io import atomic_write, read_json, to_record, write_json
 from dinounet.schema.labels import Labels, Region
 
 NAMES = ("dice", "iou", "nsd", "precision", "recall", "hd95", "assd", "volume_difference")
@@ -385,7 +385,7 @@ def _upgrade(content: Mapping[str, Any], where: str) -> dict[str, Any]:
 def write_metrics(path: Path, metrics: Metrics) -> None:
     """Write all of it as JSON, and as CSV beside that every measure of every case, and group, and class."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with whole_file(path.with_suffix(".csv")) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+    with atomic_write(path.with_suffix(".csv")) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)
         table.writerow(["case", "class", *NAMES, "empty", "unit", "volume_unit", "group", "by"])
         for by, scored in (("case", metrics.cases), ("group", metrics.groups)):

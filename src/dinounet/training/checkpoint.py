@@ -17,14 +17,14 @@ from torch import Tensor
 
 from dinounet.console import say
 from dinounet.errors import DataError
-from dinounet.io import whole_file
+from dinounet.io import atomic_write
 from dinounet.network.unet import rename_monai_keys
 from dinounet.schema.run import CHECKPOINT, PREVIOUS_CHECKPOINT
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
     """Write tensors, and facts as JSON in the file's header."""
-    with whole_file(path) as temporary:
+    with atomic_write(path) as temporary:
         _write(temporary, tensors, facts)
 
 
@@ -46,7 +46,7 @@ def save_checkpoint(
         tensors |= {f"optimizer.{index}.{name}": torch.as_tensor(value) for name, value in moments.items()}
     tensors |= {f"average.{name}": tensor for name, tensor in (average or {}).items()}
     facts = {**facts, "scaler": scaler.state_dict() if scaler else None}
-    with whole_file(run / CHECKPOINT) as temporary:
+    with atomic_write(run / CHECKPOINT) as temporary:
         _write(temporary, tensors, facts)
         if (run / CHECKPOINT).exists():
             (run / CHECKPOINT).replace(run / PREVIOUS_CHECKPOINT)

@@ -32,7 +32,7 @@ from dinounet.data.cache import CachedCase, alone_in, expect, open_array, remove
 from dinounet.data.cache_writer import array_file, estimate_shape
 from dinounet.data.layouts import Case
 from dinounet.data.patches import Patches, Tiles, count_samples
-from dinounet.io import whole_folder
+from dinounet.io import atomic_dir
 from dinounet.network.decoder import pad_to_stride
 from dinounet.network.dinounet import DinoUNet
 from dinounet.schema.network import NetworkConfig
@@ -262,7 +262,7 @@ def _fill(
     """Compute a folder of taps, one patch after another."""
     lower = torch.float16 if record.precision == "fp16" else torch.bfloat16
     size = sum(math.prod(shape) for shape in store.shapes)
-    with whole_folder(store.folder) as temporary, array_file(temporary / FILE, (count, size), np.int16) as write:
+    with atomic_dir(store.folder) as temporary, array_file(temporary / FILE, (count, size), np.int16) as write:
         for number in range(count):
             image = sample(number)[0][None].to(record.device)
             with torch.inference_mode(), torch.autocast(record.device, lower, enabled=record.precision != "fp32"):

@@ -19,7 +19,7 @@ import numpy as np
 
 from dinounet.console import Advance, progress, say
 from dinounet.errors import ConfigError, reason_of
-from dinounet.io import whole_file
+from dinounet.io import atomic_write
 from dinounet.schema.recipe import Recipe, TrackerName
 from dinounet.schema.run import RunRecord
 
@@ -294,5 +294,5 @@ def cut_log(path: Path, last_step: int) -> None:
     if path.exists():
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
         kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= last_step]
-        with whole_file(path) as temporary:
+        with atomic_write(path) as temporary:
             temporary.write_text("".join(kept), encoding="utf-8")

@@ -17,7 +17,7 @@ from dinounet.backbones.frozen import FrozenBackbone, Network, build_network
 from dinounet.console import say
 from dinounet.data.dataset import Dataset
 from dinounet.errors import ConfigError, UserError
-from dinounet.io import join_some
+from dinounet.io import summarize
 from dinounet.network.decoder import initialise_he
 from dinounet.network.dinounet import DinoUNet
 from dinounet.planning.data_plan import PATCH_STEP, largest_batch
@@ -140,7 +140,7 @@ def check_plan(plan: Plan, dataset: Dataset) -> None:
         raise ConfigError(f"the plan has other regions, colours or another ignore label than {dataset.name}; plan anew")
     if plan.data.test_cases != dataset.test_cases:
         raise ConfigError(
-            f"the plan holds out {join_some(plan.data.test_cases) or 'no case'}, and not what --test names; plan anew "
+            f"the plan holds out {summarize(plan.data.test_cases) or 'no case'}, and not what --test names; plan anew "
             "with that --test, or leave it out"
         )
 

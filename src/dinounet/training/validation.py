@@ -12,7 +12,7 @@ from torch import Tensor
 from dinounet.data.arrays import to_classes, to_targets
 from dinounet.data.overlays import colours_of, paint, to_grey_levels
 from dinounet.distributed import DistributedContext
-from dinounet.io import whole_file
+from dinounet.io import atomic_write
 from dinounet.schema.plan import Plan
 from dinounet.schema.run import EXAMPLES
 from dinounet.training.loss import Loss
@@ -85,7 +85,7 @@ def write_example(run: Path, step: int, seen: Seen, plan: Plan) -> Path:
     rows = [_draw(image, mask, predicted, plan) for image, mask, predicted in patches]
     path = run / EXAMPLES / f"step_{step:06d}.png"
     path.parent.mkdir(exist_ok=True)
-    with whole_file(path) as temporary:
+    with atomic_write(path) as temporary:
         Image.fromarray(_beside(rows, axis=0)).save(temporary, "png", optimize=True)
     pictures = sorted(path.parent.glob("step_*.png"))
     if len(pictures) > FILES:

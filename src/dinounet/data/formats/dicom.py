@@ -20,8 +20,8 @@ from dinounet.data.formats.dicom_frames import DESCRIBING, Slice, geometry_of_sl
 from dinounet.data.formats.dicom_headers import damage_told, dicom_files, regions_differ
 from dinounet.data.formats.itk import channels_first
 from dinounet.data.geometry import Geometry
-from dinounet.errors import DataError, noted
-from dinounet.io import join_some, require_readable
+from dinounet.errors import DataError, collect_errors
+from dinounet.io import require_readable, summarize
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -74,10 +74,10 @@ def read_series(folder: Path) -> Series:
     held: dict[Path, np.ndarray] = {}
     problems: list[str] = []
     for path in sorted(files):
-        with noted(problems):
+        with collect_errors(problems):
             held[path] = _read_pixels(path, sorted((one for one in slices if one.path == path), key=_frame))
     if problems:
-        raise DataError(join_some(problems))
+        raise DataError(summarize(problems))
     parts = [held[one.path][:, _frame(one)][:, None] for one in slices]
     if len(files) == 1 and [_frame(one) for one in slices] == list(range(len(slices))):
         parts = [held[files[0]]]  # nothing to sort, nothing to copy
@@ -100,16 +100,16 @@ def find_slices(folder: Path) -> tuple[list[Slice], str]:
     modality = ""
     problems: list[str] = []
     for path in dicom_files(folder):
-        with noted(problems), damage_told(path):
+        with collect_errors(problems), damage_told(path):
             header = _read_header(path)
             slices += slices_of(path, header)
             series[str(header.get("SeriesInstanceUID", ""))] += 1
             modality = modality or str(header.get("Modality", "")).strip()
     if problems:
-        raise DataError(join_some(problems))
+        raise DataError(summarize(problems))
     if len(series) > 1:
         raise DataError(
-            f"{folder} holds {len(series)} DICOM series (of {join_some([str(n) for n in series.values()])} files); "
+            f"{folder} holds {len(series)} DICOM series (of {summarize([str(n) for n in series.values()])} files); "
             "give each a folder of its own"
         )
     return sort_slices(folder, slices), modality

@@ -114,7 +114,7 @@ def channels_first(image: Any) -> np.ndarray:
     return array[:, None] if image.GetDimension() == 2 else array
 
 
-def look_into_itk(path: Path) -> tuple[tuple[int, ...], np.dtype[Any], Geometry, Callable[[int], np.ndarray] | None]:
+def probe_itk(path: Path) -> tuple[tuple[int, ...], np.dtype[Any], Geometry, Callable[[int], np.ndarray] | None]:
     """The shape (C, Z, Y, X), type and place of a file, and what reads (C, Y, X) of a plane, if that is possible.
 
     Raises:
