@@ -5,7 +5,7 @@
 Weights, gradients and the optimizer's state are counted; what comes on top is measured, one process a measurement, on
 the CPU in float32, one image of one channel, and fitted: pixels * (a + b * D + c * taps), D the width and taps the
 thousands of numbers that the four hold of 512 x 512 pixels. Wide networks are measured with few blocks (frozen blocks
-leave nothing behind) and on a smaller image. Prints the measurements, the coefficients for `network/variants.py`, and
+leave nothing behind) and on a smaller image. Prints the measurements, the coefficients for `backbones/registry.py`, and
 how far the formula is off.
 """
 

@@ -1,6 +1,6 @@
 """The JSON Schema of `model.json`, by pydantic from the dataclasses that read and write it.
 
-python tests/schema.py    writes src/dinounet/inference/bundle.schema.json anew
+python tests/schema.py    writes src/dinounet/bundle/bundle.schema.json anew
 """
 
 import json

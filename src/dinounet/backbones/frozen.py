@@ -127,7 +127,7 @@ class FrozenBackbone(nn.Module):
 
 
 def build_backbone(config: NetworkConfig, *, offload: bool = False) -> FrozenBackbone:
-    """Build the configured backbone; `dinounet.network.weights` fills it.
+    """Build the configured backbone; `fill_backbone` fills it.
 
     In float32 and in memory it has timm's initial values, otherwise zeros; there never is a float32 copy then.
 

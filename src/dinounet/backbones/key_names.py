@@ -269,7 +269,7 @@ META_DINOV2: Table = {
     "blocks.#.ls2.gamma": "blocks.#.ls2.gamma",
     "norm.*": "norm.*",
 }
-"""Meta's DINOv2, with and without registers. DINOv3's table is `dinounet.network.published.META_TO_TIMM`."""
+"""Meta's DINOv2, with and without registers. DINOv3's table is `META_TO_TIMM`."""
 
 META_CONVNEXT: Table = {
     "downsample_layers.0.#.*": "stem.#.*",
