@@ -38,7 +38,8 @@ def test_the_table_tells_what_timm_builds(name: str) -> None:
         network = build_network(NetworkConfig(backbone=name)).eval()
         image = torch.zeros(1, 3, 512, 512)
         with FlopCounterMode(display=False) as counter:
-            taps = network.backbone.read(image[..., : 512 * variant.patch // 16, : 512 * variant.patch // 16])
+            side = 512 * variant.patch // 16
+            taps = network.backbone.forward_features(image[..., :side, :side])
     frozen = sum(parameter.numel() for parameter in network.backbone.parameters())
     trained = sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)
     assert (frozen, trained) == (variant.frozen, trained_parameters(variant))

@@ -104,7 +104,7 @@ def test_given_taps_give_the_logits_of_the_backbone() -> None:
     network = build_network(replace(NETWORK, in_channels=5)).eval()
     image = torch.randn(1, 5, 70, 90)
     with torch.no_grad():
-        taps = network.see(image)
+        taps = network.backbone_features(image)
         expected = network(image)
         network.backbone.drop_weights()
         torch.testing.assert_close(network(image, *taps), expected, rtol=1e-4, atol=1e-4)

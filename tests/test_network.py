@@ -9,8 +9,9 @@ from torch import nn
 
 from dinounet.backbones.frozen import build_network
 from dinounet.errors import ConfigError
-from dinounet.network.cpu_kernels import InstanceNorm
+from dinounet.network.cpu_kernels import SampleByBags, cpu_kernels
 from dinounet.network.decoder import pad_to_stride
+from dinounet.network.deformable_attention import sample_and_weigh
 from dinounet.network.dinounet import DinoUNet
 from dinounet.network.unet import UNet, rename_monai_keys
 from dinounet.schema.network import NetworkConfig, plan_unet
@@ -227,8 +228,6 @@ def test_sampling_by_gathers_is_grid_sample_and_so_are_its_gradients() -> None:
 
 @pytest.mark.parametrize("sizes", [[(6, 7)], [(5, 3), (2, 4)]])
 def test_sampling_on_the_cpu_is_grid_sample_and_so_are_its_gradients(sizes: list[tuple[int, int]]) -> None:
-    from dinounet.network.deformable_attention import sample_and_weigh
-
     batch, queries, heads, width, points = 2, 9, 3, 4, 2
     value = torch.randn(batch, sum(h * w for h, w in sizes), heads, width, dtype=torch.float64, requires_grad=True)
     places = 3 * torch.rand(batch, queries, heads, len(sizes), points, 2, dtype=torch.float64) - 1  # far outside, too
@@ -244,20 +243,21 @@ def test_sampling_on_the_cpu_is_grid_sample_and_so_are_its_gradients(sizes: list
             expected = expected + nn.functional.pad(share[:, :, None], (0, 0, head, heads - 1 - head))
         first += height * across
     expected = expected.flatten(2)
-    found = sample_and_weigh(value, sizes, places, weights)
+    found = SampleByBags.apply(value, places, weights, sizes)
     torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(sample_and_weigh(value, sizes, places, weights), expected)
     torch.testing.assert_close(
         torch.autograd.grad(found, inputs, upstream), torch.autograd.grad(expected, inputs, upstream)
     )
-    assert torch.autograd.gradcheck(lambda *inputs: sample_and_weigh(inputs[0], sizes, *inputs[1:]), inputs)
+    assert torch.autograd.gradcheck(lambda *inputs: SampleByBags.apply(*inputs, sizes), inputs)
 
 
 def test_sampling_near_counted_cells_is_sampling_at_their_places() -> None:
-    from dinounet.network.adapter import cell_centres, counted_centres
-    from dinounet.network.deformable_attention import sample_and_weigh, sample_near
+    from dinounet.bundle.exportable import counted_centres, sample_near
+    from dinounet.network.adapter import cell_centres
 
     levels, sizes, heads, width, points = [(8, 12), (3, 5)], [(6, 7), (2, 4)], 3, 4, 2
-    reference, counted = cell_centres(levels, torch.device("cpu")), counted_centres(levels)
+    reference, counted = (centres(levels, torch.device("cpu")) for centres in (cell_centres, counted_centres))
     torch.testing.assert_close(reference[0, :, 0], counted.numerator / counted.denominator)
     value = torch.randn(2, sum(h * w for h, w in sizes), heads, width)
     offsets = 6 * torch.randn(2, reference.shape[1], heads, len(sizes), points, 2)  # far outside, too
@@ -268,7 +268,7 @@ def test_sampling_near_counted_cells_is_sampling_at_their_places() -> None:
 
 
 def test_a_function_is_looked_up_by_whole_numbers() -> None:
-    from dinounet.network.export_mode import Ratios, look_up, tabulate, whole
+    from dinounet.bundle.exportable import Ratios, look_up, tabulate, whole
 
     table = tabulate(lambda ratio: torch.stack([ratio, (2 * torch.pi * ratio).sin()], dim=-1), largest=3)
     for side in (1, 7, 300, 4096):
@@ -282,22 +282,18 @@ def test_a_function_is_looked_up_by_whole_numbers() -> None:
 
 
 def test_a_place_that_is_not_a_number_gives_no_number_instead_of_an_error() -> None:
-    from dinounet.network.deformable_attention import sample_and_weigh
-
     places = torch.full((1, 2, 1, 1, 1, 2), 0.5)
     places[0, 0] = torch.nan
-    found = sample_and_weigh(torch.randn(1, 4, 1, 3), [(2, 2)], places, torch.ones(1, 2, 1, 1, 1))
+    found = SampleByBags.apply(torch.randn(1, 4, 1, 3), places, torch.ones(1, 2, 1, 1, 1), [(2, 2)])
     assert found[0, 0].isnan().all() and found[0, 1].isfinite().all()
 
 
 @pytest.mark.parametrize("bias", [True, False])
 def test_linear_layers_by_onednn_are_pytorchs_and_so_are_their_gradients(bias: bool) -> None:
-    from dinounet.network.cpu_kernels import products_by_onednn
-
     input = torch.randn(2, 7, 24).transpose(0, 1).requires_grad_()
     layer, upstream = nn.Linear(24, 10, bias=bias), torch.randn(7, 2, 10)
     expected = layer(input)
-    with products_by_onednn(input.device):
+    with cpu_kernels(input.device):
         found = layer(input)
     parameters = (input, *layer.parameters())
     assert "Linear" in type(found.grad_fn).__name__ and type(found.grad_fn) is not type(expected.grad_fn)
@@ -312,12 +308,14 @@ def test_linear_layers_by_onednn_are_pytorchs_and_so_are_their_gradients(bias: b
 
 @pytest.mark.parametrize("order", [torch.contiguous_format, torch.channels_last])
 def test_the_instance_norm_is_pytorchs_and_so_are_its_gradients(order: torch.memory_format) -> None:
-    norm = InstanceNorm(5)
+    norm = nn.InstanceNorm2d(5, affine=True)
     nn.init.normal_(norm.weight)
     nn.init.normal_(norm.bias)
     map, upstream = torch.randn(3, 5, 7, 6).to(memory_format=order).requires_grad_(), torch.randn(3, 5, 7, 6)
     parameters = (map, norm.weight, norm.bias)
-    found = nn.functional.leaky_relu(norm(map), inplace=True)
+    with cpu_kernels(map.device):
+        found = nn.functional.leaky_relu(norm(map), inplace=True)
+    assert "InstanceNormByBatchNorm" in str(found.grad_fn.next_functions)
     expected = nn.functional.leaky_relu(nn.functional.instance_norm(map, weight=norm.weight, bias=norm.bias))
     torch.testing.assert_close(found, expected)
     torch.testing.assert_close(
@@ -330,12 +328,10 @@ def test_the_instance_norm_is_pytorchs_and_so_are_its_gradients(order: torch.mem
 def test_attention_by_onednn_is_pytorchs(
     dtype: torch.dtype, tolerance: float, matrix_instructions: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from dinounet.network import cpu_kernels as onednn
-
-    monkeypatch.setattr(onednn, "processor_has", lambda instructions: matrix_instructions)
+    monkeypatch.setattr("dinounet.network.cpu_kernels.processor_has", lambda instructions: matrix_instructions)
     query, key, value = (torch.randn(2, 37, 3, 16).transpose(1, 2) for _ in range(3))  # heads lie between tokens
     expected = nn.functional.scaled_dot_product_attention(query, key, value)
-    with onednn.products_by_onednn(query.device):
+    with cpu_kernels(query.device):
         found = nn.functional.scaled_dot_product_attention(query.to(dtype), key.to(dtype), value.to(dtype))
         masked = nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True)
     assert found.dtype == dtype
@@ -349,10 +345,9 @@ def test_what_is_computed_again_in_backward_is_the_same(monkeypatch: pytest.Monk
     gradients = []
     for keeps_all in (False, True):
         if keeps_all:
-            for module in ("adapter", "fapm"):
-                monkeypatch.setattr(
-                    f"dinounet.network.{module}.recomputed", lambda function, *inputs: function(*inputs)
-                )
+            monkeypatch.setattr(
+                "dinounet.network.cpu_kernels.checkpoint", lambda function, *inputs, **_: function(*inputs)
+            )
         network.zero_grad()
         torch.manual_seed(1)
         network(image).square().mean().backward()

@@ -25,7 +25,7 @@ from datasets import write_png_dataset
 from dinounet.backbones.frozen import build_network
 from dinounet.backbones.weights import fill_backbone
 from dinounet.bundle.export import write_bundle
-from dinounet.bundle.exportable import Exportable, plain_operators, resize
+from dinounet.bundle.exportable import Exportable, PlainOperators, resize
 from dinounet.bundle.onnx import trace
 from dinounet.bundle.quantize import quantise
 from dinounet.bundle.verify import hash_file, read_exported
@@ -192,7 +192,7 @@ class Taps(torch.nn.Module):
         self.network = Exportable(network).network
 
     def forward(self, image: torch.Tensor) -> list[torch.Tensor]:
-        with plain_operators():
+        with PlainOperators():
             return self.network.backbone(image)
 
 

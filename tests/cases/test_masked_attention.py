@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dinounet.network.cpu_kernels import products_by_onednn
+from dinounet.network.cpu_kernels import cpu_kernels
 
 QUERY, KEY, VALUE = torch.randn(3, 2, 4, 17, 8, generator=torch.Generator().manual_seed(0))
 BOOLEAN = torch.rand(2, 1, 17, 17, generator=torch.Generator().manual_seed(1)) > 0.3
@@ -41,6 +41,6 @@ def by_hand(attn_mask: Tensor | None = None, scale: float | None = None, is_caus
 @pytest.mark.parametrize("has_amx", [False, True])
 def test_masks_and_scales_count(options: dict[str, Any], has_amx: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dinounet.network.cpu_kernels.processor_has", lambda _: has_amx)
-    with torch.inference_mode(), products_by_onednn(torch.device("cpu")):
+    with torch.inference_mode(), cpu_kernels(torch.device("cpu")):
         found = F.scaled_dot_product_attention(QUERY, KEY, VALUE, **options)
     torch.testing.assert_close(found.double(), by_hand(**options), rtol=1e-5, atol=1e-5)

@@ -17,14 +17,14 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from dinounet.backbones.low_precision import Held, hold_linears, outlined
-from dinounet.backbones.registry import PYRAMID, SIDE, TIMM, BackboneVariant, find_variant
+from dinounet.backbones.registry import SIDE, STAGE_STRIDES, TIMM, BackboneVariant, find_variant
 from dinounet.errors import ConfigError, reason_of
 from dinounet.network.dinounet import DinoUNet
 from dinounet.network.unet import UNet
 from dinounet.schema.network import STRIDE, NetworkConfig, UNetConfig
 from dinounet.system import return_freed_memory
 
-GRID = 16
+TOKEN_STRIDE = 16
 """Pixels along the side of a token, as the adapter counts them."""
 
 
@@ -64,7 +64,7 @@ class FrozenBackbone(nn.Module):
         read = [features[tap] for tap in taps]
         self.widths: list[int] = [tap["num_chs"] for tap in read]
         self.strides: list[int] = [tap["reduction"] for tap in read]
-        self.is_pyramid = self.strides == list(PYRAMID)
+        self.is_pyramid = self.strides == list(STAGE_STRIDES)
         self._norms = not self.is_pyramid and not isinstance(getattr(self.vit, "norm", None), nn.Identity | None)
         self.eval()
         self.register_load_state_dict_post_hook(_miss_no_frozen_tensor)
@@ -76,20 +76,20 @@ class FrozenBackbone(nn.Module):
 
     def grids(self, size: Sequence[int]) -> list[tuple[int, int]]:
         """Rows and columns of each tap for an image of that height and width."""
-        rows, columns = self.seen(size)
+        rows, columns = self.input_size(size)
         return [(rows // stride, columns // stride) for stride in self.strides]
 
-    def seen(self, size: Sequence[int]) -> list[int]:
-        """Height and width at which the backbone sees an image."""
-        own = PYRAMID[-1] if self.is_pyramid else self.strides[0]
-        if self.cells.is_integer():  # the same without floats, by which an export would fix the size
-            return [side // STRIDE * int(self.cells) * own for side in size]
-        return [round(side * self.cells / STRIDE) * own for side in size]
+    def input_size(self, size: Sequence[int]) -> list[int]:
+        """Height and width that an image of this size is resized to for the backbone."""
+        own = STAGE_STRIDES[-1] if self.is_pyramid else self.strides[0]
+        if self.grid_scale.is_integer():  # the same without floats, by which an export would fix the size
+            return [side // STRIDE * int(self.grid_scale) * own for side in size]
+        return [round(side * self.grid_scale / STRIDE) * own for side in size]
 
     @property
-    def cells(self) -> float:
-        """Of its coarsest grid along the side of one of ours; if it is no whole number, sides are rounded."""
-        return self.scale * (1 if self.is_pyramid else STRIDE / GRID)
+    def grid_scale(self) -> float:
+        """Cells of the backbone's coarsest grid along one of the network's; where it isn't whole, sides are rounded."""
+        return self.scale * (1 if self.is_pyramid else STRIDE / TOKEN_STRIDE)
 
     def train(self, mode: bool = True) -> FrozenBackbone:
         """Stays in evaluation mode: in train mode the published code rescales RoPE at random: noisy features."""
@@ -100,19 +100,19 @@ class FrozenBackbone(nn.Module):
         return OrderedDict() if destination is None else destination
 
     def drop_weights(self) -> None:
-        """Give back the memory of its weights, where every tap is known: it can't see an image any more."""
+        """Give back the memory of its weights, where every tap is known: no image can be computed any more."""
         self.vit = nn.Identity()
 
     @torch.no_grad()
     def forward(self, image: Tensor) -> list[Tensor]:
-        size = self.seen(image.shape[-2:])
+        size = self.input_size(image.shape[-2:])
         if size != list(image.shape[-2:]):
             with torch.autocast(image.device.type, enabled=False):  # not in bfloat16, which the CPU can't
                 image = F.interpolate(image.float(), size=size, mode="bilinear", align_corners=False, antialias=True)
-        return self.read(image)
+        return self.forward_features(image)
 
-    def read(self, image: Tensor) -> list[Tensor]:
-        """The taps of an image that has the size `seen` already."""
+    def forward_features(self, image: Tensor) -> list[Tensor]:
+        """The taps of an image that has the size `input_size` already."""
         taps = self.vit.forward_intermediates(
             image,
             indices=list(self.taps),
@@ -205,7 +205,7 @@ def inspect(name: str) -> BackboneVariant:
                 raise ValueError(f"its features are {frozen.width} wide, and a multiple of {HEADS} is wanted")
             _try_model(frozen)
             with FlopCounterMode(display=False) as counter:
-                frozen.read(torch.zeros(1, 3, *frozen.seen((SIDE, SIDE))))
+                frozen.forward_features(torch.zeros(1, 3, *frozen.input_size((SIDE, SIDE))))
     except Exception as error:  # timm's models raise what they like
         reason = reason_of(error).rstrip(".")
         raise ConfigError(
@@ -245,11 +245,11 @@ def _find_taps(model: Any) -> tuple[tuple[int, int, int, int], int, tuple[int, i
     if not hasattr(model, "forward_intermediates") or not hasattr(model, "feature_info"):
         raise ValueError("it gives no intermediate features")
     strides = [level["reduction"] for level in model.feature_info]
-    if set(PYRAMID) <= set(strides):
-        first, second, third, last = (len(strides) - 1 - strides[::-1].index(stride) for stride in PYRAMID)
+    if set(STAGE_STRIDES) <= set(strides):
+        first, second, third, last = (len(strides) - 1 - strides[::-1].index(stride) for stride in STAGE_STRIDES)
         taps = (first, second, third, last)
         a, b, c, d = (model.feature_info[tap]["num_chs"] for tap in taps)
-        return taps, GRID, (a, b, c, d)
+        return taps, TOKEN_STRIDE, (a, b, c, d)
     if len(set(strides)) > 1:
         raise ValueError(f"its features are at 1/{', 1/'.join(map(str, sorted(set(strides))))} of the image's size")
     if len(strides) < 4:
@@ -260,7 +260,7 @@ def _find_taps(model: Any) -> tuple[tuple[int, int, int, int], int, tuple[int, i
 
 def _try_model(frozen: FrozenBackbone) -> None:
     """Whether an image that is not square gives the grids that it should."""
-    found = [tuple(tap.shape[1:]) for tap in frozen.read(torch.zeros(1, 3, *frozen.seen((64, 96))))]
+    found = [tuple(tap.shape[1:]) for tap in frozen.forward_features(torch.zeros(1, 3, *frozen.input_size((64, 96))))]
     expected = [
         (rows * columns, width) for (rows, columns), width in zip(frozen.grids((64, 96)), frozen.widths, strict=True)
     ]

@@ -19,7 +19,7 @@ TIMM = "timm:"
 SIDE = 512
 """Pixels along the image that costs are told for."""
 
-PYRAMID = (4, 8, 16, 32)
+STAGE_STRIDES = (4, 8, 16, 32)
 """Pixels along the cells of the four stages that a convolutional backbone gives."""
 
 
@@ -179,7 +179,7 @@ def gmac_at(variant: BackboneVariant, scale: float) -> float:
 
 def tap_numbers(variant: BackboneVariant, scale: float) -> float:
     """What all four taps hold, of a 512 x 512 image; of a pyramid, also two of the maps within its first stage."""
-    strides = PYRAMID if variant.stages else (16,) * 4
+    strides = STAGE_STRIDES if variant.stages else (16,) * 4
     numbers = [
         width * (SIDE // stride) ** 2
         for width, stride in zip(variant.stages or [variant.width] * 4, strides, strict=True)

@@ -3,7 +3,7 @@
 The sides of its image are multiples of a number, so that the sizes of all maps follow from one another without
 rounding. What would fix a size, or is no plain operator of ONNX, is computed in another way here, with the same numbers
 up to rounding: rotary positions come from counted cells, and shrinking is a product with a matrix of shares. What
-follows from sizes is counted in whole numbers (`dinounet.network.ratios` says why).
+follows from sizes is counted in whole numbers, exact ratios of which stand for places: a float would fix a size.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ from torch.overrides import TorchFunctionMode
 from dinounet.backbones.frozen import Network
 from dinounet.backbones.low_precision import held_linears
 from dinounet.errors import ConfigError
+from dinounet.network.adapter import cell_centres
+from dinounet.network.deformable_attention import Sizes, deformable_sampling, to_maps
 from dinounet.network.dinounet import DinoUNet
-from dinounet.network.export_mode import Ratios, Table, exporting, look_up, tabulate, whole
 
 LARGEST_LOGIT = 1e30
 """A limit that no logit reaches: OpenVINO leaves its output in float32 where an operation as simple as this comes last,
@@ -29,6 +30,67 @@ and rounds it to bfloat16 where a convolution does."""
 
 ROPE = "RotaryEmbeddingDinoV3"
 """The class of timm's whose grid counts in floats, by which `torch.export` fixes the size."""
+
+
+STEPS = 1024
+"""Steps of a table from one whole number to the next. A line between two entries of a sine is off by 5e-6."""
+
+
+class Ratios(NamedTuple):
+    """Fractions, as whole numerators and denominators."""
+
+    numerator: Tensor
+    """Whole numbers from 0 up."""
+
+    denominator: Tensor
+    """Whole numbers from 1 up, of the same shape or of one that broadcasts to it."""
+
+    def split_at_centres(self, side: Tensor) -> tuple[Tensor, Tensor]:
+        """Places on a line of `side` cells: the last cell whose centre is before each, and the distance from there.
+
+        The first is a whole number from -1, the second a float from 0 to 1.
+        """
+        ahead = 2 * side * self.numerator + self.denominator  # by one cell, so that it isn't negative
+        unit = 2 * self.denominator
+        behind = torch.floor_divide(ahead, unit)
+        return behind - 1, (ahead - behind * unit).float() / unit.float()
+
+
+class Table(NamedTuple):
+    """A function's values at equal steps of ratios, from 0 to a whole number."""
+
+    values: Tensor
+    """The function at each step, (steps, ...)."""
+
+    rises: Tensor
+    """Its difference from each step to the next, (steps, ...)."""
+
+
+def tabulate(function: Callable[[Tensor], Tensor], largest: int = 1) -> Table:
+    """Make a table, before a graph is traced, so that there it is a constant and no arithmetic.
+
+    Args:
+        function: of ratios (n,) in float64, to (n, ...).
+        largest: ratio.
+    """
+    values = function(torch.arange(largest * STEPS + 1, dtype=torch.float64) / STEPS)
+    return Table(values[:-1].float(), values.diff(dim=0).float())
+
+
+def look_up(table: Table, ratios: Ratios) -> Tensor:
+    """The function of ratios (...), (..., *values.shape[1:]); of larger ones than the table has, of its largest."""
+    numerator, denominator = ratios
+    last = len(table.values)
+    scaled = torch.minimum(numerator, denominator * (last // STEPS)) * STEPS
+    step = torch.floor_divide(scaled, denominator).clamp(max=last - 1)
+    beyond = (scaled - step * denominator).float() / denominator.float()
+    value, rise = (part.index_select(0, step.flatten()).unflatten(0, step.shape) for part in table)
+    return value + beyond[(..., *[None] * (value.ndim - step.ndim))] * rise
+
+
+def whole(number: int) -> Tensor:
+    """A size as a tensor (), also one that is a symbol while a graph is traced."""
+    return torch.ones((), dtype=torch.int64) * number
 
 
 def _cubic(away: Tensor) -> Tensor:
@@ -55,7 +117,7 @@ class Exportable(nn.Module):
     def __init__(self, network: Network) -> None:
         super().__init__()
         if isinstance(network, DinoUNet):
-            if not network.backbone.cells.is_integer():
+            if not network.backbone.grid_scale.is_integer():
                 raise ConfigError(
                     f"the backbone sees the image at a scale of {network.backbone.scale:g}, by which the sides of its "
                     "grid are rounded; networks of a whole scale, such as 1 or 2, can be exported to ONNX"
@@ -69,7 +131,7 @@ class Exportable(nn.Module):
         if not isinstance(self.network, DinoUNet):
             (logits,) = self.network.scales(image)
             return logits.clamp(-LARGEST_LOGIT, LARGEST_LOGIT)
-        with plain_operators(), _counted_positions(self._rope, self._rotations):
+        with PlainOperators(), _counted_positions(self._rope, self._rotations):
             (logits,) = self.network.decoder(self.network.encode(image))
         return logits.clamp(-LARGEST_LOGIT, LARGEST_LOGIT)
 
@@ -123,21 +185,73 @@ def _counted_positions(rope: Any, rotations: _Rotations | None) -> Iterator[None
         del rope.get_embed
 
 
-@contextmanager
-def plain_operators() -> Iterator[None]:
-    """While this lasts, networks compute with what ONNX has operators for, and bake no size."""
-    with exporting(), _ResizingByProducts():
-        yield
+class PlainOperators(TorchFunctionMode):
+    """While this mode is on, networks compute with what ONNX has operators for, and bake no size."""
 
-
-class _ResizingByProducts(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         named = kwargs or {}
         if func is F.interpolate and named.get("antialias"):
             return resize(args[0], named["size"], named["mode"])
+        if func is cell_centres:
+            return counted_centres(*args, **named)
+        if func is deformable_sampling:
+            return sample_near(*args, **named)
         return func(*args, **named)
+
+
+def counted_centres(levels: Sizes, _device: torch.device) -> Ratios:
+    """`cell_centres` in whole numbers: numerators and denominators, (N, 2) each."""
+    centres, sides = [], []
+    for height, width in levels:
+        grid_y, grid_x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+        cells = torch.stack([grid_x, grid_y], dim=-1).flatten(0, 1)
+        centres.append(2 * cells + 1)
+        sides.append((2 * torch.stack([whole(width), whole(height)])).expand_as(cells))
+    return Ratios(torch.cat(centres), torch.cat(sides))
+
+
+def sample_near(value: Tensor, sizes: Sizes, reference: Ratios, offsets: Tensor, weights: Tensor) -> Tensor:
+    """`deformable_sampling` in a form in which nothing that depends on a map's size is a float.
+
+    Who computes it in bfloat16 rounds an offset of some cells, and not a place among hundreds.
+
+    Args:
+        value: (B, S, heads, d).
+        sizes: the levels' heights and widths.
+        reference: Q ratios, x then y on the unit square.
+        offsets: from there in cells of each level, (B, Q, heads, levels, points, 2).
+        weights: (B, Q, heads, levels, points).
+
+    Returns:
+        (B, Q, heads * d).
+    """
+    batch, _, heads = offsets.shape[:3]
+    total = value.new_zeros(())
+    for level, ((height, width), map) in enumerate(zip(sizes, to_maps(value, sizes), strict=True)):
+        bordered = F.pad(map, (2, 2, 2, 2)).flatten(2).transpose(1, 2)  # B*heads, cells, d
+        rows, row = bordered.flatten(0, 1), width + 4
+        sides = torch.stack([whole(width), whole(height)])
+        before, beyond = reference.split_at_centres(sides)
+        away = offsets[:, :, :, level] + beyond[:, None, None]
+        floor = away.floor()
+        right_share, lower_share = (away - floor).unbind(-1)
+        # what is far away moves onto the border of zeros, two cells wide
+        cells = torch.minimum((before[:, None, None] + floor.long()).clamp(min=-2), sides) + 2
+        left, top = cells.unbind(-1)
+        begins = bordered.shape[1] * torch.arange(batch * heads, device=value.device)
+        upper_left = top * row + left + begins.view(batch, 1, heads, 1)
+        weight = weights[:, :, :, level]
+        for step, share in (
+            (0, (1 - lower_share) * (1 - right_share)),
+            (1, (1 - lower_share) * right_share),
+            (row, lower_share * (1 - right_share)),
+            (row + 1, lower_share * right_share),
+        ):
+            samples = rows.index_select(0, (upper_left + step).flatten()).view(*weight.shape, -1)
+            total = total + samples * (weight * share)[..., None]
+    return total.sum(3).flatten(2)
 
 
 def resize(map: Tensor, size: tuple[int, int], mode: str) -> Tensor:

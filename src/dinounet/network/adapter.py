@@ -1,20 +1,24 @@
-"""Adapter: a spatial prior from small convolutions attends to the frozen backbone's features, block after block."""
+"""Adapter: the tokens of a small convolutional pyramid attend to the frozen backbone's features, tap after tap.
+
+Dino U-Net (arXiv 2508.20909), section on the adapter, after ViT-Adapter (arXiv 2205.08534) without its injectors, since
+the backbone is frozen. Shapes: image (B, C, H, W) and four taps (B, h * w, D) -> four maps (B, D, H/s, W/s), s = 4, 8,
+16, 32.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import partial
 from typing import cast
 
 import torch
 import torch.nn.functional as F
 from timm.layers import DropPath
 from torch import Tensor, nn
+from torch.overrides import wrap_torch_function
 
 from dinounet.network.cpu_kernels import recomputed
 from dinounet.network.deformable_attention import DeformableAttention, Sizes
-from dinounet.network.export_mode import Ratios, is_exporting, whole
 
 
 class SpatialPrior(nn.Module):
@@ -77,7 +81,7 @@ class ConvFeedForward(nn.Module):
 
 
 class Extractor(nn.Module):
-    """Lets the prior's tokens read one tap of the backbone.
+    """Lets the prior's tokens attend to one tap of the backbone.
 
     Shapes: tokens (B, N, D), tap (B, h*w, D) -> (B, N, D).
     """
@@ -91,9 +95,8 @@ class Extractor(nn.Module):
         self.feed_forward = ConvFeedForward(width)
         self.drop_path = DropPath(drop_path)
 
-    def forward(
-        self, tokens: Tensor, tap: Tensor, reference: Tensor | Ratios, levels: Sizes, grid: tuple[int, int]
-    ) -> Tensor:
+    @recomputed  # for a quarter of a step's memory, and a twentieth of its time
+    def forward(self, tokens: Tensor, tap: Tensor, reference: Tensor, levels: Sizes, grid: tuple[int, int]) -> Tensor:
         tokens = tokens + self.attention(self.query_norm(tokens), reference, self.tap_norm(tap), [grid])
         return tokens + self.drop_path(self.feed_forward(self.feed_forward_norm(tokens), levels))
 
@@ -150,11 +153,10 @@ class Adapter(nn.Module):
             ],
             dim=1,
         )
-        reference = counted_centres(levels) if is_exporting() else cell_centres(levels, image.device)
+        reference = cell_centres(levels, image.device)
         for extractors, tap, grid in zip(self.interactions, taps, grids, strict=True):
             for extractor in cast(nn.ModuleList, extractors):
-                # a quarter of a step's memory, for a twentieth of its time
-                tokens = recomputed(partial(extractor, reference=reference, levels=levels, grid=grid), tokens, tap)
+                tokens = extractor(tokens, tap, reference, levels, grid)
         tap_maps = [split_into_maps(tap, [grid])[0] for tap, grid in zip(taps, grids, strict=True)]
         return self._merge(quarter, split_into_maps(tokens, levels), tap_maps)
 
@@ -173,8 +175,9 @@ def split_into_maps(tokens: Tensor, sizes: Sizes) -> list[Tensor]:
     return [part.unflatten(1, size).permute(0, 3, 1, 2) for part, size in zip(parts, sizes, strict=True)]
 
 
+@wrap_torch_function(lambda *inputs: inputs)  # so that exported graphs can count in whole numbers
 def cell_centres(levels: Sizes, device: torch.device) -> Tensor:
-    """Where each token stands on the unit square: (1, N, 1, 2), x then y, cell by cell and level by level."""
+    """Reference points of the tokens on the unit square, (1, N, 1, 2), x then y, cell by cell and level by level."""
     centres = []
     for height, width in levels:
         y = (torch.arange(height, device=device, dtype=torch.float32) + 0.5) / height
@@ -182,17 +185,6 @@ def cell_centres(levels: Sizes, device: torch.device) -> Tensor:
         grid_y, grid_x = torch.meshgrid(y, x, indexing="ij")
         centres.append(torch.stack([grid_x, grid_y], dim=-1).flatten(0, 1))
     return torch.cat(centres)[None, :, None]
-
-
-def counted_centres(levels: Sizes) -> Ratios:
-    """`cell_centres` in whole numbers, for an exported graph: numerators and denominators, (N, 2) each."""
-    centres, sides = [], []
-    for height, width in levels:
-        grid_y, grid_x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
-        cells = torch.stack([grid_x, grid_y], dim=-1).flatten(0, 1)
-        centres.append(2 * cells + 1)
-        sides.append((2 * torch.stack([whole(width), whole(height)])).expand_as(cells))
-    return Ratios(torch.cat(centres), torch.cat(sides))
 
 
 def _initialise(module: nn.Module) -> None:

@@ -1,19 +1,33 @@
-"""Faster ways through PyTorch on a CPU: oneDNN's products, instance norm, recomputation instead of storage."""
+"""Faster ways through PyTorch on a CPU, behind one switch, `cpu_kernels`, of which the network's layers know nothing.
+
+Results differ from PyTorch's own by rounding. Five things are computed otherwise: linear layers and attention by
+oneDNN, instance norm as batch norms, deformable sampling as bags of rows, and images lie in memory with their channels
+last. The private parts of PyTorch that this takes are used here alone. Beside the switch, for all devices:
+`recomputed`, by which a layer takes less memory in training.
+"""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.overrides import TorchFunctionMode
+from torch.overrides import TorchFunctionMode, wrap_torch_function
 from torch.utils.checkpoint import checkpoint
 
-from dinounet.network.export_mode import is_exporting
+from dinounet.network.deformable_attention import (
+    Sizes,
+    deformable_sampling,
+    grid_sample,
+    sampling_locations,
+    to_grids,
+    to_maps,
+)
 from dinounet.system import processor_has
 
 MOST_TOKENS = 4224
@@ -21,27 +35,29 @@ MOST_TOKENS = 4224
 image of 1024 x 1024 has 4096 tokens and a few more, its table 71 MB in float32."""
 
 
-def products_by_onednn(device: torch.device) -> AbstractContextManager[Any]:
-    """Within this context linear layers and attention on the CPU are computed by oneDNN.
+def cpu_kernels(device: torch.device) -> AbstractContextManager[Any]:
+    """The switch: within this context the network's layers are computed by what is below.
 
-    Results differ from PyTorch's own by rounding. Nothing changes on other devices, where PyTorch has no oneDNN, and
-    in what is compiled, where PyTorch chooses for itself.
+    Nothing changes on other devices, and in what is compiled, where PyTorch chooses for itself.
     """
-    if torch.compiler.is_compiling() or device.type != "cpu" or not torch.backends.mkldnn.is_available():
-        return nullcontext()
-    return _ByOneDNN()
+    return nullcontext() if torch.compiler.is_compiling() or device.type != "cpu" else _CPUKernels()
 
 
-class _ByOneDNN(TorchFunctionMode):
+class _CPUKernels(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        named = kwargs or {}
-        if func is F.linear:
-            return _linear(*args, **named)
-        if func is F.scaled_dot_product_attention:
-            return _attention(*args, **named)
-        return func(*args, **named)
+        return KERNELS.get(func, func)(*args, **(kwargs or {}))
+
+
+@wrap_torch_function(lambda image: (image,))
+def in_fastest_order(image: Tensor) -> Tensor:
+    """The image, on a CPU with its channels last in memory, where convolutions are fastest."""
+    return image
+
+
+def _channels_last(image: Tensor) -> Tensor:
+    return image.contiguous(memory_format=torch.channels_last)
 
 
 def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -105,26 +121,19 @@ def _product(rows: Tensor, columns: Tensor, bias: Tensor | None = None) -> Tenso
     return result
 
 
-class InstanceNorm(nn.InstanceNorm2d):
-    """Instance norm with a scale and a shift, (B, C, H, W) -> (B, C, H, W): the numbers of `nn.InstanceNorm2d`.
+def _instance_norm(map: Tensor, *, weight: Tensor | None, running_mean: Tensor | None, **named: Any) -> Tensor:
+    if weight is None or running_mean is not None:  # not as the network has it
+        return F.instance_norm(map, weight=weight, running_mean=running_mean, **named)
+    result: Tensor = InstanceNormByBatchNorm.apply(map, weight, named["bias"], named["eps"])
+    return result
 
-    On the CPU as the batch norm of each image by itself: the one norm whose backward is as fast with channels last as
-    in PyTorch's own order (a group norm's takes ten times as long). An activation may change its result in place.
+
+class InstanceNormByBatchNorm(torch.autograd.Function):
+    """Instance norm, (B, C, H, W) -> (B, C, H, W), as the batch norm of each image by itself.
+
+    The one norm whose backward is as fast with channels last as in PyTorch's own order (a group norm's takes ten times
+    as long). An activation may change its result in place.
     """
-
-    def __init__(self, width: int) -> None:
-        super().__init__(width, affine=True)
-
-    def forward(self, map: Tensor) -> Tensor:
-        if map.device.type != "cpu" or is_exporting() or torch.compiler.is_compiling():
-            return super().forward(map)
-        map = map.as_subclass(Tensor)  # MONAI's would make a view of the result, which nothing may change in place
-        result: Tensor = _ImageByImage.apply(map, self.weight, self.bias, self.eps)
-        return result
-
-
-class _ImageByImage(torch.autograd.Function):
-    """Batch norms of single images, written into one batch."""
 
     @staticmethod
     def forward(ctx: Any, map: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
@@ -151,17 +160,92 @@ class _ImageByImage(torch.autograd.Function):
         return for_map, for_weight, for_bias, None
 
 
-def recomputed(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
-    """The function's result, of which autograd keeps nothing but the inputs.
+def _deformable_sampling(value: Tensor, sizes: Sizes, reference: Tensor, offsets: Tensor, weights: Tensor) -> Tensor:
+    result: Tensor = SampleByBags.apply(value, sampling_locations(sizes, reference, offsets), weights, sizes)
+    return result
+
+
+class SampleByBags(torch.autograd.Function):
+    """`sample_and_weigh` as a bag of weighted rows for each query and head; no sample is kept for the gradient.
+
+    Called as `SampleByBags.apply(value, locations, weights, sizes)`.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, locations: Tensor, weights: Tensor, sizes: Sizes) -> Tensor:
+        ctx.save_for_backward(value, locations, weights)
+        ctx.sizes = sizes
+        batch, queries, heads = locations.shape[:3]
+        rows, indices, shares, first = [], [], [], 0
+        for level, ((height, width), map) in enumerate(zip(sizes, to_maps(value, sizes), strict=True)):
+            # with a border of zeros no place needs to be told from one inside: what is far away moves onto it
+            bordered = F.pad(map, (1, 2, 1, 2)).flatten(2).transpose(1, 2)  # B*heads, cells, d
+            row = width + 3
+            x, y = locations[:, :, :, level].unbind(-1)
+            x, y = (x * width - 0.5).clamp(-1, width), (y * height - 0.5).clamp(-1, height)
+            left, top = x.floor().nan_to_num(), y.floor().nan_to_num()  # NaN stays in the shares, and is no row
+            right_share, lower_share = x - left, y - top
+            begins = first + bordered.shape[1] * torch.arange(batch * heads, dtype=torch.int32, device=value.device)
+            upper_left = ((top + 1) * row + left + 1).int() + begins.view(batch, 1, heads, 1)
+            indices += [upper_left, upper_left + 1, upper_left + row, upper_left + row + 1]
+            upper, lower = (weights[:, :, :, level] * share for share in (1 - lower_share, lower_share))
+            shares += [upper * (1 - right_share), upper * right_share, lower * (1 - right_share), lower * right_share]
+            rows.append(bordered.flatten(0, 1))
+            first += len(rows[-1])
+        bags = batch * queries * heads
+        return F.embedding_bag(
+            torch.cat(indices, dim=-1).view(bags, -1),
+            torch.cat(rows),
+            per_sample_weights=torch.cat(shares, dim=-1).view(bags, -1),
+            mode="sum",
+        ).view(batch, queries, -1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        """By grid_sample's own gradient, which adds up faster than PyTorch's of such bags."""
+        value, locations, weights = ctx.saved_tensors
+        batch, queries, heads = locations.shape[:3]
+        gradient = gradient.view(batch, queries, heads, -1).permute(0, 2, 3, 1).flatten(0, 1)[..., None]
+        for_value, for_locations, for_weights = [], [], []
+        for level, (map, grid) in enumerate(zip(to_maps(value, ctx.sizes), to_grids(locations), strict=True)):
+            weight = weights[:, :, :, level].transpose(1, 2).flatten(0, 1)[:, None]  # B*heads, 1, Q, points
+            for_map, for_grid = torch.ops.aten.grid_sampler_2d_backward(
+                gradient * weight, map, grid, 0, 0, False, [True, True]
+            )
+            for_value.append(for_map.flatten(2).unflatten(0, (batch, heads)).permute(0, 3, 1, 2))
+            for_locations.append(2 * for_grid.unflatten(0, (batch, heads)).transpose(1, 2))
+            for_weights.append((grid_sample(map, grid) * gradient).sum(1).unflatten(0, (batch, heads)).transpose(1, 2))
+        return torch.cat(for_value, dim=1), torch.stack(for_locations, dim=3), torch.stack(for_weights, dim=3), None
+
+
+KERNELS: dict[Callable[..., Any], Callable[..., Any]] = {
+    F.instance_norm: _instance_norm,
+    deformable_sampling: _deformable_sampling,
+    in_fastest_order: _channels_last,
+}
+"""By the function that the network calls: what computes it within `cpu_kernels`."""
+if torch.backends.mkldnn.is_available():
+    KERNELS |= {F.linear: _linear, F.scaled_dot_product_attention: _attention}
+
+
+def recomputed(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Decorates a forward of which autograd keeps nothing but the inputs: it is computed again in the backward.
 
     Not for what holds a batch norm: it would count every batch twice.
     """
-    if not torch.is_grad_enabled():
-        return function(*inputs)
 
-    def compute(*inputs: Tensor) -> Tensor:
-        with products_by_onednn(inputs[0].device):  # backward runs outside of the network's own
-            return function(*inputs)
+    @functools.wraps(forward)
+    def call(*inputs: Any) -> Tensor:
+        if not torch.is_grad_enabled():
+            return forward(*inputs)
+        device = next(part.device for part in inputs if isinstance(part, Tensor))
 
-    result: Tensor = checkpoint(compute, *inputs, use_reentrant=False)
-    return result
+        def compute(*inputs: Any) -> Tensor:
+            with cpu_kernels(device):  # backward runs outside of the network's own
+                return forward(*inputs)
+
+        result: Tensor = checkpoint(compute, *inputs, use_reentrant=False)
+        return result
+
+    return call

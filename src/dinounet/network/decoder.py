@@ -1,4 +1,7 @@
-"""From projected maps to class logits: learned enlargement, then nnU-Net's decoder (arXiv 1809.10486)."""
+"""From projected maps to class logits: learned enlargement, then nnU-Net's decoder (arXiv 1809.10486).
+
+Shapes: four skips (B, widths[i], H/2^i, W/2^i), finest first -> logits (B, K, H, W).
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from torch import Tensor, nn
 
 from dinounet.errors import ConfigError
 from dinounet.network.adapter import Adapter
-from dinounet.network.cpu_kernels import InstanceNorm, recomputed
+from dinounet.network.cpu_kernels import recomputed
 from dinounet.schema.network import STRIDE
 
 
@@ -43,20 +46,25 @@ class DecoderStage(nn.Module):
         self.convolutions = nn.ModuleList(
             nn.Sequential(
                 nn.Conv2d(2 * width if first else width, width, kernel_size=3, padding=1),
-                InstanceNorm(width),
+                nn.InstanceNorm2d(width, affine=True),
                 nn.LeakyReLU(0.01, inplace=True),
             )
             for first in [True] + [False] * (convolutions - 1)
         )
 
     def forward(self, below: Tensor, skip: Tensor) -> Tensor:
-        convolve, *rest = cast(nn.Sequential, self.convolutions[0])
+        (convolve, norm, act), *others = cast(Iterable[Sequence[nn.Module]], self.convolutions)
         map = convolve(torch.cat([self.up(below), skip], dim=1))
-        for convolve, norm, act in cast(Iterable[Sequence[nn.Module]], self.convolutions[1:]):
-            # of this norm and activation are computed again: the convolution's gradient needs nothing else
-            map = recomputed(nn.Sequential(*rest, convolve), map)
-            rest = [norm, act]
-        return nn.Sequential(*rest)(map)
+        for next_convolve, next_norm, next_act in others:
+            map = normalise_and_convolve(map, norm, act, next_convolve)
+            norm, act = next_norm, next_act
+        return act(norm(map))
+
+
+@recomputed  # a convolution's gradient needs nothing but its result, of which norm and activation are quickly made
+def normalise_and_convolve(map: Tensor, norm: nn.Module, act: nn.Module, convolve: nn.Module) -> Tensor:
+    """One convolution's norm and activation, then the next convolution: (B, width, H, W) -> the same."""
+    return convolve(act(norm(map)))
 
 
 class Decoder(nn.Module):

@@ -1,6 +1,6 @@
 """Dino U-Net: a frozen vision transformer, an adapter, a projection and a U-Net decoder.
 
-Dino U-Net (arXiv 2508.20909), figure 2. Tensors in, tensors out: nothing here knows of files.
+Dino U-Net (arXiv 2508.20909), figure 2. Tensors in, tensors out, no files. Shapes: (B, C, H, W) -> logits (B, K, H, W).
 """
 
 from __future__ import annotations
@@ -14,9 +14,8 @@ from torch import Tensor, nn
 
 from dinounet.errors import ConfigError
 from dinounet.network.adapter import Adapter
-from dinounet.network.cpu_kernels import products_by_onednn
+from dinounet.network.cpu_kernels import cpu_kernels, in_fastest_order
 from dinounet.network.decoder import Decoder, Enlarge, pad_to_stride, require_shape
-from dinounet.network.export_mode import is_exporting
 from dinounet.network.fapm import FidelityAwareProjection
 from dinounet.schema.network import NetworkConfig
 
@@ -69,45 +68,35 @@ class DinoUNet(nn.Module):
         self.register_buffer("channel_projection", projection)
 
     def forward(self, image: Tensor, *taps: Tensor) -> Tensor | list[Tensor]:
-        """Logits; `taps` are what `see` gives for this image, where that is known already."""
+        """Logits; `taps` are `backbone_features` of this image, where they are known already."""
         require_shape(image, self.config.in_channels)
         height, width = image.shape[-2:]
-        with products_by_onednn(image.device):
+        with cpu_kernels(image.device):
             skips = self.encode(pad_to_stride(image), taps)
-        if self.supervises:
-            return [
-                logits[..., : math.ceil(height / 2**scale), : math.ceil(width / 2**scale)]
-                for scale, logits in enumerate(self.decoder(skips, scales=3))
-            ]
-        (logits,) = self.decoder(skips)
-        return logits[..., :height, :width]
+            logits = self.decoder(skips, scales=3 if self.supervises else 1)
+        logits = cut_to_size(logits, height, width)
+        return logits if self.supervises else logits[0]
 
     @property
     def supervises(self) -> bool:
         """Whether a forward gives the lower heads' logits too."""
         return self.training and self.config.deep_supervision
 
-    def see(self, image: Tensor) -> list[Tensor]:
-        """What the frozen backbone reads in an image of any size: its four taps, (B, h * w, D)."""
-        with products_by_onednn(image.device):
+    def backbone_features(self, image: Tensor) -> list[Tensor]:
+        """The four taps of the frozen backbone, (B, h * w, D), for an image of any size."""
+        with cpu_kernels(image.device):
             return self.backbone(self._three_channels(pad_to_stride(image)))
 
     def features(self, image: Tensor) -> list[Tensor]:
         """The skips of an image of any size, cut to it: (B, widths[i], H/2^i, W/2^i), rounded up, finest first."""
         require_shape(image, self.config.in_channels)
-        height, width = image.shape[-2:]
-        with products_by_onednn(image.device):
+        with cpu_kernels(image.device):
             skips = self.encode(pad_to_stride(image))
-        return [
-            skip[..., : math.ceil(height / 2**scale), : math.ceil(width / 2**scale)] for scale, skip in enumerate(skips)
-        ]
+        return cut_to_size(skips, *image.shape[-2:])
 
     def encode(self, image: Tensor, taps: Sequence[Tensor] = ()) -> list[Tensor]:
         """The decoder's skips, finest first: (B, widths[i], H/2^i, W/2^i); the image's sides are multiples of 32."""
-        if image.shape[1] == 1:
-            image = image.expand(-1, 3, -1, -1)
-        if image.device.type == "cpu" and not is_exporting():  # there it is fastest; a graph has no order
-            image = image.contiguous(memory_format=torch.channels_last)
+        image = in_fastest_order(image.expand(-1, 3, -1, -1) if image.shape[1] == 1 else image)
         taps = [tap.to(image.dtype) for tap in taps] or self.backbone(self._three_channels(image))
         maps = self.adapter(image, taps, self.backbone.grids(image.shape[-2:]))
         return [enlarge(map) for enlarge, map in zip(self.enlarge, self.fapm(maps), strict=True)]
@@ -116,3 +105,8 @@ class DinoUNet(nn.Module):
         if self.channel_projection is None:
             return image.expand(-1, 3, -1, -1)
         return torch.einsum("rc,bchw->brhw", self.channel_projection, image)
+
+
+def cut_to_size(maps: Sequence[Tensor], height: int, width: int) -> list[Tensor]:
+    """The maps at 1, 1/2, 1/4 ... of an image's size, (B, C, height/2^i, width/2^i) rounded up, without padding."""
+    return [map[..., : math.ceil(height / 2**scale), : math.ceil(width / 2**scale)] for scale, map in enumerate(maps)]

@@ -1,19 +1,18 @@
-"""Fidelity-aware projection: from the backbone's width to the decoder's, without losing detail.
+"""Fidelity-aware projection: reduces the backbone's width to the decoder's without losing detail.
 
-Dino U-Net (arXiv 2508.20909), section on FAPM. Every scale is reduced to a common rank twice, by a projection shared
-between scales (context) and by its own (detail); the context modulates the detail at every pixel (FiLM, arXiv
-1709.07871).
+Dino U-Net (arXiv 2508.20909), section on FAPM. Each scale is reduced to a common rank twice: by a projection shared
+across scales (context) and by one of its own (detail). The context modulates the detail at every pixel (FiLM, arXiv
+1709.07871). Shapes: scale i, (B, width, h_i, w_i) -> (B, out_widths[i], h_i, w_i).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 
 from timm.layers import SqueezeExcite
 from torch import Tensor, nn
 
-from dinounet.network.cpu_kernels import InstanceNorm, recomputed
+from dinounet.network.cpu_kernels import recomputed
 
 
 class Refinement(nn.Sequential):
@@ -25,11 +24,11 @@ class Refinement(nn.Sequential):
     def __init__(self, rank: int, out_width: int) -> None:
         super().__init__()
         self.reduce = nn.Conv2d(rank, out_width, 1)
-        self.reduce_norm = InstanceNorm(out_width)
+        self.reduce_norm = nn.InstanceNorm2d(out_width, affine=True)
         self.reduce_act = nn.LeakyReLU(0.01, inplace=True)
         self.depthwise = nn.Conv2d(out_width, out_width, kernel_size=3, padding=1, groups=out_width)
         self.pointwise = nn.Conv2d(out_width, out_width, 1)
-        self.norm = InstanceNorm(out_width)
+        self.norm = nn.InstanceNorm2d(out_width, affine=True)
         self.act = nn.LeakyReLU(0.01, inplace=True)
         self.project = nn.Conv2d(out_width, out_width, 1)
         self.squeeze_excite = SqueezeExcite(out_width, rd_channels=max(out_width // 16, 1))
@@ -40,7 +39,7 @@ class FidelityAwareProjection(nn.Module):
 
     Shapes: scale i, (B, width, h_i, w_i) -> (B, out_widths[i], h_i, w_i).
 
-    The modulation is gamma * detail + beta, without the usual 1 + gamma: published checkpoints were trained so.
+    The modulation is gamma * detail + beta, without the usual 1 + gamma: published checkpoints were trained that way.
     """
 
     def __init__(self, width: int, rank: int, out_widths: Sequence[int]) -> None:
@@ -54,16 +53,14 @@ class FidelityAwareProjection(nn.Module):
         )
 
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
-        return [
-            recomputed(partial(self._project, specific=specific, film=film, refine=refine, shortcut=shortcut), map)
-            for map, specific, film, refine, shortcut in zip(
-                maps, self.specific, self.film, self.refine, self.shortcut, strict=True
-            )
-        ]
+        branches = zip(self.specific, self.film, self.refine, self.shortcut, strict=True)
+        return [self.project(map, *branch) for map, branch in zip(maps, branches, strict=True)]
 
-    def _project(
+    @recomputed
+    def project(
         self, map: Tensor, specific: nn.Module, film: nn.Module, refine: nn.Module, shortcut: nn.Module
     ) -> Tensor:
+        """One scale's map, (B, width, h, w) -> (B, out_width, h, w)."""
         gamma, beta = film(self.shared(map)).chunk(2, dim=1)
         modulated = gamma * specific(map) + beta
         return refine(modulated) + shortcut(modulated)

@@ -187,7 +187,7 @@ def measure_backbone_share(
         for _ in range(TRIALS):
             began = _clock(device)
             with torch.autocast(device, dtype=lower, enabled=precision != "fp32"):
-                taps = network.see(image)
+                taps = network.backbone_features(image)
                 seen = _clock(device)
                 loss = loss_of(network(image, *taps), mask)
             loss.backward()
@@ -266,7 +266,7 @@ def _fill(
         for number in range(count):
             image = sample(number)[0][None].to(record.device)
             with torch.inference_mode(), torch.autocast(record.device, lower, enabled=record.precision != "fp32"):
-                taps = network.see(image)
+                taps = network.backbone_features(image)
             flat = torch.cat([tap.to(torch.bfloat16).flatten() for tap in taps])
             write(flat.view(torch.int16).cpu().numpy())
             advance()
