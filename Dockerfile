@@ -6,7 +6,7 @@ FROM python:${PYTHON} AS build
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 ARG TORCH=2.14.1
 ARG TORCHVISION=0.29.1
-ARG EXTRAS=dicom
+ARG EXTRAS=train,dicom
 RUN python -m venv /opt/dinounet
 ENV PATH=/opt/dinounet/bin:${PATH}
 # before our own files, so that a change of ours doesn't bring it anew

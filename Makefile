@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-nnunet lint docs
+.PHONY: demo test test-nnunet test-wheel lint docs
 
 # A demo that was interrupted goes on; a finished one is made anew.
 demo: .venv/demo-installed
@@ -16,6 +16,15 @@ test: .venv/dev-installed
 # Agreement with nnU-Net, which `make test` skips: nnunetv2 and the newest timm don't go into one environment.
 test-nnunet: .venv-nnunet/installed
 	.venv-nnunet/bin/python -m pytest --durations=5 tests/test_nnunet_*.py
+
+# The wheel in an environment that holds nothing else reads, plans, predicts by exported networks and reports.
+test-wheel:
+	rm -rf .venv-wheel
+	$(PYTHON) -m venv .venv-wheel
+	.venv-wheel/bin/pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir .venv-wheel .
+	.venv-wheel/bin/pip install --quiet --disable-pip-version-check .venv-wheel/*.whl
+	.venv-wheel/bin/dinounet --help
+	.venv-wheel/bin/python tests/base_install.py
 
 # The site, in site/; python3 -m http.server --directory site shows it with its search.
 docs: .venv/dev-installed

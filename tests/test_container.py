@@ -38,7 +38,7 @@ def test_its_versions_are_such_as_the_package_wants() -> None:
     assert Version(ARGUMENTS["TORCH"]) in torch.specifier
     # https://github.com/pytorch/vision#installation: 0.15 came with 2.0
     assert Version(ARGUMENTS["TORCHVISION"]).minor == Version(ARGUMENTS["TORCH"]).minor + 15
-    assert {ARGUMENTS["EXTRAS"]} <= set(known.get_all("Provides-Extra"))
+    assert set(ARGUMENTS["EXTRAS"].split(",")) <= set(known.get_all("Provides-Extra"))
 
 
 def test_it_runs_the_command_line_as_a_user_that_is_not_root(capsys: pytest.CaptureFixture[str]) -> None:

@@ -318,7 +318,7 @@ def test_without_highdicom_one_sentence_tells_both_ways(
     cases = [Case("a", (series,))]
     assert choose_endings(cases, None, 1) == {"a": ".dcm"}
     monkeypatch.setitem(sys.modules, "highdicom", None)
-    with pytest.raises(ConfigError, match=r"pip install 'dinounet\[dicom\]'; or choose another .* --format \.nii\.gz"):
+    with pytest.raises(ConfigError, match=r'pip install "dinounet\[dicom\]"; or choose another .* --format \.nii\.gz'):
         choose_endings(cases, None, 1)
     assert choose_endings(cases, ".nrrd", 1) == {"a": ".nrrd"}
     with pytest.raises(ConfigError, match=r"--format is \.png; masks of every size and place can be \.nii\.gz"):

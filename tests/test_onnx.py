@@ -153,6 +153,12 @@ def test_prediction_imports_no_pytorch_and_does_without(place: Path, image: Path
     np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "out_0" / "case_6.png")), theirs)
 
 
+def test_an_installation_without_extras_does_all_but_what_needs_pytorch() -> None:
+    program = Path(__file__).parent / "base_install.py"
+    done = subprocess.run([sys.executable, program, "--block"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 def operators(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
     for node in graph.node:
         yield node
@@ -418,10 +424,10 @@ def test_what_does_not_go_with_onnx_is_told(place: Path, tmp_path: Path, monkeyp
     with pytest.raises(UserError, match="exists already; give the ONNX files another name"):
         dinounet.export(bundle, folder, format="onnx")
     monkeypatch.setitem(sys.modules, "onnxscript", None)
-    with pytest.raises(ConfigError, match=r"onnxscript is missing, .*; pip install 'dinounet\[export\]'"):
+    with pytest.raises(ConfigError, match=r'an export as ONNX needs onnxscript: pip install "dinounet\[export\]"'):
         dinounet.export(bundle, tmp_path / "out", format="onnx")
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(ConfigError, match=r"are computed by onnxruntime; pip install 'dinounet\[export\]'"):
+    with pytest.raises(ConfigError, match="an ONNX file needs onnxruntime: pip install onnxruntime"):
         dinounet.load(folder)
     assert not (tmp_path / "out").exists()
 

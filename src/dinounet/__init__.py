@@ -12,7 +12,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from dinounet.errors import UserError
+from dinounet.errors import UserError, naming_the_extra
 
 if TYPE_CHECKING:
     from dinounet.backbones.frozen import build_backbone
@@ -64,4 +64,5 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'dinounet' has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOMES[name]), name)
+    with naming_the_extra(f"dinounet.{name}"):
+        return getattr(importlib.import_module(_HOMES[name]), name)

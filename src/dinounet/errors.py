@@ -42,5 +42,49 @@ class WeightsError(UserError):
     """Weights are missing, can't be reached, or don't fit the network they are meant for."""
 
 
+class MissingPackage(ConfigError, ImportError):
+    """A package that an optional part of dinounet needs isn't installed; the message names the extra that brings it."""
+
+
+BROUGHT_BY = {
+    **dict.fromkeys(
+        ("torch", "timm", "lightning_fabric", "batchgenerators", "batchgeneratorsv2", "safetensors"),
+        '"dinounet[train]"',
+    ),
+    **dict.fromkeys(("onnx", "onnxscript"), '"dinounet[export]"'),
+    **dict.fromkeys(("tensorboard", "wandb", "mlflow"), '"dinounet[track]"'),
+    "highdicom": '"dinounet[dicom]"',
+    "nilearn": '"dinounet[demo]"',
+    "nnunetv2": '"dinounet[nnunet]"',
+    "onnxruntime": "onnxruntime",
+}
+"""What `pip install` brings a module by, of those that some installations lack."""
+
+
+def missing_package(what: str, module: str, otherwise: str = "") -> MissingPackage:
+    """The error of something that needs a module which isn't installed."""
+    name = "PyTorch" if module == "torch" else module
+    return MissingPackage(f"{what} needs {name}: pip install {BROUGHT_BY[module]}{otherwise}")
+
+
+@contextmanager
+def naming_the_extra(what: str, otherwise: str = "") -> Iterator[None]:
+    """Replaces Python's error about an optional module, within the block or function, by one that says how to get it.
+
+    Args:
+        what: needs the module: the beginning of the sentence.
+        otherwise: its end, where something can be done instead.
+
+    Raises:
+        MissingPackage: such a module isn't installed.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if error.name not in BROUGHT_BY:
+            raise
+        raise missing_package(what, error.name, otherwise) from None
+
+
 class Interrupted(UserError):
     """The user stopped it; the message says how to go on. The command line exits with 130, as shells expect."""

@@ -18,7 +18,7 @@ from dinounet.data.dataset import read_dataset, with_twins
 from dinounet.data.geometry import Geometry, Volume
 from dinounet.data.images import stem_of, write_image, write_mask
 from dinounet.data.layouts import Case, known_files
-from dinounet.errors import DataError, UserError, WeightsError
+from dinounet.errors import DataError, WeightsError, naming_the_extra
 from dinounet.evaluation.calibration import find_probabilities
 from dinounet.evaluation.evaluate import evaluate_cases
 from dinounet.evaluation.groups import NOT_LEARNED
@@ -58,12 +58,10 @@ def write_demo_dataset(folder: Path) -> None:
     """Write the dataset in nnU-Net's layout: imagesTr, labelsTr, imagesTs, and labelsTs for the evaluation.
 
     Raises:
-        UserError: nilearn is not installed.
+        MissingPackage: nilearn is not installed.
     """
-    try:
-        from nilearn import datasets
-    except ImportError:
-        raise UserError("the demo needs nilearn, which carries its images; pip install 'dinounet[demo]'") from None
+    with naming_the_extra("the demo"):
+        from nilearn import datasets  # which carries its images
     image, grey, white = (
         np.asarray(load(resolution=1).get_fdata(dtype=np.float32))
         for load in (datasets.load_mni152_template, datasets.load_mni152_gm_template, datasets.load_mni152_wm_template)

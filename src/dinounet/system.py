@@ -243,7 +243,7 @@ def _read_from_files(folder: Path, version: _Version) -> int:
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that decide the numbers."""
+    """Versions of Python and of the packages that decide the numbers, as far as they are installed."""
     packages = (
         "dinounet",
         "torch",
@@ -256,10 +256,8 @@ def versions() -> dict[str, str]:
     )
     found = {"python": platform.python_version()}
     for package in packages:
-        try:
+        with suppress(importlib.metadata.PackageNotFoundError):
             found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            found[package] = "unknown"
     return found
 
 
@@ -363,9 +361,9 @@ def reproducible(wanted: bool) -> Iterator[None]:
     if not wanted:
         yield
         return
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA's first matrices are multiplied
     import torch
 
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA's first matrices are multiplied
     before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
     torch.use_deterministic_algorithms(True)  # cuDNN's choice as well
     torch.backends.cudnn.benchmark = False

@@ -11,7 +11,7 @@ from dinounet.bundle.hub import HUB, describe, fetch_record, fetch_weights, is_o
 from dinounet.bundle.verify import checked_networks, checked_weights, hash_file, read_bundle, read_exported
 from dinounet.console import say
 from dinounet.data.formats import other_reading
-from dinounet.errors import ConfigError, DataError
+from dinounet.errors import ConfigError, DataError, naming_the_extra
 from dinounet.inference.models import TrainedModel, require_alike
 from dinounet.inference.postprocessing import agree
 from dinounet.inference.predictor import Engine, Predictor, Settings
@@ -149,6 +149,7 @@ PostprocessingChoice = Literal["auto", "none"] | str | Path
 
 
 @checked
+@naming_the_extra("a network that isn't exported as ONNX")
 def load(
     runs: str | Path | Sequence[str | Path],
     *,

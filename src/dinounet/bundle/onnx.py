@@ -21,7 +21,7 @@ from dinounet.bundle.exportable import Exportable
 from dinounet.bundle.load import find_models, is_bundle
 from dinounet.bundle.verify import data_of, hash_file, read_bundle
 from dinounet.console import progress, say, without_other_loggers
-from dinounet.errors import ConfigError, reason_of
+from dinounet.errors import ConfigError, naming_the_extra, reason_of
 from dinounet.inference.inputs import find_inputs
 from dinounet.inference.models import TrainedModel, require_alike
 from dinounet.inference.onnx_backend import open_session
@@ -64,7 +64,10 @@ def export_onnx(
         UserError: what is given is not finished or doesn't fit together, the backbone can't be had, or a network can't
             be exported.
     """
-    _require_exporter()
+    with naming_the_extra("an export as ONNX"):
+        import onnx  # noqa: F401
+        import onnxruntime  # noqa: F401
+        import onnxscript  # noqa: F401
     for folder in given:
         require_outside(output, Path(folder), what="the ONNX files", inside="what is exported")
     require_new(output, what="the ONNX files")
@@ -92,17 +95,6 @@ def export_onnx(
         size = sum(path.stat().st_size for path in folder.iterdir())
     say("onnx", f"{output}: {', '.join(names)}, {size / 1e6:.1f} MB", output=str(output), bytes=size)
     return output
-
-
-def _require_exporter() -> None:
-    try:
-        import onnx  # noqa: F401
-        import onnxruntime  # noqa: F401
-        import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise ConfigError(
-            f"{error.name} is missing, which ONNX files are made by; pip install 'dinounet[export]'"
-        ) from None
 
 
 def _describe(models: Sequence[TrainedModel], licence: str | None) -> BundleRecord:

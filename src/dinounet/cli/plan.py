@@ -65,13 +65,13 @@ def plan(
             lesion=#ff0000) stand for; by default told by the masks.
         channels: Of plain images, the channels' names, such as T1,T2, which decide the normalisation as in nnU-Net: CT,
             rgb (0 to 1, then ImageNet's statistics), rescale_to_0_1, rgb_to_0_1, noNorm; others by mean and deviation.
-        device: Where it is to be trained: a trial step there tells which patch and batch fit into memory.
+        device: Where it is to be trained: a trial step there tells which patch and batch fit into memory. Without
+            PyTorch none is taken.
         precision: How precisely it is to be trained.
 
     Returns:
         The plan.
     """
-    from dinounet.backbones.frozen import build_backbone
     from dinounet.console import say
     from dinounet.data.dataset import parse_channels, read_dataset, with_twins
     from dinounet.data.splits import read_test_list
@@ -79,7 +79,6 @@ def plan(
     from dinounet.planning.planner import choose_any_recipe, decides_batch, plan_dataset
     from dinounet.schema.labels import parse_labels
     from dinounet.system import choose_precision, choose_training_device
-    from dinounet.training.memory import fit_plan
     from dinounet.training.resume import as_fields, require_backbone
 
     if output is not None:
@@ -105,12 +104,24 @@ def plan(
         architecture=network,
         backbone_options=as_fields(options),
     )
-    chosen = choose_training_device(device)
-    frozen = build_backbone(found.network) if isinstance(found.network, NetworkConfig) else None
-    found, _ = fit_plan(
-        found, frozen, chosen, choose_precision(precision, chosen),
-        patch_is_given=bool(patch), batch_is_given=decides_batch(recipe, changes),
-    )  # fmt: skip
+    try:
+        chosen = choose_training_device(device)
+    except ModuleNotFoundError:
+        if not device == precision == "auto":
+            raise
+        untried = (
+            "no trial step was taken, which needs PyTorch; whether patch and batch fit into memory, training tells"
+        )
+        say("memory", untried)
+    else:
+        from dinounet.backbones.frozen import build_backbone
+        from dinounet.training.memory import fit_plan
+
+        frozen = build_backbone(found.network) if isinstance(found.network, NetworkConfig) else None
+        found, _ = fit_plan(
+            found, frozen, chosen, choose_precision(precision, chosen),
+            patch_is_given=bool(patch), batch_is_given=decides_batch(recipe, changes),
+        )  # fmt: skip
     _print(with_twins(dataset, found.data.groups.twins), found)
     for remark in (*found.data.groups.remarks_on_files, *found.data.groups.remarks_on_pixels):
         say("note", remark)
@@ -129,7 +140,6 @@ def _print(dataset: Dataset, plan: Plan) -> None:
     from dinounet.data.splits import by_group
 
     seen, data, memory = plan.data.fingerprint, plan.data, plan.memory
-    assert memory is not None
     total = sum(seen.label_pixels.values())
     groups = by_group(dataset.cases)
     first = dataset.cases[0]
@@ -167,7 +177,9 @@ def _print(dataset: Dataset, plan: Plan) -> None:
         or "none: one case, or one group of them, can't be split, and is all trained on",
         **({"held out": f"{len(data.test_cases)} cases: {summarize(data.test_cases)}"} if data.test_cases else {}),
         "memory": f"{memory.needed(data.patch) / 1e9:.2g} GB wanted for a patch's step on {memory.device}, "
-        f"{memory.free / 1e9:.3g} GB free",
+        f"{memory.free / 1e9:.3g} GB free"
+        if memory
+        else "not measured",
         "network": getattr(plan.network, "backbone_in_words", plan.network.architecture) + f", {plan.recipe.duration}",
     }.items():
         table.add_row(Text(name), Text(value))

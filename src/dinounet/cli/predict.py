@@ -40,7 +40,7 @@ def predict(
 
     Args:
         run: Folder that `dinounet train` or `dinounet export` wrote, or a folder of such, whose probabilities are
-            averaged; or an ONNX file, which needs the extra export and no PyTorch; or a bundle on the Hugging Face Hub,
+            averaged; or an ONNX file, which needs no PyTorch; or a bundle on the Hugging Face Hub,
             hf://user/name or hf://user/name@revision.
         inputs: Images, or folders of images (`<case>_0000.nii.gz` or `<case>.nii.gz`, as the run was trained on), which
             may hold folders; a folder of DICOM files is one image.

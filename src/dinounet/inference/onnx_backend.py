@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from dinounet.errors import ConfigError, WeightsError
+from dinounet.errors import ConfigError, WeightsError, naming_the_extra
 from dinounet.inference.models import TrainedModel
 from dinounet.schema.bundle import INPUT, OUTPUT
 from dinounet.system import Device, Precision, may_spin
@@ -78,10 +78,8 @@ def enlarge(tiles: np.ndarray, multiple: tuple[int, int]) -> np.ndarray:
 
 
 def _onnxruntime() -> Any:
-    try:
+    with naming_the_extra("an ONNX file"):
         import onnxruntime
-    except ImportError:
-        raise ConfigError("ONNX files are computed by onnxruntime; pip install 'dinounet[export]'") from None
     return onnxruntime
 
 

@@ -114,7 +114,9 @@ class Outputs:
         path = self.mask_of(case)
         if ending_of(path) == SEGMENTATION_ENDING:
             with atomic_write(path) as temporary:
-                write_segmentation(temporary, found.labels, found.volume.source, meaning.labels, versions()["dinounet"])
+                write_segmentation(
+                    temporary, found.labels, found.volume.source, meaning.labels, versions().get("dinounet", "unknown")
+                )
         else:
             write_mask(path, found.labels, like=found.volume, colours=meaning.palette)
         return path

@@ -20,7 +20,7 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Literal, ParamSpec, TypeVar, Union
 
-from dinounet.errors import ConfigError
+from dinounet.errors import ConfigError, naming_the_extra
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -57,6 +57,7 @@ def checked(function: Callable[P, T]) -> Callable[P, T]:
 
     Raises:
         ConfigError: an argument is of another kind, or the function has none of that name.
+        MissingPackage: the function needs a module that isn't installed.
     """
     parameters = inspect.signature(function).parameters
 
@@ -70,7 +71,8 @@ def checked(function: Callable[P, T]) -> Callable[P, T]:
         for name, value in bound.arguments.items():
             if value is not UNSET:
                 bound.arguments[name] = convert(value, hints[name], f"--{name.replace('_', '-')}")
-        return function(*bound.args, **bound.kwargs)
+        with naming_the_extra(f"dinounet {function.__name__.rstrip('_')}"):
+            return function(*bound.args, **bound.kwargs)
 
     return call
 

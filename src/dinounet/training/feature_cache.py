@@ -287,7 +287,7 @@ def _key(record: RunRecord, cases: Sequence[CachedCase], *more: object) -> str:
     names = ("backbone", "taps", "backbone_scale", "precision_of_backbone", "backbone_args")
     network = [getattr(plan.network, name) for name in names]
     decisions = [plan.data.patch, plan.data.channel_projection, plan.recipe.seed, record.precision]
-    packages = [running[package] for package in ("torch", "timm", "batchgeneratorsv2")]
+    packages = [running.get(package) for package in ("torch", "timm", "batchgeneratorsv2")]
     folders = [case.folder.name for case in cases]
     content = [FORMAT, known.sha256, network, decisions, packages, folders, more]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]

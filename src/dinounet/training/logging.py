@@ -18,7 +18,7 @@ from typing import Any, TextIO
 import numpy as np
 
 from dinounet.console import Advance, progress, say
-from dinounet.errors import ConfigError, reason_of
+from dinounet.errors import ConfigError, missing_package, reason_of
 from dinounet.io import atomic_write
 from dinounet.schema.recipe import Recipe, TrackerName
 from dinounet.schema.run import RunRecord
@@ -84,13 +84,11 @@ def require_trackers(names: Sequence[str]) -> None:
     """Make sure that trackers are installed, before there is anything to track.
 
     Raises:
-        ConfigError: one is not.
+        MissingPackage: one is not.
     """
     for name in names:
         if importlib.util.find_spec(name) is None:
-            raise ConfigError(
-                f"--track {name} needs the package {name}; pip install 'dinounet[track]', or leave it out"
-            )
+            raise missing_package(f"--track {name}", name, ", or leave it out")
 
 
 @contextmanager

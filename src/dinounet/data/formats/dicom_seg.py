@@ -18,7 +18,7 @@ from dinounet.data.formats.dicom import find_slices
 from dinounet.data.formats.dicom_frames import flat_geometry, in_groups
 from dinounet.data.formats.dicom_headers import SEGMENTATIONS, class_name, damage_told, other_object, spacing_of_frame
 from dinounet.data.geometry import Geometry
-from dinounet.errors import ConfigError, DataError
+from dinounet.errors import DataError, naming_the_extra
 from dinounet.io import require_readable
 
 if TYPE_CHECKING:
@@ -52,15 +52,10 @@ def require_highdicom() -> Any:
     """highdicom, which reads and writes DICOM Segmentation objects.
 
     Raises:
-        ConfigError: it isn't installed.
+        MissingPackage: it isn't installed.
     """
-    try:
+    with naming_the_extra("a DICOM segmentation", "; or choose another format for masks, such as --format .nii.gz"):
         import highdicom
-    except ImportError:
-        raise ConfigError(
-            "DICOM segmentations need highdicom: pip install 'dinounet[dicom]'; or choose another format for masks, "
-            "such as --format .nii.gz"
-        ) from None
     return highdicom
 
 
@@ -136,7 +131,7 @@ def segment_names(path: Path) -> list[str]:
 
     Raises:
         DataError: it is no DICOM segmentation.
-        ConfigError: highdicom isn't installed.
+        MissingPackage: highdicom isn't installed.
     """
     require_highdicom()
     import pydicom
@@ -180,7 +175,7 @@ def read_segmentation(path: Path) -> Segmentation:
     Raises:
         DataError: it is none, damaged, its segments hold fractions, overlap without its saying so, or form no regular
             volume.
-        ConfigError: highdicom isn't installed.
+        MissingPackage: highdicom isn't installed.
     """
     highdicom = require_highdicom()
     import pydicom
