@@ -25,14 +25,13 @@ from datasets import write_png_dataset
 from dinounet.backbones.frozen import build_network
 from dinounet.backbones.weights import fill_backbone
 from dinounet.bundle.export import write_bundle
-from dinounet.bundle.exportable import Exportable, PlainOperators, resize
-from dinounet.bundle.onnx import trace
+from dinounet.bundle.onnx import Exportable, PlainOperators, resize, trace
 from dinounet.bundle.quantize import quantise
 from dinounet.bundle.verify import hash_file, read_exported
 from dinounet.cli.main import main
 from dinounet.data.dataset import read_dataset
 from dinounet.errors import ConfigError, DataError, UserError, WeightsError
-from dinounet.inference.segmentation import Wanted
+from dinounet.inference.postprocessing import Wanted
 from dinounet.network.dinounet import DinoUNet
 from dinounet.planning.data_plan import plan_data
 from dinounet.schema.bundle import BundledNetwork, BundleRecord

@@ -21,8 +21,7 @@ from dinounet.data.dataset import read_dataset
 from dinounet.data.layouts import Case
 from dinounet.errors import ConfigError, DataError, Interrupted
 from dinounet.evaluation.postprocessing_search import choose, helps
-from dinounet.inference.postprocessing import agree, apply, describe
-from dinounet.inference.segmentation import Draft, Segmentation
+from dinounet.inference.postprocessing import Draft, Segmentation, agree, apply, describe
 from dinounet.io import read_record, write_json
 from dinounet.planning.data_plan import plan_data
 from dinounet.schema.labels import Labels, Region

@@ -25,8 +25,8 @@ from dinounet.data.lazy_volume import LazyRows, open_image
 from dinounet.errors import ConfigError, DataError, Interrupted, UserError
 from dinounet.inference import inputs
 from dinounet.inference.outputs import Outputs, allocated
+from dinounet.inference.postprocessing import Wanted
 from dinounet.inference.predictor import Predictor, Settings
-from dinounet.inference.segmentation import Wanted
 from dinounet.inference.tiling import ahead
 from dinounet.inference.torch_backend import ByPyTorch
 from dinounet.io import write_json

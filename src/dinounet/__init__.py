@@ -19,18 +19,12 @@ if TYPE_CHECKING:
     from dinounet.backbones.key_names import load_published_state_dict
     from dinounet.backbones.weights import fill_backbone
     from dinounet.bundle.load import load
-    from dinounet.cli.compare import compare
-    from dinounet.cli.demo import demo
-    from dinounet.cli.evaluate import evaluate
-    from dinounet.cli.export import export
-    from dinounet.cli.import_ import import_
+    from dinounet.cli.dataset import plan, relabel
     from dinounet.cli.info import info
-    from dinounet.cli.plan import plan
     from dinounet.cli.predict import predict
-    from dinounet.cli.push import push
-    from dinounet.cli.relabel import relabel
-    from dinounet.cli.report import report
-    from dinounet.cli.train import train
+    from dinounet.cli.results import compare, evaluate, report
+    from dinounet.cli.share import export, import_, push
+    from dinounet.cli.train import demo, train
     from dinounet.inference.predictor import Predictor
     from dinounet.network.dinounet import DinoUNet
     from dinounet.schema.network import NetworkConfig
@@ -38,12 +32,19 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_VERBS = (
-    "compare", "demo", "evaluate", "export", "import_", "info", "plan", "predict", "push", "relabel", "report", "train",
-)  # fmt: skip
-
 _HOMES = {
-    **{verb: f"dinounet.cli.{verb}" for verb in _VERBS},
+    "train": "dinounet.cli.train",
+    "demo": "dinounet.cli.train",
+    "plan": "dinounet.cli.dataset",
+    "relabel": "dinounet.cli.dataset",
+    "predict": "dinounet.cli.predict",
+    "evaluate": "dinounet.cli.results",
+    "compare": "dinounet.cli.results",
+    "report": "dinounet.cli.results",
+    "export": "dinounet.cli.share",
+    "import_": "dinounet.cli.share",
+    "push": "dinounet.cli.share",
+    "info": "dinounet.cli.info",
     "Predictor": "dinounet.inference.predictor",
     "load": "dinounet.bundle.load",
     "NetworkConfig": "dinounet.schema.network",
@@ -51,7 +52,7 @@ _HOMES = {
     "build_backbone": "dinounet.backbones.frozen",
     "load_published_state_dict": "dinounet.backbones.key_names",
     "fill_backbone": "dinounet.backbones.weights",
-    "Recipe": "dinounet.planning.planner",
+    "Recipe": "dinounet.schema.recipe",
 }
 
 __all__ = [

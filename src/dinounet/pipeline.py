@@ -25,10 +25,9 @@ from dinounet.evaluation.groups import NOT_LEARNED
 from dinounet.evaluation.means import describe_basis, is_above_floor
 from dinounet.evaluation.metrics import write_number
 from dinounet.evaluation.postprocessing_search import choose
-from dinounet.inference.folder import predict_files
+from dinounet.inference.folder import at_the_detector, predict_files, record_prediction
 from dinounet.inference.postprocessing import describe
 from dinounet.inference.predictor import Predictor
-from dinounet.inference.record import at_the_detector, record_prediction
 from dinounet.io import METRICS, PREDICTION, PROBABILITIES, atomic_dir, read_record, remove_leftovers, write_json
 from dinounet.reporting.case_images import picture_cases
 from dinounet.reporting.report import write_report

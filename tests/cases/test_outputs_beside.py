@@ -128,7 +128,7 @@ class InNumpy:
 
 @pytest.mark.parametrize("model", ["runs/0", "runs", "regions"])
 def test_the_same_holds_where_logits_are_numpys(place: Path, model: str) -> None:
-    from dinounet.inference.segmentation import Wanted
+    from dinounet.inference.postprocessing import Wanted
 
     found = dinounet.load(place / model, device="cpu", tta="flip")
     predictor = Predictor(InNumpy(found.engine), found.plan, None, found.settings)

@@ -6,7 +6,6 @@ Only the chosen verb's module is imported, and that imports neither torch nor ti
 from __future__ import annotations
 
 import difflib
-import importlib
 import keyword
 import os
 import sys
@@ -111,8 +110,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def function_of(verb: str) -> Any:
     """The verb's Python function, of the same name, but for a word that Python keeps for itself: `import_`."""
-    name = f"{verb}_" if keyword.iskeyword(verb) else verb
-    return getattr(importlib.import_module(f"dinounet.cli.{name}"), name)
+    return getattr(dinounet, f"{verb}_" if keyword.iskeyword(verb) else verb)
 
 
 def _fail(message: str, code: int = USER_ERROR) -> int:

@@ -68,10 +68,9 @@ def predict(
     from dinounet.bundle.load import load
     from dinounet.console import progress, say
     from dinounet.errors import Interrupted
-    from dinounet.inference.folder import predict_folder, require_place
+    from dinounet.inference.folder import predict_folder, record_prediction, require_place
     from dinounet.inference.inputs import find_inputs
     from dinounet.inference.outputs import Outputs, choose_endings
-    from dinounet.inference.record import record_prediction
     from dinounet.io import require_outside
     from dinounet.system import dist_info
 

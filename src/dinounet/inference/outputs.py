@@ -33,7 +33,7 @@ from dinounet.data.layouts import Case
 from dinounet.data.overlays import colours_of, paint, to_grey_levels
 from dinounet.data.preprocessing import in_slice
 from dinounet.errors import ConfigError, DataError
-from dinounet.inference.segmentation import Segmentation
+from dinounet.inference.postprocessing import Segmentation
 from dinounet.io import PROBABILITIES, atomic_write, summarize
 from dinounet.schema.labels import Labels
 from dinounet.system import versions

@@ -17,7 +17,7 @@ from dinounet.data.preprocessing import Slice, measure_channels, slice_axis, sli
 from dinounet.errors import UserError
 from dinounet.inference.inputs import Image, as_volume, check_kind, cut_otherwise, open_input, tell_cut_otherwise
 from dinounet.inference.models import TrainedModel, output_order
-from dinounet.inference.segmentation import JUST_LABELS, Draft, Segmentation, Wanted
+from dinounet.inference.postprocessing import JUST_LABELS, Draft, Segmentation, Wanted
 from dinounet.inference.tiling import Canvas, Enlarger, ahead, make_grid
 from dinounet.schema.network import BackboneRecord
 from dinounet.schema.plan import Plan

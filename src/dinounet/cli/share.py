@@ -1,4 +1,4 @@
-"""`dinounet export`: a trained run, or several, as a bundle to share, as ONNX files, or as a folder for nnU-Net."""
+"""`dinounet export`, `dinounet import` and `dinounet push`."""
 
 from __future__ import annotations
 
@@ -65,3 +65,64 @@ def export(
     from dinounet.bundle.export import export_runs
 
     return export_runs(runs, Path(output), licence)
+
+
+@checked
+def import_(
+    checkpoint: Path,
+    /,
+    output: Path,
+    *,
+    plans: Path | None = None,
+    dataset: Path | None = None,
+    licence: str | None = None,
+) -> Path:
+    """Make a bundle of a Dino U-Net that was trained in nnU-Net, or by the published code; dinounet predicts with it.
+
+    A checkpoint is a pickle: it is read as tensors and plain values, and refused if it holds anything else. The frozen
+    backbone in a published one is kept in the bundle's folder, for this machine; `dinounet push` leaves it out.
+
+    Args:
+        checkpoint: A checkpoint_final.pth or checkpoint_best.pth, or the folder of a model that nnU-Net trained, whose
+            folds then predict together.
+        plans: The plans.json that it was trained by, if not the one in its folder; of volumes a 2d configuration.
+        dataset: The dataset.json of its data, if not the one in its folder.
+        output: Folder for the bundle: a new one, or an older bundle.
+        licence: Licence of the trained weights, as the Hub names it.
+
+    Returns:
+        The bundle's folder.
+    """
+    from dinounet.nnunet.conversions import import_trained
+
+    return import_trained(
+        Path(checkpoint), Path(output), Path(plans) if plans else None, Path(dataset) if dataset else None, licence
+    )
+
+
+@checked
+def push(
+    bundle: Path,
+    repository: str,
+    /,
+    *,
+    revision: str | None = None,
+    private: bool = False,
+) -> str:
+    """Upload a bundle to the Hugging Face Hub, where others find it as hf://user/name.
+
+    Log in before by `hf auth login`, or set HF_TOKEN. Weights, model.json and the model card go up in one commit; the
+    backbone's weights don't.
+
+    Args:
+        bundle: Folder that `dinounet export` or `dinounet import` wrote.
+        repository: Name on the Hub, user/name or hf://user/name; made if it is not there.
+        revision: Branch to put it on, made if it is not there; by default main.
+        private: If the repository is made now, show it to its owners only.
+
+    Returns:
+        Its address.
+    """
+    from dinounet.bundle.hub import push_bundle
+
+    return push_bundle(Path(bundle), repository, revision=revision, private=private)
