@@ -20,11 +20,9 @@ from PIL import Image
 
 import dinounet
 from datasets import describe, picture, volume, write_nifti_dataset, write_png_dataset
-from dinounet.data import cache
-from dinounet.data import cache_writer as prepare
+from dinounet.data import cache, processes
 from dinounet.data.arrays import Reservoir
-from dinounet.data.cache import NOT_OF_THE_PIXELS, build_cache
-from dinounet.data.cache_writer import PLACES_A_CLASS
+from dinounet.data.cache import NOT_OF_THE_PIXELS, PLACES_A_CLASS, build_cache
 from dinounet.data.dataset import read_dataset
 from dinounet.data.geometry import Geometry, Volume
 from dinounet.data.lazy_volume import LazyVolume, open_image, open_truth
@@ -39,8 +37,8 @@ from dinounet.schema.plan import ChannelPlan, DataPlan, Intensities, PlannedGrou
 @pytest.fixture
 def in_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two processes, however small the data."""
-    monkeypatch.setattr(prepare, "WORTH_PROCESSES", 0)
-    monkeypatch.setattr(prepare, "_cores", lambda: 2)
+    monkeypatch.setattr(processes, "WORTH_PROCESSES", 0)
+    monkeypatch.setattr(processes, "_cores", lambda: 2)
 
 
 def contents(root: Path) -> dict[str, bytes]:
@@ -143,7 +141,7 @@ def test_processes_make_the_same_cache(
     many = build_cache(dataset.cases, plan, tmp_path / "many", lambda: done.append(1))
     assert [case.name for case in many] == [case.name for case in dataset.cases]
     assert len(done) == 6
-    monkeypatch.setattr(prepare, "_cores", lambda: 1)
+    monkeypatch.setattr(processes, "_cores", lambda: 1)
     build_cache(dataset.cases, plan, tmp_path / "one")
     assert contents(tmp_path / "many") == contents(tmp_path / "one")
 
@@ -165,12 +163,12 @@ SCRIPT = """
 import sys
 from pathlib import Path
 from dinounet.data import cache
-from dinounet.data import cache_writer as prepare
+from dinounet.data import processes
 from dinounet.data.dataset import read_dataset
 from dinounet.schema.plan import DataPlan
 from dinounet.io import read_record
 
-prepare.WORTH_PROCESSES, prepare._cores = 0, lambda: int(sys.argv[4])
+processes.WORTH_PROCESSES, processes._cores = 0, lambda: int(sys.argv[4])
 prepare_cases = cache.prepare_cases
 cache.prepare_cases = lambda cases, *others: print("prepares", len(cases), flush=True) or prepare_cases(cases, *others)
 plan = read_record(DataPlan, Path(sys.argv[2]), what="a plan")
@@ -329,7 +327,7 @@ def test_the_size_is_known_before(ending: str, tmp_path: Path) -> None:
     root = tmp_path / "cache"
     build_cache(dataset.cases, plan, root)
     arrays = sum(np.load(path).nbytes for path in root.glob("*/*.npy") if not path.name.startswith("places"))
-    assert sum(prepare.estimate(case, plan).on_disk for case in dataset.cases) == arrays
+    assert sum(cache.estimate(case, plan).on_disk for case in dataset.cases) == arrays
 
 
 def test_a_window_costs_its_rows_of_reading(tmp_path: Path) -> None:
@@ -389,11 +387,9 @@ def test_a_volume_that_stays_in_its_file_gives_the_same_cache(
     plan = replace(plan_data(dataset), slice_axis=axis)
     build_cache(dataset.cases, plan, tmp_path / "whole")
     read = []
+    monkeypatch.setattr(cache, "open_image", lambda paths, _, axis: read.append(open_image(paths, 0, axis)) or read[-1])
     monkeypatch.setattr(
-        prepare, "open_image", lambda paths, _, axis: read.append(open_image(paths, 0, axis)) or read[-1]
-    )
-    monkeypatch.setattr(
-        prepare, "open_truth", lambda case, known, _, axis: read.append(open_truth(case, known, 0, axis)) or read[-1]
+        cache, "open_truth", lambda case, known, _, axis: read.append(open_truth(case, known, 0, axis)) or read[-1]
     )
     build_cache(dataset.cases, plan, tmp_path / "planes")
     assert [isinstance(volume.array, LazyVolume) for volume in read] == [axis == 0] * 4

@@ -13,7 +13,7 @@ import SimpleITK as sitk
 from PIL import Image
 
 from dinounet.cli.main import main
-from dinounet.data.overlays import COLOURS, colours_of
+from dinounet.data.images import COLOURS, colours_of
 from dinounet.errors import DataError
 from dinounet.evaluation.evaluate import evaluate_folders
 from dinounet.evaluation.means import summarise

@@ -14,10 +14,9 @@ from PIL import Image
 
 import dinounet
 from dinounet.data.dataset import read_dataset
-from dinounet.data.groups import group_cases
 from dinounet.data.layouts import Case
 from dinounet.data.masks import read_truth
-from dinounet.data.splits import hold_out
+from dinounet.data.splits import group_cases, hold_out
 from dinounet.errors import ConfigError, DataError
 from dinounet.planning.data_plan import plan_data
 from dinounet.schema.labels import parse_labels

@@ -199,6 +199,19 @@ class RunningMoments:
         return np.sqrt(self._squares / max(self.pixels, 1))
 
 
+class CaseSamples(NamedTuple):
+    """Intensities at some pixels of one case."""
+
+    foreground: np.ndarray
+    """(n, C) at pixels of foreground: SAMPLES_A_CASE of them, none if there is no foreground."""
+
+    anywhere: np.ndarray | None
+    """(n, C) at pixels from anywhere; None for images of one channel or three."""
+
+    moments: RunningMoments | None
+    """Of all pixels, under the same condition."""
+
+
 class Samples:
     """Intensities at some pixels of all cases, of each case as many, in bounded memory."""
 
@@ -209,6 +222,13 @@ class Samples:
         """(n, C) anywhere, and (n,) the number of the case; of images that are neither of one channel nor of three."""
         self.moments: list[RunningMoments] = []
         """Moments of each case that gave pixels from anywhere."""
+
+    def add(self, case: CaseSamples) -> None:
+        """Add what a case gives."""
+        self.foreground.add(case.foreground)
+        if case.anywhere is not None and case.moments is not None:
+            self.anywhere.add(case.anywhere, np.full(len(case.anywhere), len(self.moments), np.int32))
+            self.moments.append(case.moments)
 
 
 STEP = 0.5

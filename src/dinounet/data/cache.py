@@ -10,24 +10,35 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import math
 import mmap
+import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from filelock import FileLock, Timeout
 
-from dinounet.data.cache_writer import KNOWN, estimate, prepare_cases
+from dinounet.data.arrays import Reservoir
 from dinounet.data.formats import READERS
+from dinounet.data.geometry import Volume
+from dinounet.data.images import on_one_grid
+from dinounet.data.label_inference import OddValues, collect_odd_values, describe_problems
 from dinounet.data.layouts import Case
-from dinounet.errors import DataError, UserError
-from dinounet.io import PARTIAL, read_patiently, summarize
+from dinounet.data.lazy_volume import MASK_BYTES, bytes_to_read, can_stay, open_image, open_truth, pixels_of, probe
+from dinounet.data.masks import check_case
+from dinounet.data.preprocessing import image_to_slices, mask_to_slices, measure_channels, resampled_size, slice_axis
+from dinounet.data.processes import run_jobs, stop_if_told, workers_for
+from dinounet.errors import DataError, UserError, collect_errors
+from dinounet.io import PARTIAL, atomic_dir, read_patiently, summarize
+from dinounet.schema.labels import IGNORED
 from dinounet.schema.plan import DataPlan
+from dinounet.system import free_memory
 
 FORMAT = 4
 NOT_OF_THE_PIXELS = frozenset(
@@ -44,6 +55,12 @@ HAS_ADVICE = hasattr(mmap, "MADV_RANDOM")
 
 PIECE = 1 << 20
 """Bytes that are read at a time."""
+
+PLACES_A_CLASS = 10_000
+"""Pixels of a class that a case remembers for sampling around foreground."""
+
+KNOWN = 0
+"""In the place of a class: pixels that somebody has judged, remembered where there is an ignore label."""
 
 WORTH_TELLING = 10**9
 """Bytes of a cache from which on its size is told before it is built."""
@@ -125,6 +142,142 @@ def build_cache(
     if problems:
         raise DataError(summarize(problems))
     return [CachedCase(case.name, folders[case.name]) for case in cases]
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What it takes to preprocess a case, in bytes."""
+
+    on_disk: int
+    """Of its part of the cache."""
+
+    in_memory: int
+    """Of image and mask if they are read whole."""
+
+    must_be_whole: bool
+    """Whether they can't be read plane by plane."""
+
+
+def estimate(case: Case, plan: DataPlan) -> Needs:
+    """What a case is going to need, as its header tells; where that doesn't tell, the plan's median case."""
+    channels = len(plan.channels)
+    found = probe(case.images)
+    pixels = math.prod(_shape_of(found, plan))
+    if found is None:
+        return Needs(pixels * (4 * channels + 1), pixels * (8 * channels + MASK_BYTES), must_be_whole=True)
+    return Needs(
+        pixels * (4 * channels + 1),
+        bytes_to_read(found) + pixels_of(found) * MASK_BYTES,
+        must_be_whole=not can_stay(found, plan.slice_axis),
+    )
+
+
+def estimate_shape(case: Case, plan: DataPlan) -> tuple[int, int, int]:
+    """Slices, rows and columns that a case is going to have, as far as is known without reading it."""
+    return _shape_of(probe(case.images), plan)
+
+
+def _shape_of(found: Volume | None, plan: DataPlan) -> tuple[int, int, int]:
+    if found is None:
+        return plan.fingerprint.median_shape
+    return found.shape[slice_axis(found, plan)], *resampled_size(found, plan)
+
+
+def prepare_cases(
+    cases: Sequence[Case],
+    needs: Sequence[Needs],
+    plan: DataPlan,
+    folders: Sequence[Path],
+    on_case: Callable[[], None],
+) -> list[str]:
+    """Preprocess each case into its folder, which doesn't exist yet.
+
+    Args:
+        cases: what to read.
+        needs: the estimate of each.
+        plan: says what to make of it.
+        folders: where to write.
+        on_case: called after each case.
+
+    Returns:
+        what is wrong with images and masks, in the order of the cases; the others' folders are there all the same.
+
+    Raises:
+        OSError: writing failed.
+        UserError: a process was killed.
+    """
+    largest = max((need.in_memory for need in needs if need.must_be_whole), default=1)
+    workers = workers_for(len(cases), sum(need.in_memory for need in needs), largest)
+    memory = free_memory() // 2 // max(workers, 1)
+    jobs = [partial(_prepare, case, plan, folder, memory) for case, folder in zip(cases, folders, strict=True)]
+    with run_jobs(jobs, workers, on_case) as results:
+        return describe_problems([problem for problem in results if problem])
+
+
+def _prepare(case: Case, plan: DataPlan, folder: Path, memory: int) -> str | OddValues | None:
+    """Preprocess one case; returns what is wrong with it."""
+    problems: list[str] = []
+    odd: list[OddValues] = []
+    image = mask = None
+    try:
+        with collect_errors(problems):
+            image = open_image(case.images, memory // 2, plan.slice_axis)
+        with collect_errors(problems), collect_odd_values(odd):
+            mask = open_truth(case, plan.meaning, memory // 2, plan.slice_axis)
+        if image is None or mask is None:
+            return summarize([*problems, *describe_problems(odd)]) if problems else odd[0]
+        mask = on_one_grid(mask, image)[0]
+        check_case(image, mask, [channel.name for channel in plan.channels], plan.meaning.given)
+        moments = measure_channels(image, plan.channels)
+        slices, size = image.shape[slice_axis(image, plan)], resampled_size(image, plan)
+        background = [0] if plan.ignore is None else [0, IGNORED]
+        chosen: dict[int, Reservoir] = {}
+        with atomic_dir(folder) as temporary:
+            with array_file(temporary / "image.npy", (slices, len(plan.channels), *size), np.float32) as write:
+                for index in range(slices):
+                    write(image_to_slices(image, plan, slice(index, index + 1), moments))
+            random = np.random.default_rng(0)
+            with array_file(temporary / "mask.npy", (slices, *size), np.uint8) as write:
+                for index in range(slices):
+                    classes = mask_to_slices(mask, plan, slice(index, index + 1))
+                    write(classes)
+                    wanted = {label: classes == label for label in np.setdiff1d(classes, background).tolist()}
+                    if plan.ignore is not None:
+                        wanted[KNOWN] = classes != IGNORED
+                    for label, here in wanted.items():
+                        places = np.argwhere(here).astype(np.int32)
+                        places[:, 0] = index
+                        chosen.setdefault(label, Reservoir(PLACES_A_CLASS, random)).add(places)
+            for label, reservoir in chosen.items():
+                (places,) = reservoir.chosen()
+                with array_file(temporary / f"places_{label}.npy", places.shape, places.dtype) as write:
+                    write(places)
+    except OddValues as error:
+        return error
+    except DataError as error:
+        return str(error)
+    except MemoryError:
+        return f"{case.images[0]} needs more memory than is free; close other programs, or cut it into smaller volumes"
+    return None
+
+
+@contextmanager
+def array_file(path: Path, shape: tuple[int, ...], dtype: Any) -> Iterator[Callable[[np.ndarray], None]]:
+    """Write an array part by part into NumPy's own format.
+
+    Plainly, and not through a memory map, because a disk that is full then raises an error and doesn't kill us.
+    """
+    header = {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": shape}
+
+    def write(part: np.ndarray) -> None:
+        stop_if_told()
+        file.write(np.ascontiguousarray(part).data)
+
+    with path.open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, header)
+        yield write
+        file.flush()
+        os.fsync(file.fileno())
 
 
 @lru_cache(3 * OPEN_CASES)
@@ -215,5 +368,4 @@ def require_room(wanted: int, root: Path, tell: Callable[[str], None]) -> None:
 def _key(case: Case, plan: DataPlan) -> str:
     """Hash of all that the slices depend on; files count by place, size and time of change, and how they are read."""
     decisions = {key: value for key, value in asdict(plan).items() if key not in NOT_OF_THE_PIXELS}
-    files = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in case.files]
-    return hashlib.sha256(json.dumps([FORMAT, READERS, files, decisions]).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps([FORMAT, READERS, case.state, decisions]).encode()).hexdigest()[:16]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -33,11 +34,25 @@ BLOCK = 256
 """Images that are compared with all others at a time."""
 
 
+@dataclass(frozen=True)
 class ImageHash:
-    """Exact and perceptual hash of an image, plane by plane, since it may still lie in its file."""
+    """Exact and perceptual hash of an image."""
+
+    exact: bytes
+    """Digest that is the same of images with the same numbers, and of no others."""
+
+    perceptual: np.ndarray
+    """(P, BITS) booleans of up to three planes; none where one is too small or holds nothing to compare."""
+
+
+class Hasher:
+    """Hashes an image plane by plane, since it may still lie in its file.
+
+    Args:
+        shape: of the image, (C, Z, Y, X).
+    """
 
     def __init__(self, shape: Sequence[int]) -> None:
-        """Begin the hash of an image of this shape, (C, Z, Y, X)."""
         self._sha256 = hashlib.sha256(str(tuple(shape)).encode())
         self._looked_at = {share * shape[1] // 4 for share in (1, 2, 3)}
         self._bits: list[np.ndarray] = []
@@ -50,24 +65,18 @@ class ImageHash:
         if z in self._looked_at:
             self._bits.append(_perceptual(plane))
 
-    @property
-    def exact(self) -> bytes:
-        """Digest that is the same of images with the same numbers, and of no others."""
-        return self._sha256.digest()
-
-    @property
-    def perceptual(self) -> np.ndarray:
-        """(P, BITS) booleans of up to three planes; none where one is too small or holds nothing to compare."""
-        empty = np.zeros((0, BITS), bool)
-        return np.stack(self._bits) if all(map(len, self._bits)) and self._bits else empty
+    def finish(self) -> ImageHash:
+        """The hash of all planes."""
+        is_clear = all(map(len, self._bits)) and self._bits
+        return ImageHash(self._sha256.digest(), np.stack(self._bits) if is_clear else np.zeros((0, BITS), bool))
 
 
 def hash_image(image: Volume) -> ImageHash:
     """Hash an image that is read for this alone."""
-    found = ImageHash(image.array.shape)
+    hasher = Hasher(image.array.shape)
     for z in range(image.shape[0]):
-        found.add(z, image.array[..., z, :, :])
-    return found
+        hasher.add(z, image.array[..., z, :, :])
+    return hasher.finish()
 
 
 def find_twins(hashes: Mapping[str, ImageHash]) -> tuple[tuple[str, ...], ...]:

@@ -16,7 +16,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from dinounet.data.groups import group_cases
 from dinounet.data.images import ENDINGS, ending_of, refuse_dead_link, stem_of
 from dinounet.data.layouts import (
     Case,
@@ -32,7 +31,7 @@ from dinounet.data.layouts import (
 )
 from dinounet.data.legends import labels_of_legends
 from dinounet.data.masks import refuse_fractions, refuse_jpegs
-from dinounet.data.splits import hold_out, read_splits, split_cases
+from dinounet.data.splits import group_cases, hold_out, read_splits, split_cases
 from dinounet.errors import ConfigError, DataError, collect_errors
 from dinounet.io import read_json, read_patiently, summarize
 from dinounet.schema.labels import Given, Labels, Region, name_labels, read_nnunet_labels

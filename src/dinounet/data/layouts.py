@@ -63,6 +63,11 @@ class Case:
         images = [file for path in self.images for file in (dicom_files(path) if path.is_dir() else [path])]
         return (*images, *mask_paths(self.mask))
 
+    @property
+    def state(self) -> list[tuple[str, int, int]]:
+        """Place, size in bytes and time of change of each of its files: another content has another state."""
+        return [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in self.files]
+
 
 def mask_paths(mask: Path | ClassFiles | None) -> tuple[Path, ...]:
     """The files that a mask consists of."""

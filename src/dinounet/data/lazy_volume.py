@@ -12,8 +12,7 @@ import numpy as np
 from dinounet.console import without_standard_error
 from dinounet.data.formats.itk import probe_itk
 from dinounet.data.formats.nifti import NIFTI_ENDINGS, open_nifti
-from dinounet.data.formats.picture import ORIENTATION, open_picture
-from dinounet.data.formats.tiff import TIFF_ENDINGS
+from dinounet.data.formats.picture import ORIENTATION, TIFF_ENDINGS, open_picture
 from dinounet.data.geometry import Geometry, Volume, require_same_grid
 from dinounet.data.images import FLAT_ENDINGS, VOLUME_ENDINGS, ending_of, read_image, unreadable
 from dinounet.data.layouts import Case

@@ -310,7 +310,7 @@ def check_case(
     Raises:
         DataError: image and mask don't lie on one grid, or have other channels or labels.
     """
-    check_channels(image, channels)
+    require_channels(len(image.array), image.source, channels)
     require_same_grid(mask, image)
     require_straight(image)  # the plan's spacing, and what a run's report measures, are in mm
     pixels: Counter[int] = Counter()
@@ -335,12 +335,10 @@ def _looks_like_a_mask(image: Volume) -> bool:
     return 1 < len(np.unique(image.array[..., image.shape[0] // 2, :, :])) <= MOST_LABELS
 
 
-def check_channels(image: Volume, channels: Sequence[str]) -> None:
-    """Raise a DataError unless the image has these channels."""
-    if len(image.array) != len(channels):
-        raise DataError(
-            f"{image.source} has {len(image.array)} channels, but {len(channels)} are wanted ({', '.join(channels)})"
-        )
+def require_channels(count: int, source: Path, channels: Sequence[str]) -> None:
+    """Raise a DataError unless an image has as many channels as these."""
+    if count != len(channels):
+        raise DataError(f"{source} has {count} channels, but {len(channels)} are wanted ({', '.join(channels)})")
 
 
 def where(labels: np.ndarray, numbers: Sequence[int]) -> np.ndarray:

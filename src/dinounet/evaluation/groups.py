@@ -7,9 +7,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from dinounet.console import say
-from dinounet.data.groups import spell_as_one
 from dinounet.data.layouts import Case, ClassFiles, mask_files, mask_paths, read_rows
 from dinounet.data.legends import labels_of_legends
+from dinounet.data.splits import spell_as_one
 from dinounet.errors import ConfigError, DataError
 from dinounet.evaluation.metrics import Tally, measure_tally, pool
 from dinounet.io import METRICS, PREDICTION, read_json, read_text, summarize, to_record

@@ -24,13 +24,15 @@ from dinounet.data.images import (
     FLAT_ENDINGS,
     SEGMENTATION_ENDING,
     VOLUME_ENDINGS,
+    colours_of,
     ending_for_labels,
     ending_of,
+    paint,
+    to_grey_levels,
     write_image,
     write_mask,
 )
 from dinounet.data.layouts import Case
-from dinounet.data.overlays import colours_of, paint, to_grey_levels
 from dinounet.data.preprocessing import in_slice
 from dinounet.errors import ConfigError, DataError
 from dinounet.inference.postprocessing import Segmentation

@@ -12,7 +12,7 @@ import numpy as np
 
 from dinounet.data.arrays import STEP, VIEWS, Array, View, concatenate, stack
 from dinounet.data.geometry import Volume
-from dinounet.data.masks import check_channels
+from dinounet.data.masks import require_channels
 from dinounet.data.preprocessing import Slice, measure_channels, slice_axis, slice_size
 from dinounet.errors import UserError
 from dinounet.inference.inputs import Image, as_volume, check_kind, cut_otherwise, open_input, tell_cut_otherwise
@@ -236,7 +236,9 @@ class Predictor:
             try:
                 if isinstance(volume, UserError):
                     raise volume
-                check_channels(volume, [channel.name for channel in self.plan.data.channels])
+                require_channels(
+                    len(volume.array), volume.source, [channel.name for channel in self.plan.data.channels]
+                )
                 check_kind(volume, self.plan.data)
                 draft = Draft(volume, self.plan.data, wanted)
                 for tile, part in self._cut(key, volume, draft):

@@ -6,23 +6,25 @@ import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from dinounet.data.arrays import Samples
+from dinounet.data.arrays import CaseSamples, Samples
 from dinounet.data.checks import ImageHash, hash_image, look_for_twins, on_axes, on_classes
 from dinounet.data.dataset import Dataset, with_twins
 from dinounet.data.formats import READERS
 from dinounet.data.geometry import Volume, coarsest_axis
 from dinounet.data.images import on_one_grid, require_colour
 from dinounet.data.label_inference import OddValues, collect_odd_values, common_folder, describe_problems, infer_labels
-from dinounet.data.layouts import mask_paths
+from dinounet.data.layouts import Case, mask_paths
 from dinounet.data.lazy_volume import open_image, open_truth
 from dinounet.data.legends import palettes_differ, refuse_differing_palettes
-from dinounet.data.masks import check_case
+from dinounet.data.masks import check_case, require_channels
 from dinounet.data.preprocessing import IMAGENET, normalise_samples
+from dinounet.data.processes import run_jobs, workers_for
 from dinounet.errors import DataError, collect_errors
 from dinounet.io import summarize
 from dinounet.planning.fingerprint import CaseStatistics, collect_statistics, measure_intensities, principal_components
@@ -59,6 +61,9 @@ def plan_channels(names: Sequence[str], foreground: np.ndarray) -> tuple[Channel
     )
 
 
+DECODED = 4
+"""Bytes of decoded image and mask that a byte of their files is taken for, to choose the number of processes."""
+
 LARGEST_PATCH = 512
 PATCH_STEP = 32
 """Sides of a patch are multiples of it, which the network needs not pad."""
@@ -77,41 +82,42 @@ def plan_data(
     Raises:
         DataError: what is wrong with the images and masks, all together.
     """
+    known = dataset.meaning
+    sizes = [_bytes_of_files(case) for case in (*dataset.cases, *dataset.held_out)]
+    workers = workers_for(len(sizes), DECODED * sum(sizes), DECODED * max(sizes))
+    most = free_memory() // 4 // max(workers, 1)
+    examine = [partial(_examine, case, known, dataset.channels, most) for case in dataset.cases]
+    jobs = [*examine, *(partial(_examine_held_out, case, most) for case in dataset.held_out)]
     seen: list[CaseStatistics] = []
     by_case: dict[str, CaseStatistics] = {}
+    held_out: dict[str, ImageHash] = {}
     problems: list[str] = []
     odd: list[OddValues] = []
     channels = dataset.channels
-    known = dataset.meaning
-    modalities: set[str | None] = set()
-    palettes: list[tuple[Path, Mapping[int, str], Mapping[int, int]]] = []
-    equal_palettes: dict[tuple[tuple[int, str], ...], Mapping[int, str]] = {}
     samples = Samples()
-    most = free_memory() // 4
-    for case in dataset.cases:
-        image = mask = None
-        with collect_errors(problems):
-            image = open_image(case.images, most)
-        with collect_errors(problems), collect_odd_values(odd):
-            mask = open_truth(case, known, most)
-        if image is not None and mask is not None:
-            with collect_errors(problems), collect_odd_values(odd):
-                modalities.add(image.modality)
-                mask = on_one_grid(mask, image)[0]
-                channels = channels or _channel_names(len(image.array))
-                pixels = check_case(image, mask, channels, None if known is None else known.given)
-                _require_colours(image, channels)
-                if mask.palette is not None:
-                    same = equal_palettes.setdefault(tuple(mask.palette.items()), mask.palette)  # mostly one for all
-                    palettes.append((mask.source, same, pixels))
-                seen.append(collect_statistics(image, mask, pixels, dataset.ignore, samples))
-                by_case[case.name] = seen[-1]
-        on_case()
+    equal_palettes: dict[tuple[tuple[int, str], ...], Mapping[int, str]] = {}
+    palettes: list[tuple[Path, Mapping[int, str], Mapping[int, int]]] = []
+    with run_jobs(jobs, workers, on_case) as results:
+        for case, one in zip((*dataset.cases, *dataset.held_out), results, strict=True):
+            problems += one.problems
+            odd += one.odd
+            if one.statistics is None or one.samples is None:
+                held_out |= {} if one.hash is None else {case.name: one.hash}
+                continue
+            channels = channels or _channel_names(len(one.statistics.constant))
+            with collect_errors(problems):
+                require_channels(len(one.statistics.constant), case.images[0], channels)
+                samples.add(one.samples)
+                if one.palette is not None:
+                    same = equal_palettes.setdefault(tuple(one.palette.items()), one.palette)  # mostly one for all
+                    palettes.append((mask_paths(case.mask)[0], same, one.statistics.pixels))
+                seen.append(one.statistics)
+                by_case[case.name] = one.statistics
     problems += describe_problems(odd)
     if problems:
         raise DataError(summarize(problems))
     assert channels is not None
-    channels = dataset.channels or _channel_names(len(channels), modalities)
+    channels = dataset.channels or _channel_names(len(channels), {one.modality for one in seen})
     empty = [
         name for name, is_empty in zip(channels, np.all([o.constant for o in seen], axis=0), strict=True) if is_empty
     ]
@@ -141,8 +147,7 @@ def plan_data(
         sides = (min(LARGEST_PATCH, math.ceil(median_shape[axis] / PATCH_STEP) * PATCH_STEP) for axis in in_plane)
         patch = (next(sides), next(sides))
     planned = plan_channels(channels, *samples.foreground.chosen())
-    hashes = {name: one.hash for name, one in by_case.items()}
-    groups = look_for_twins(dataset, hashes, _hash_held_out(dataset, most, on_case))
+    groups = look_for_twins(dataset, {name: one.hash for name, one in by_case.items()}, held_out)
     axes = Counter(one.axes for one in seen if one.axes is not None)
     remarks = (
         *groups.remarks_on_pixels,
@@ -190,17 +195,72 @@ def _remarks_on_palettes(
     return (f"{told}: palettes differ, and the numbers count ({write_labels(known.given)})",) if told else ()
 
 
-def _hash_held_out(dataset: Dataset, most: int, on_case: Callable[[], None]) -> dict[str, ImageHash]:
-    """The images of the cases that are held out, for nothing but to find out whether they are trained on elsewhere.
+@dataclass(frozen=True)
+class Examined:
+    """What reading a case gives, as a process sends it to the one that plans."""
+
+    hash: ImageHash | None = None
+    """Of the image; None where it can't be read."""
+
+    statistics: CaseStatistics | None = None
+    """None where something is wrong, and for cases that are held out."""
+
+    samples: CaseSamples | None = None
+    """Intensities of the case."""
+
+    palette: Mapping[int, str] | None = None
+    """Colours of the mask's numbers, where its file has a palette."""
+
+    problems: tuple[str, ...] = ()
+    """Sentences on what is wrong."""
+
+    odd: tuple[OddValues, ...] = ()
+    """Values of the mask that stand for nothing, which are told together with those of other masks."""
+
+
+def _examine(case: Case, known: Labels | None, channels: Sequence[str] | None, most: int) -> Examined:
+    """Read a case's image and mask once: check them, and collect statistics and the image's hash.
+
+    Args:
+        case: to read.
+        known: what masks hold; None where only they can tell.
+        channels: names of the channels; None where only the images can tell.
+        most: bytes of memory that an image or mask may take; larger ones are read plane by plane.
+    """
+    problems: list[str] = []
+    odd: list[OddValues] = []
+    image = mask = None
+    with collect_errors(problems):
+        image = open_image(case.images, most)
+    with collect_errors(problems), collect_odd_values(odd):
+        mask = open_truth(case, known, most)
+    if image is not None and mask is not None:
+        with collect_errors(problems), collect_odd_values(odd):
+            mask = on_one_grid(mask, image)[0]
+            channels = channels or _channel_names(len(image.array))
+            pixels = check_case(image, mask, channels, None if known is None else known.given)
+            _require_colours(image, channels)
+            statistics, samples = collect_statistics(image, mask, pixels, known.ignore if known else None)
+            return Examined(statistics.hash, statistics, samples, mask.palette)
+    return Examined(problems=tuple(problems), odd=tuple(odd))
+
+
+def _examine_held_out(case: Case, most: int) -> Examined:
+    """Hash the image of a case that is held out, to find out whether it is trained on under another name.
 
     What can't be read is left out: predicting it in the end tells what is wrong with it.
     """
-    hashes = {}
-    for case in dataset.held_out:
-        with collect_errors([]):
-            hashes[case.name] = hash_image(open_image(case.images, most))
-        on_case()
-    return hashes
+    try:
+        return Examined(hash_image(open_image(case.images, most)))
+    except DataError:
+        return Examined()
+
+
+def _bytes_of_files(case: Case) -> int:
+    try:
+        return sum(path.stat().st_size for path in case.files)
+    except OSError:  # reading it tells what is wrong
+        return 0
 
 
 def _channel_names(count: int, modalities: AbstractSet[str | None] = frozenset()) -> tuple[str, ...]:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dinounet.data.arrays import SAMPLES_A_CASE, Reservoir, RunningMoments, Samples
-from dinounet.data.checks import ImageHash
+from dinounet.data.arrays import SAMPLES_A_CASE, CaseSamples, Reservoir, RunningMoments
+from dinounet.data.checks import Hasher, ImageHash
 from dinounet.data.geometry import Volume, body_axes
 from dinounet.schema.plan import AT_THE_DETECTOR, BodyAxis, Intensities
 
@@ -25,9 +25,12 @@ class CaseStatistics:
     at_the_detector: bool
     """Whether the spacing is in mm at the detector."""
     is_flat: bool
+    modality: str | None
+    """How the image was taken, as DICOM names it, where the file tells."""
     constant: tuple[bool, ...]
     """Of each channel whether it holds one value alone."""
     pixels: dict[int, int]
+    """Number of pixels that hold each label, or what stands for one in the mask."""
     hash: ImageHash
     """Hash of the case's image."""
     axes: tuple[BodyAxis, BodyAxis, BodyAxis] | None
@@ -35,8 +38,8 @@ class CaseStatistics:
 
 
 def collect_statistics(
-    image: Volume, mask: Volume, pixels: dict[int, int], ignore: int | None, samples: Samples
-) -> CaseStatistics:
+    image: Volume, mask: Volume, pixels: dict[int, int], ignore: int | None
+) -> tuple[CaseStatistics, CaseSamples]:
     """Take from one case what the fingerprint needs, plane by plane, since it may still lie in its files.
 
     Args:
@@ -44,37 +47,38 @@ def collect_statistics(
         mask: on the same grid.
         pixels: how many hold each label.
         ignore: the label of pixels that count nowhere.
-        samples: of the cases before; this one's are added.
     """
     random = np.random.default_rng(1234)
     a_plane = math.ceil(SAMPLES_A_CASE / image.shape[0])
     low, high = np.full(len(image.array), np.inf), np.full(len(image.array), -np.inf)
     anywhere, foreground, moments = [], Reservoir(SAMPLES_A_CASE, random), RunningMoments(len(image.array))
     mixed = len(image.array) not in (1, 3)
-    hashed = ImageHash(image.array.shape)
+    hasher = Hasher(image.array.shape)
     for z in range(image.shape[0]):
         plane, labels = image.array[..., z, :, :], mask.array[..., z, :, :].ravel()
-        hashed.add(z, plane)
+        hasher.add(z, plane)
         values = plane.reshape(len(plane), -1).T
         low, high = np.minimum(low, values.min(0)), np.maximum(high, values.max(0))
         somewhere = random.integers(len(values), size=a_plane)
         if mixed:
             anywhere.append(values[somewhere])
             moments.add(values.T)
-        inside = values[(labels > 0) & (labels != (0 if ignore is None else ignore))]
-        foreground.add(inside)
+        foreground.add(values[(labels > 0) & (labels != (0 if ignore is None else ignore))])
     (chosen,) = foreground.chosen()
     if 0 < len(chosen) < SAMPLES_A_CASE:  # each case weighs the same, as in nnU-Net
         chosen = random.choice(chosen, SAMPLES_A_CASE)
-    samples.foreground.add(chosen)
-    if mixed:
-        somewhere = np.concatenate(anywhere)
-        samples.anywhere.add(somewhere, np.full(len(somewhere), len(samples.moments), np.int32))
-        samples.moments.append(moments)
-    constant = tuple((low == high).tolist())
-    at_the_detector = image.geometry is not None and image.geometry.unit == AT_THE_DETECTOR
-    axes = body_axes(image)
-    return CaseStatistics(image.shape, image.spacing, at_the_detector, image.is_flat, constant, pixels, hashed, axes)
+    statistics = CaseStatistics(
+        shape=image.shape,
+        spacing=image.spacing,
+        at_the_detector=image.geometry is not None and image.geometry.unit == AT_THE_DETECTOR,
+        is_flat=image.is_flat,
+        modality=image.modality,
+        constant=tuple((low == high).tolist()),
+        pixels=pixels,
+        hash=hasher.finish(),
+        axes=body_axes(image),
+    )
+    return statistics, CaseSamples(chosen, np.concatenate(anywhere) if mixed else None, moments if mixed else None)
 
 
 def principal_components(samples: np.ndarray) -> tuple[tuple[float, ...], ...]:

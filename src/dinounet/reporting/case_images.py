@@ -15,10 +15,9 @@ from pathlib import Path
 import numpy as np
 
 from dinounet.data.geometry import Volume, coarsest_axis, require_same_grid
-from dinounet.data.images import on_one_grid, read_image
+from dinounet.data.images import colours_of, on_one_grid, outline_of, read_image, rgb_of, to_grey_levels
 from dinounet.data.layouts import Case, ClassFiles, image_files, name_of
 from dinounet.data.masks import read_mask, read_truth
-from dinounet.data.overlays import colours_of, outline_of, rgb_of, to_grey_levels
 from dinounet.errors import ConfigError, DataError
 from dinounet.evaluation.evaluate import find_masks
 from dinounet.io import summarize

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dinounet.data.overlays import colours_of
+from dinounet.data.images import colours_of
 from dinounet.evaluation.means import describe_basis, warn_of_floor
 from dinounet.evaluation.metrics import title_of, write_interval, write_number
 from dinounet.io import atomic_write

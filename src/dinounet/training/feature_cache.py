@@ -28,8 +28,16 @@ from torch.utils.data import Dataset
 
 from dinounet.backbones.frozen import FrozenBackbone, Network
 from dinounet.console import progress, say
-from dinounet.data.cache import CachedCase, alone_in, expect, open_array, removed_if_disk_is_full, require_room
-from dinounet.data.cache_writer import array_file, estimate_shape
+from dinounet.data.cache import (
+    CachedCase,
+    alone_in,
+    array_file,
+    estimate_shape,
+    expect,
+    open_array,
+    removed_if_disk_is_full,
+    require_room,
+)
 from dinounet.data.layouts import Case
 from dinounet.data.patches import Patches, Tiles, count_samples
 from dinounet.io import atomic_dir

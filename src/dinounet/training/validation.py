@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dinounet.data.arrays import to_classes, to_targets
-from dinounet.data.overlays import colours_of, paint, to_grey_levels
+from dinounet.data.images import colours_of, paint, to_grey_levels
 from dinounet.distributed import DistributedContext
 from dinounet.io import atomic_write
 from dinounet.schema.plan import Plan
