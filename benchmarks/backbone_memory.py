@@ -104,12 +104,12 @@ def measure(
     told("forward")
     if only_forward:
         return found
-    optimizer, loss_of = training_parts(network, side)
+    optimizer, loss_fn = training_parts(network, side)
     network.train()
     for step in (1, 2):
         optimizer.zero_grad()
         with computed:
-            loss = loss_of(network(image), truth)
+            loss = loss_fn(network(image), truth)
         loss.backward()
         optimizer.step()
         told(f"step {step}")
@@ -120,8 +120,7 @@ def training_parts(network: Any, side: int) -> tuple[Any, Any]:
     """Optimizer and loss by the default recipe."""
     from dinounet.schema.plan import ChannelPlan, DataPlan, Fingerprint, Intensities
     from dinounet.schema.recipe import Recipe
-    from dinounet.training.loss import make_loss
-    from dinounet.training.optimizer import make_optimizer
+    from dinounet.training.step import make_loss, make_optimizer
 
     shape = (1, side, side)
     seen = Fingerprint(1, shape, shape, shape, None, {"background": 1, "lesion": 1})

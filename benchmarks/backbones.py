@@ -46,7 +46,7 @@ def measure(name: str, scale: float, side: int, depth: int | None) -> dict[str, 
     from dinounet.schema.network import NetworkConfig
     from dinounet.schema.recipe import Recipe
     from dinounet.training.memory import watch_memory
-    from dinounet.training.optimizer import make_optimizer
+    from dinounet.training.step import make_optimizer
 
     few = {} if depth is None else {"backbone_args": {"depth": depth}, "taps": (0, 1, 2, 3)}
     network = build_network(NetworkConfig(backbone=name, backbone_scale=scale, **few))

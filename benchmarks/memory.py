@@ -22,9 +22,8 @@ def measure(backbone: str, side: int, batch: int, precision: str) -> dict[str, f
     from dinounet.planning.planner import make_plan
     from dinounet.schema.plan import ChannelPlan, DataPlan, Fingerprint, Intensities
     from dinounet.schema.recipe import Recipe
-    from dinounet.training.loss import make_loss
     from dinounet.training.memory import measure_step, watch_memory
-    from dinounet.training.optimizer import make_optimizer
+    from dinounet.training.step import make_loss, make_optimizer
 
     shape = (1, side, side)
     seen = Fingerprint(1, shape, shape, shape, None, {"background": 1, "lesion": 1})
@@ -35,13 +34,13 @@ def measure(backbone: str, side: int, batch: int, precision: str) -> dict[str, f
     memory = measure_step(network, plan, "cpu", precision)
     estimate = memory.fixed + memory.a_pixel * side * side * batch
 
-    optimizer, loss_of = make_optimizer(network, plan.recipe), make_loss(data)
+    optimizer, loss_fn = make_optimizer(network, plan.recipe), make_loss(data)
     with watch_memory("cpu") as most:
         for _ in range(2):
             optimizer.zero_grad()
             with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bf16"):
                 logits = network(torch.randn(batch, 1, side, side))
-            loss_of(logits, torch.zeros(batch, side, side, dtype=torch.int64)).backward()
+            loss_fn(logits, torch.zeros(batch, side, side, dtype=torch.int64)).backward()
             optimizer.step()
     return {"estimate": estimate / 1e9, "measured": most[0] / 1e9, "ratio": estimate / most[0]}
 

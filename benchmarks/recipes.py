@@ -29,6 +29,7 @@ from dinounet.planning.planner import choose_recipe, plan_dataset
 from dinounet.schema.plan import ChannelPlan, Intensities, Plan
 from dinounet.schema.recipe import Recipe, RecipeName
 from dinounet.schema.run import RECORD, read_run
+from dinounet.training.options import TrainOptions
 from dinounet.training.session import resume_run, start_run
 from summaries import put_into_page
 
@@ -188,13 +189,13 @@ def measure(setup_name: str, variant_name: str, seed: int, shared: Path, work: P
         write_json(place / "plan.json", plan)
         weights = "random" if variant.random_backbone else str(shared / WEIGHTS)
         weights = None if variant.architecture == "unet" else weights
-        start_run(
-            data / "train", run, plan_file=place / "plan.json", weights=weights, fold="all",
-            device="cpu", precision="bf16",
+        options = TrainOptions(
+            plan=place / "plan.json", weights=weights, fold="all", device="cpu", precision="bf16",
             labels=",".join(f"{name}={label}" for name, label in setup.labels.items()),
         )  # fmt: skip
+        start_run(data / "train", run, options)
     elif read_run(run).status != "finished":
-        resume_run(data / "train", run)
+        resume_run(data / "train", run, TrainOptions())
     if not masks.exists():
         dinounet.predict(run, [data / "test" / "images"], masks, device="cpu", precision="bf16")
     found = dinounet.evaluate(masks, data / "test" / "masks")

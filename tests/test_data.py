@@ -20,7 +20,7 @@ from dinounet.data.images import read_image, write_mask
 from dinounet.data.label_inference import infer_labels
 from dinounet.data.layouts import image_files, mask_files
 from dinounet.data.masks import read_mask
-from dinounet.data.patches import Patches, cut_patch
+from dinounet.data.patches import PatchDataset, cut_patch
 from dinounet.data.preprocessing import image_to_slices, in_slice, mask_to_slices
 from dinounet.errors import ConfigError, DataError
 from dinounet.io import write_json
@@ -292,11 +292,11 @@ def test_a_mask_is_written_onto_the_images_grid_as_nibabel_sees_it(nifti: Path, 
     assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")]
 
 
-def patches(png: Path, tmp_path: Path, **changes: object) -> Patches:
+def patches(png: Path, tmp_path: Path, **changes: object) -> PatchDataset:
     dataset = read_dataset(png)
     cases = build_cache(dataset.cases, plan_data(dataset), tmp_path / "cache")
-    settings = {"batch": 3, "foreground": 0.34, "augmentation": "none", "seed": 0, **changes}
-    return Patches(cases, (32, 48), **settings)
+    settings = {"batch_size": 3, "foreground_fraction": 0.34, "augmentation": "none", "seed": 0, **changes}
+    return PatchDataset(cases, (32, 48), **settings)
 
 
 @pytest.mark.parametrize("augmentation", ["none", "flip", "nnunet"])

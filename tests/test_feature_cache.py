@@ -28,7 +28,6 @@ from dinounet.schema.recipe import Augmentation, Recipe
 from dinounet.schema.run import MODEL, read_log, read_run
 from dinounet.training import feature_cache as features
 from dinounet.training import loop, session
-from dinounet.training import loop as preparing
 from dinounet.training.feature_cache import Taps
 from dinounet.training.loader import make_patches
 from networks import planned
@@ -204,15 +203,15 @@ def test_a_disk_that_is_too_small_is_told_before_anything_is_computed(
 def test_a_disk_that_fills_up_leaves_nothing(
     png: Path, plan_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    see, calls = DinoUNet.see, []
+    compute, calls = DinoUNet.backbone_features, []
 
     def full(network: DinoUNet, image: torch.Tensor) -> list[torch.Tensor]:
         calls.append(1)
         if len(calls) == 40:
             raise OSError(errno.ENOSPC, "No space left on device")
-        return see(network, image)
+        return compute(network, image)
 
-    monkeypatch.setattr(DinoUNet, "see", full)
+    monkeypatch.setattr(DinoUNet, "backbone_features", full)
     with pytest.raises(UserError, match=r"can't hold the cache .No space left on device.; make room"):
         train(png, tmp_path / "run", plan_file, cache=tmp_path / "shared")
     assert not (tmp_path / "run").exists()
@@ -227,7 +226,7 @@ def test_auto_caches_where_it_is_worth_it_and_there_is_room(
     plan = write_plan(png, tmp_path / "auto.json", cache_features="auto")
     monkeypatch.setattr(features, "measure_backbone_share", lambda *_: share)
     monkeypatch.setattr(features.shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
-    monkeypatch.setattr(preparing, "build_cache", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))  # far enough
+    monkeypatch.setattr(session, "build_cache", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))  # far enough
     with pytest.raises(UserError):
         train(png, tmp_path / "run", plan)
     chosen = read_run(tmp_path / "run").plan.features
@@ -269,8 +268,7 @@ def test_a_stopped_run_goes_on_without_the_backbone_to_the_same_end(
         with pytest.raises(UserError, match="stopped after step 2 of 4; go on with"):
             train(png, tmp_path / "broken", plan_file)
     seen.clear()
-    for module in (preparing, session):
-        monkeypatch.setattr(module, "fill_again", lambda *_: pytest.fail("the weights were read"))
+    monkeypatch.setattr(session, "rebuild_backbone", lambda *_: pytest.fail("the weights were read"))
     dinounet.train(png, tmp_path / "broken", resume=True, report=False, plan=plan_file)
     assert not seen
     assert_same(tmp_path / "broken", whole)
@@ -278,14 +276,14 @@ def test_a_stopped_run_goes_on_without_the_backbone_to_the_same_end(
 
 def die_after(alive: int) -> None:
     """Be killed when the backbone has seen so many patches."""
-    see, calls = DinoUNet.see, iter(range(alive))
+    compute, calls = DinoUNet.backbone_features, iter(range(alive))
 
     def dying(network: DinoUNet, image: torch.Tensor) -> list[torch.Tensor]:
         if next(calls, None) is None:
             os.kill(os.getpid(), signal.SIGKILL)
-        return see(network, image)
+        return compute(network, image)
 
-    DinoUNet.see = dying  # type: ignore[method-assign]
+    DinoUNet.backbone_features = dying  # type: ignore[method-assign]
 
 
 @pytest.mark.slow

@@ -22,7 +22,7 @@ from dinounet.planning.data_plan import plan_data
 from dinounet.schema.plan import Plan
 from dinounet.schema.recipe import Recipe
 from dinounet.schema.run import CHECKPOINT, MODEL, PREVIOUS_CHECKPOINT, RECORD, read_log, read_run
-from dinounet.training.loss import make_loss
+from dinounet.training.step import make_loss
 from networks import planned
 
 KILLS = 20

@@ -37,7 +37,7 @@ from dinounet.data.arrays import tile_starts, to_classes
 from dinounet.data.cache import CachedCase, build_cache
 from dinounet.data.dataset import read_dataset
 from dinounet.data.geometry import Geometry, Volume
-from dinounet.data.patches import Patches
+from dinounet.data.patches import PatchDataset
 from dinounet.data.preprocessing import image_to_slices, mask_to_slices, resampled_size
 from dinounet.data.splits import make_splits
 from dinounet.inference.tiling import gaussian
@@ -46,8 +46,7 @@ from dinounet.schema.labels import IGNORED, Region
 from dinounet.schema.network import plan_unet
 from dinounet.schema.plan import ChannelPlan, DataPlan, Intensities
 from dinounet.schema.recipe import STEPS_AN_EPOCH, Recipe
-from dinounet.training.loss import make_loss
-from dinounet.training.optimizer import learning_rate_at
+from dinounet.training.step import learning_rate_at, make_loss
 
 CONSTANT = 1.0
 """Our Dice loss is 1 - Dice and nnU-Net's is -Dice; the gradients are the same."""
@@ -272,7 +271,9 @@ def dot(tmp_path_factory: pytest.TempPathFactory) -> Callable[[tuple[int, int], 
 
 def windows(case: CachedCase, patch: tuple[int, int], count: int, **options: float) -> list[tuple[np.ndarray, bool]]:
     """Where our patches start, row and column, and whether they hold the foreground."""
-    patches = Patches([case], patch, augmentation="none", seed=0, **{"batch": 1, "foreground": 1.0} | options)
+    patches = PatchDataset(
+        [case], patch, augmentation="none", seed=0, **{"batch_size": 1, "foreground_fraction": 1.0} | options
+    )
     found = []
     for index in range(count):
         image, mask = patches[index]
@@ -307,7 +308,9 @@ def test_other_patches_lie_anywhere_inside(dot: Callable[..., CachedCase]) -> No
     size, patch = (60, 40), (48, 32)
     drawn = [nnUNetDataLoader.get_bbox(loader(patch), np.array((1, *size)), False, None)[0] for _ in range(2000)]
     theirs = Counter(tuple(int(start) for start in starts[1:]) for starts in drawn)
-    ours = Counter(tuple(start.tolist()) for start, _ in windows(dot(size, (0, 0)), patch, 2000, foreground=0.0))
+    ours = Counter(
+        tuple(start.tolist()) for start, _ in windows(dot(size, (0, 0)), patch, 2000, foreground_fraction=0.0)
+    )
     assert ours.keys() == theirs.keys()
     assert len(theirs) == 13 * 9
     assert max(ours.values()) < 45  # 17 expected of each; 45 is 7 deviations away
@@ -320,7 +323,9 @@ def test_the_same_patches_of_a_batch_are_on_foreground(share: float, dot: Callab
         known = SimpleNamespace(batch_size=batch, oversample_foreground_percent=share)
         theirs = [nnUNetDataLoader._oversample_last_XX_percent(known, index) for index in range(batch)]
         # a patch of one pixel holds the foreground pixel by chance once in 40,000
-        ours = [holds_it for _, holds_it in windows(case, (1, 1), 2 * batch, batch=batch, foreground=share)]
+        ours = [
+            holds_it for _, holds_it in windows(case, (1, 1), 2 * batch, batch_size=batch, foreground_fraction=share)
+        ]
         assert ours == theirs * 2
 
 
@@ -331,7 +336,7 @@ def test_classes_are_drawn_evenly_however_rare(tmp_path: Path) -> None:
     Image.fromarray(mask).save(root / "labelsTr" / "case_0.png")
     dataset = read_dataset(root)
     cases = build_cache(dataset.cases, plan_data(dataset), tmp_path / "cache")
-    patches = Patches(cases, (1, 1), batch=1, foreground=1.0, augmentation="none", seed=0)
+    patches = PatchDataset(cases, (1, 1), batch_size=1, foreground_fraction=1.0, augmentation="none", seed=0)
     ours = Counter(int(patches[index][1]) for index in range(1000))
     voxels = {label: np.argwhere(mask[None, None] == label) for label in (1, 2)}
     np.random.seed(0)

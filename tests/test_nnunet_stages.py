@@ -30,8 +30,7 @@ from dinounet.planning.data_plan import largest_batch, plan_data
 from dinounet.schema.network import plan_unet
 from dinounet.schema.plan import DataPlan, Intensities, Plan
 from dinounet.schema.recipe import IN_MEMORY, RECIPES, STEPS_AN_EPOCH
-from dinounet.training.loss import make_loss
-from dinounet.training.optimizer import POLY_POWER, make_optimizer
+from dinounet.training.step import POLY_POWER, make_loss, make_optimizer
 from nnunet_oracle import Oracle, run_nnunet
 
 PATCH = (128, 112)

@@ -28,7 +28,7 @@ from dinounet.schema.plan import Plan
 from dinounet.schema.recipe import Recipe
 from dinounet.schema.run import MODEL, read_log, read_run
 from dinounet.system import DistInfo, dist_info
-from dinounet.training.step import Learner
+from dinounet.training.step import TrainStep
 from networks import tiny_config
 
 STEPS = 8
@@ -243,8 +243,8 @@ def test_only_what_is_trained_and_used_is_synchronised() -> None:
 
 
 def test_want_of_memory_in_one_of_several_processes_is_answered() -> None:
-    learner = Learner(SimpleNamespace(world_size=2), None, None, None, clip=1.0, micro_batch=4, seed=0)
+    train_step = TrainStep(SimpleNamespace(world_size=2), None, None, None, clip=1.0, micro_batch=4, seed=0)
     with pytest.raises(
         UserError, match="out of memory with 4 patches at a time; go on with --resume and --micro-batch 2"
     ):
-        learner._halve()
+        train_step._halve()

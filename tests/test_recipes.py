@@ -27,8 +27,7 @@ from dinounet.schema.plan import DataPlan, Plan, read_plan
 from dinounet.schema.recipe import RECIPES, Recipe
 from dinounet.schema.run import MODEL, read_run
 from dinounet.training import loop
-from dinounet.training.loss import make_loss
-from dinounet.training.optimizer import learning_rate_at, make_optimizer
+from dinounet.training.step import learning_rate_at, make_loss, make_optimizer
 from networks import planned, tiny_config
 
 TINY_UNET = UNetConfig((4, 8, 16, 16), ((1, 1), (2, 2), (2, 2), (2, 1)), num_classes=3)

@@ -16,7 +16,7 @@ from datasets import describe, write_png_dataset
 from dinounet.data.arrays import to_classes, to_targets
 from dinounet.data.cache import build_cache
 from dinounet.data.dataset import read_dataset
-from dinounet.data.patches import Patches
+from dinounet.data.patches import PatchDataset
 from dinounet.distributed import DistributedContext
 from dinounet.errors import ConfigError, DataError
 from dinounet.evaluation.evaluate import evaluate_folders
@@ -26,7 +26,7 @@ from dinounet.reporting.case_images import make_pictures
 from dinounet.schema.labels import IGNORED, Labels, Region
 from dinounet.schema.plan import DataPlan, Plan, read_plan
 from dinounet.schema.recipe import Recipe
-from dinounet.training.loss import make_loss
+from dinounet.training.step import make_loss
 from dinounet.training.validation import validate
 from networks import planned
 
@@ -113,7 +113,7 @@ def test_plain_masks_may_name_an_ignore_label(tmp_path: Path) -> None:
     assert np.unique(case.mask).tolist() == [0, 1, IGNORED]
     assert list(case.places) == [1]
     # also patches from anywhere lie on what somebody has judged, as in nnU-Net: nothing else teaches anything
-    patches = Patches([case], (4, 4), batch=1, foreground=0.0, augmentation="none", seed=0)
+    patches = PatchDataset([case], (4, 4), batch_size=1, foreground_fraction=0.0, augmentation="none", seed=0)
     centres = [patches._centre(case, on_foreground=False) for _ in range(200)]
     assert all(case.mask[centre] != IGNORED for centre in centres)
     assert len(set(centres)) > 10

@@ -24,11 +24,10 @@ from dinounet.io import write_json
 from dinounet.planning.data_plan import plan_data
 from dinounet.schema.plan import Plan
 from dinounet.schema.recipe import Recipe
-from dinounet.schema.run import CHECKPOINT, MODEL, PREVIOUS_CHECKPOINT, read_run
+from dinounet.schema.run import CHECKPOINT, MODEL, PREVIOUS_CHECKPOINT, read_log, read_run
 from dinounet.training import loop
-from dinounet.training.checkpoint import load_checkpoint, save_checkpoint
-from dinounet.training.loss import make_loss
-from dinounet.training.optimizer import learning_rate_at
+from dinounet.training.loop import load_checkpoint, save_checkpoint
+from dinounet.training.step import learning_rate_at, make_loss
 from networks import planned
 
 pytestmark = pytest.mark.usefixtures("one_thread")  # equal runs are equal to the bit
@@ -133,7 +132,7 @@ def test_a_stopped_run_goes_on_to_the_same_end(
     assert ours.keys() == theirs.keys()
     for name, tensor in ours.items():
         assert torch.equal(tensor, theirs[name]), name
-    steps = [[json.loads(line)["step"] for line in (run / "log.jsonl").open()] for run in (whole, broken)]
+    steps = [[line["step"] for line in read_log(run)] for run in (whole, broken)]
     assert steps[0] == steps[1]
 
 
@@ -273,7 +272,7 @@ def test_a_run_of_minutes_ends_in_time_with_the_schedule_at_its_end(png: Path, p
     record = read_run(train(png, tmp_path / "run", plan_file))
     assert record.steps_done > 6
     assert record.seconds == pytest.approx(12, rel=0.1)  # with the look at the end, and saving
-    rates = [json.loads(line).get("learning_rate") for line in (tmp_path / "run" / "log.jsonl").open()]
+    rates = [line.get("learning_rate") for line in read_log(tmp_path / "run")]
     assert [rate for rate in rates if rate][-1] < 0.05 * record.plan.recipe.learning_rate
 
 

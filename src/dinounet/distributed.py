@@ -48,7 +48,8 @@ class DistributedContext:
 
     def __init__(self, device: Literal["cpu", "cuda", "mps"], precision: Literal["fp32", "bf16", "fp16"]) -> None:
         info = dist_info()
-        self.device, self.rank, self.world_size = device, info.rank, info.world_size
+        self.device, self.precision = device, precision
+        self.rank, self.world_size = info.rank, info.world_size
         self.fabric = _make_fabric(device, precision, info)
         if self.world_size > 1:
             self.fabric.launch()

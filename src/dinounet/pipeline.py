@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dinounet.backbones.weights import find_weights, source_of
+from dinounet.backbones.weights import find_weights
 from dinounet.bundle.load import load
 from dinounet.console import progress, say
 from dinounet.data.dataset import read_dataset, with_twins
@@ -35,7 +35,7 @@ from dinounet.schema.metrics import Metrics, read_metrics
 from dinounet.schema.prediction import POSTPROCESSING, PredictionRecord, read_postprocessing
 from dinounet.schema.recipe import Recipe
 from dinounet.schema.run import RECORD, REPORT, Result, read_log, read_run, tell
-from dinounet.training.resume import require_as_started
+from dinounet.training.options import TrainOptions, require_as_started
 from dinounet.training.session import resume_run, start_run
 
 DATASET = "Dataset152_ICBM"
@@ -105,10 +105,9 @@ def train_demo(data: Path, run: Path, weights: str | None, recipe: Recipe = RECI
             can be resumed.
     """
     if (run / RECORD).exists():
-        asked = {"weights": weights and source_of(weights)}
-        require_as_started(data, run, read_run(run), None, asked)
+        require_as_started(data, run, read_run(run), TrainOptions(weights=weights))
         if read_run(run).status != "finished":
-            resume_run(data, run)
+            resume_run(data, run, TrainOptions())
         return
     notes: tuple[str, ...] = ()
     weights = weights or "hub"
@@ -123,7 +122,7 @@ def train_demo(data: Path, run: Path, weights: str | None, recipe: Recipe = RECI
         )
         say("weights", note, weights="random")
         weights, notes = "random", (note,)
-    start_run(data, run, recipe=recipe, backbone=BACKBONE, weights=weights, patch=PATCH, notes=notes)
+    start_run(data, run, TrainOptions(recipe=recipe, backbone=BACKBONE, weights=weights, patch=PATCH, notes=notes))
 
 
 MOST_LEARNED = 10

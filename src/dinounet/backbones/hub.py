@@ -156,3 +156,8 @@ def explain(error: Exception, repository: str, size: float | None = None) -> str
     else:
         reason, remedy = f"{type(error).__name__}: {text}", "try again"
     return f"{reason}; {remedy}"
+
+
+def source_of(weights: str) -> str:
+    """hub, random, or the file's absolute path: as a record names it."""
+    return weights if weights in ("hub", "random") else str(Path(weights).absolute())

@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from dinounet.backbones.frozen import FrozenBackbone
-from dinounet.backbones.hub import FILE, INDEX, download, pages, shards
+from dinounet.backbones.hub import FILE, INDEX, download, pages, shards, source_of
 from dinounet.backbones.key_names import backbone_state, find_format, mismatches
 from dinounet.backbones.low_precision import held_linears
 from dinounet.backbones.registry import TIMM, VARIANTS, BackboneVariant, find_variant
@@ -213,11 +213,6 @@ def fill_backbone(backbone: FrozenBackbone, name: str, weights: str, seed: int =
     if backbone.on_disk:
         bring_blocks(backbone, stored)
     return BackboneRecord(name, source_of(weights), sha256, variant.licence, backbone.precision)
-
-
-def source_of(weights: str) -> str:
-    """hub, random, or the file's absolute path: as a record names it."""
-    return weights if weights in ("hub", "random") else str(Path(weights).absolute())
 
 
 def find_weights(name: str, weights: str) -> Path | None:

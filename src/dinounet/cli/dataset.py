@@ -131,14 +131,15 @@ def plan(
     from dinounet.planning.planner import choose_any_recipe, decides_batch, plan_dataset
     from dinounet.schema.labels import parse_labels
     from dinounet.system import choose_precision, choose_training_device
-    from dinounet.training.resume import as_fields, require_backbone
+    from dinounet.training.options import TrainOptions, require_backbone
 
     if output is not None:
         require_file(output)
     recipe = recipe or "default"
-    options = given(backbone_scale=backbone_scale, backbone_precision=backbone_precision)
-    options |= {"taps": taps} if taps else {}
-    require_backbone(network, given(backbone=backbone) | options, changes)
+    options = TrainOptions(
+        **given(backbone=backbone, backbone_scale=backbone_scale, backbone_precision=backbone_precision), taps=taps
+    )
+    require_backbone(network, options, changes)
     choose_any_recipe(recipe, changes)
     dataset = read_dataset(
         data,
@@ -154,7 +155,7 @@ def plan(
         patch,
         changes=changes,
         architecture=network,
-        backbone_options=as_fields(options),
+        backbone_options=options.of_backbone,
     )
     try:
         chosen = choose_training_device(device)

@@ -144,53 +144,29 @@ def train(
     Returns:
         The run's folder.
     """
-    from dinounet.backbones.weights import source_of
-    from dinounet.data.dataset import parse_channels
-    from dinounet.data.splits import read_test_list
     from dinounet.errors import Interrupted
     from dinounet.pipeline import lacks_review, review_run
-    from dinounet.planning.planner import choose_any_recipe, require_fields
-    from dinounet.schema.labels import parse_labels
-    from dinounet.schema.plan import read_plan
     from dinounet.schema.run import read_run
     from dinounet.system import dist_info
-    from dinounet.training.resume import require_as_started
-    from dinounet.training.session import how_to_go_on, resume_run, start_run
+    from dinounet.training.options import TrainOptions, require_as_started
+    from dinounet.training.session import resume_hint, resume_run, start_run
 
     output = output or Path("runs", data.stem if data.suffix == ".csv" else data.resolve().name)
-    # what isn't given, a plan or an interrupted run decides; what is given and contradicts them is refused
-    options = given(backbone_scale=backbone_scale, backbone_precision=backbone_precision)
-    options |= {"taps": taps} if taps else {}
-    may_change = given(device=device, offload=offload, track=track)
-    decided = given(recipe=recipe, backbone=backbone, group=group, weights=weights, precision=precision)
-    decided |= {"patch": patch, "fold": fold}
-    require_fields(changes)
-    if resume:
-        choose_any_recipe(recipe or "default", changes if isinstance(recipe, Recipe) else {})
-        decided |= given(network=network, deterministic=deterministic) | options | dict(changes)
-        decided |= {"weights": source_of(weights)} if weights else {}
-        decided |= {
-            "test": read_test_list(test) if test else None, "plan": read_plan(plan) if plan else None,
-            "labels": parse_labels(labels) if labels else None,
-            "channels": parse_channels(channels) if channels else None,
-        }  # fmt: skip
-        if report and lacks_review(output):  # it was the review that was interrupted
-            require_as_started(data, output, read_run(output), device or None, decided)
-        else:
-            resume_run(
-                data, output, **decided, **may_change, **given(micro_batch=micro_batch), cache=cache,
-                checkpoint_minutes=checkpoint_minutes,
-            )  # fmt: skip
+    options = TrainOptions(**given(
+        recipe=recipe, changes=changes, network=network, backbone=backbone, taps=taps, backbone_scale=backbone_scale,
+        backbone_precision=backbone_precision, weights=weights, plan=plan, patch=patch, fold=fold, test=test,
+        group=group, labels=labels, channels=channels, device=device, precision=precision, micro_batch=micro_batch,
+        offload=offload, cache=cache, deterministic=deterministic, checkpoint_minutes=checkpoint_minutes, track=track,
+    ))  # fmt: skip
+    if not resume:
+        start_run(data, output, options)
+    elif report and lacks_review(output):  # it was the review that was interrupted
+        require_as_started(data, output, read_run(output), options)
     else:
-        start_run(
-            data, output, **decided, **may_change, changes=changes, backbone_options=options,
-            **given(architecture=network), test=test, labels=labels, channels=channels, plan_file=plan, cache=cache,
-            micro_batch=micro_batch if isinstance(micro_batch, int) else None,
-            deterministic=bool(deterministic), checkpoint_minutes=checkpoint_minutes,
-        )  # fmt: skip
+        resume_run(data, output, options)
     if report and dist_info().rank == 0:  # one of several processes does
         try:
             review_run(data, output)
         except KeyboardInterrupt:
-            raise Interrupted(f"trained, but stopped before the report; {how_to_go_on(data, output)}") from None
+            raise Interrupted(f"trained, but stopped before the report; {resume_hint(data, output)}") from None
     return output

@@ -17,14 +17,14 @@ from dinounet.data.cache import CachedCase
 from dinounet.schema.recipe import Augmentation
 
 
-class Patches(Dataset[tuple[Tensor, Tensor]]):
+class PatchDataset(Dataset[tuple[Tensor, Tensor]]):
     """An endless sequence of patches: image (C, h, w) float32 and mask (h, w) int64.
 
     Args:
         cases: where they come from, each case as often as the others.
         patch: rows and columns.
-        batch: how many make a batch; the last `foreground` of it (rounded) are centred on foreground.
-        foreground: from 0 to 1.
+        batch_size: patches of a batch; the last `foreground_fraction` of it (rounded) are centred on foreground.
+        foreground_fraction: from 0 to 1.
         augmentation: what happens to them.
         seed: of all randomness.
     """
@@ -34,8 +34,8 @@ class Patches(Dataset[tuple[Tensor, Tensor]]):
         cases: Sequence[CachedCase],
         patch: tuple[int, int],
         *,
-        batch: int,
-        foreground: float,
+        batch_size: int,
+        foreground_fraction: float,
         augmentation: Augmentation,
         seed: int,
     ) -> None:
@@ -43,8 +43,8 @@ class Patches(Dataset[tuple[Tensor, Tensor]]):
         self.patch = patch
         self.cut = enlarged(patch, augmentation)
         self.transform = make_transform(augmentation, patch)
-        self.batch = batch
-        self.first_foreground = round(batch * (1 - foreground))  # nnU-Net rounds this share
+        self.batch_size = batch_size
+        self.first_foreground = round(batch_size * (1 - foreground_fraction))  # nnU-Net rounds this share
         self.seed = seed
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
@@ -57,7 +57,7 @@ class Patches(Dataset[tuple[Tensor, Tensor]]):
     def draw(self, index: int) -> tuple[int, tuple[int, int, int]]:
         """Number of the case that the n-th patch is cut from, and its centre there; within its own randomness."""
         number = np.random.randint(len(self.cases))
-        return number, self._centre(self.cases[number], index % self.batch >= self.first_foreground)
+        return number, self._centre(self.cases[number], index % self.batch_size >= self.first_foreground)
 
     def case_of(self, index: int) -> str:
         """Name of the case that the n-th patch is cut from."""
@@ -121,7 +121,7 @@ class own_randomness:  # noqa: N801 -- used as a function
 
 
 def tile_centres(length: int, side: int) -> list[int]:
-    """Centres of the tiles along one axis; of an axis not longer than a tile its own, as `Patches` has it."""
+    """Centres of the tiles along one axis; of an axis not longer than a tile its own, as `PatchDataset` has it."""
     if length <= side:
         return [length // 2]
     return [start + side // 2 for start in tile_starts(length, side)]
@@ -149,7 +149,7 @@ def count_samples(
 
 
 class Tiles:
-    """The samples of some cases, and an endless sequence drawn from them, as `Patches` draws.
+    """The samples of some cases, and an endless sequence drawn from them, as `PatchDataset` draws.
 
     Args:
         patches: says where patches lie that are drawn at random: the nearest tile stands in for each.
@@ -157,7 +157,7 @@ class Tiles:
         variants: of the intensities of each view.
     """
 
-    def __init__(self, patches: Patches, augmentation: Augmentation, variants: int) -> None:
+    def __init__(self, patches: PatchDataset, augmentation: Augmentation, variants: int) -> None:
         self.patches = patches
         self.views = views_of(augmentation, patches.patch)
         self.change = make_intensity_transform() if augmentation == "nnunet" else None

@@ -17,7 +17,7 @@ from nnunetv2.utilities.file_path_utilities import get_output_folder
 from dinounet.nnunet.network import PlannedDinoUNet
 from dinounet.nnunet.planner import plan_network, read_number
 from dinounet.schema.recipe import RECIPES, STEPS_AN_EPOCH, Recipe, RecipeName
-from dinounet.training.optimizer import learning_rate_at, make_optimizer
+from dinounet.training.step import learning_rate_at, make_optimizer
 
 EPOCHS, STEPS = "DINOUNET_EPOCHS", "DINOUNET_STEPS_AN_EPOCH"
 """Environment variables: a training's length where the recipe's is not wanted; nnU-Net's commands have no flag."""

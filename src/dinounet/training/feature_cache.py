@@ -1,7 +1,7 @@
-"""What the frozen backbone sees of each patch, computed once and kept on disk, so that training never runs it.
+"""The frozen backbone's features of each patch, computed once and kept on disk, so that training never runs it.
 
 The backbone does not learn, so its taps of a patch are always the same. There are finitely many samples of a training
-case (`data/tiles.py`), and the patches of a look at the validation cases are always the same ones. Taps are kept in
+case (`data/patches.py`), and the patches of a validation are always the same ones. Taps are kept in
 bfloat16 and mapped into memory; images and masks are read and changed anew, by the same random numbers.
 
 A folder of taps is named by a hash of all that they depend on, as is a case's in the cache of slices: another backbone,
@@ -39,7 +39,7 @@ from dinounet.data.cache import (
     require_room,
 )
 from dinounet.data.layouts import Case
-from dinounet.data.patches import Patches, Tiles, count_samples
+from dinounet.data.patches import PatchDataset, Tiles, count_samples
 from dinounet.io import atomic_dir
 from dinounet.network.decoder import pad_to_stride
 from dinounet.network.dinounet import DinoUNet
@@ -48,8 +48,8 @@ from dinounet.schema.plan import FeatureChoice, Plan
 from dinounet.schema.run import RunRecord
 from dinounet.system import versions
 from dinounet.training.loader import make_patches
-from dinounet.training.loss import make_loss
 from dinounet.training.memory import TRIAL_SIDE
+from dinounet.training.step import make_loss
 from dinounet.training.validation import VALIDATION_BATCHES
 
 FORMAT = 1
@@ -86,7 +86,7 @@ class Taps:
         return [part.view(shape) for part, shape in zip(parts, self.shapes, strict=True)]
 
 
-class SeenTiles(Dataset[tuple[Tensor, ...]]):
+class CachedFeatureDataset(Dataset[tuple[Tensor, ...]]):
     """An endless sequence of tiles: image, mask and four taps.
 
     Args:
@@ -96,7 +96,7 @@ class SeenTiles(Dataset[tuple[Tensor, ...]]):
 
     def __init__(self, tiles: Tiles, taps: Sequence[Taps]) -> None:
         self.tiles, self.taps = tiles, taps
-        self.batch = tiles.patches.batch
+        self.batch_size = tiles.patches.batch_size
 
     def case_of(self, index: int) -> str:
         """Name of the case that the n-th tile is of."""
@@ -107,7 +107,7 @@ class SeenTiles(Dataset[tuple[Tensor, ...]]):
         return *self.tiles.sample(case, sample), *self.taps[case].read(sample)
 
 
-class SeenPatches(Dataset[tuple[Tensor, ...]]):
+class CachedValidationDataset(Dataset[tuple[Tensor, ...]]):
     """The first patches of a sequence: image, mask and four taps.
 
     Args:
@@ -115,7 +115,7 @@ class SeenPatches(Dataset[tuple[Tensor, ...]]):
         taps: of them.
     """
 
-    def __init__(self, patches: Patches, taps: Taps) -> None:
+    def __init__(self, patches: PatchDataset, taps: Taps) -> None:
         self.patches, self.taps = patches, taps
 
     def __getitem__(self, index: int) -> tuple[Tensor, ...]:
@@ -124,17 +124,17 @@ class SeenPatches(Dataset[tuple[Tensor, ...]]):
 
 @dataclass(frozen=True)
 class CachedFeatures:
-    """What a run learns from and what it watches."""
+    """The cached features that a run trains and validates on."""
 
-    training: SeenTiles
-    validation: SeenPatches
+    training: CachedFeatureDataset
+    validation: CachedValidationDataset
 
 
 def choose_features(
     plan: Plan,
     network: Network,
     training: Sequence[Case],
-    watches: bool,
+    validates: bool,
     root: Path,
     device: Literal["cpu", "cuda", "mps"],
     precision: Literal["fp32", "bf16", "fp16"],
@@ -144,8 +144,8 @@ def choose_features(
     Args:
         plan: with patch and batch as they are going to be.
         network: the planned one, on its device.
-        training: cases to learn from.
-        watches: whether there are validation cases.
+        training: cases to train on.
+        validates: whether there are validation cases.
         root: folder of preprocessed slices.
         device: where it is trained.
         precision: how precisely.
@@ -164,7 +164,7 @@ def choose_features(
         for case in training
     ]
     shapes = _shapes(network.backbone, plan.data.patch)
-    size = (sum(samples) + watches * VALIDATION_BATCHES * plan.recipe.batch) * bytes_of(shapes)
+    size = (sum(samples) + validates * VALIDATION_BATCHES * plan.recipe.batch) * bytes_of(shapes)
     if wanted == "on":  # how much of it is there already, and whether the rest finds room, is known when it's begun
         return _tell(FeatureChoice(True, "it was asked for", size))
     share = measure_backbone_share(network, plan, device, precision)
@@ -188,7 +188,7 @@ def measure_backbone_share(
     )
     mask = torch.zeros(1, *image.shape[-2:], dtype=torch.int64, device=device)
     lower = torch.float16 if precision == "fp16" else torch.bfloat16
-    loss_of, state = make_loss(plan.data), {name: part.clone() for name, part in network.state_dict().items()}
+    loss_fn, state = make_loss(plan.data), {name: part.clone() for name, part in network.state_dict().items()}
     seconds = []
     network.to(device).train()
     with torch.random.fork_rng():
@@ -196,10 +196,10 @@ def measure_backbone_share(
             began = _clock(device)
             with torch.autocast(device, dtype=lower, enabled=precision != "fp32"):
                 taps = network.backbone_features(image)
-                seen = _clock(device)
-                loss = loss_of(network(image, *taps), mask)
+                middle = _clock(device)
+                loss = loss_fn(network(image, *taps), mask)
             loss.backward()
-            seconds.append((seen - began, _clock(device) - seen))
+            seconds.append((middle - began, _clock(device) - middle))
             network.zero_grad()
     network.load_state_dict(state)
     backbone, rest = (min(times) for times in zip(*seconds, strict=True))
@@ -219,8 +219,8 @@ def cache_features(
     Args:
         network: gives the network with its backbone's weights; called only if something has to be computed.
         record: of the run.
-        training: cases to learn from.
-        validation: cases to watch.
+        training: cases to train on.
+        validation: cases to validate on.
         root: folder of preprocessed slices.
         backbone: the planned one, which tells the taps' sizes and may be without weights.
 
@@ -230,28 +230,30 @@ def cache_features(
     plan, recipe, place = record.plan, record.plan.recipe, root / FOLDER
     shapes = _shapes(backbone, plan.data.patch)
     tiles = Tiles(make_patches(training, plan, recipe.augmentation), recipe.augmentation, recipe.feature_variants)
-    watched = make_patches(validation, plan, "none")
+    validation_patches = make_patches(validation, plan, "none")
     taps = [
         Taps(place / f"{case.name}-{_key(record, [case], recipe.augmentation, recipe.feature_variants)}", shapes)
         for case in training
     ]
-    look = Taps(place / f"validation-{_key(record, validation, recipe.batch, recipe.foreground)}", shapes)
+    validation_taps = Taps(place / f"validation-{_key(record, validation, recipe.batch, recipe.foreground)}", shapes)
     stores: list[tuple[Taps, int, Callable[[int], tuple[Tensor, Tensor]]]] = [
         (store, math.prod(shape), partial(tiles.sample, number))
         for number, (store, shape) in enumerate(zip(taps, tiles.shapes, strict=True))
     ]
     if validation:
-        stores.append((look, VALIDATION_BATCHES * recipe.batch, watched.__getitem__))
+        stores.append((validation_taps, VALIDATION_BATCHES * recipe.batch, validation_patches.__getitem__))
     with alone_in(place, lambda text: say("features", text)):
         missing = [store for store in stores if not store[0].folder.exists()]
         if missing:
             total = sum(count for _, count, _ in missing)
             require_room(total * bytes_of(shapes), place, lambda text: say("features", text))
-            made, seeing = [store.folder for store, _, _ in missing], network()
+            made, computing = [store.folder for store, _, _ in missing], network()
             with progress("computing features", total) as advance, removed_if_disk_is_full(made, place):
                 for store, count, sample in missing:
-                    _fill(store, count, sample, seeing, record, advance)
-    return CachedFeatures(SeenTiles(tiles, taps), SeenPatches(watched, look))
+                    _fill(store, count, sample, computing, record, advance)
+    return CachedFeatures(
+        CachedFeatureDataset(tiles, taps), CachedValidationDataset(validation_patches, validation_taps)
+    )
 
 
 def bytes_of(shapes: Sequence[tuple[int, int]]) -> int:
@@ -282,9 +284,9 @@ def _fill(
 
 def _shapes(backbone: FrozenBackbone, patch: tuple[int, int]) -> tuple[tuple[int, int], ...]:
     """Tokens and channels of each tap of a patch."""
-    seen = pad_to_stride(torch.empty(1, 1, *patch)).shape[-2:]
+    size = pad_to_stride(torch.empty(1, 1, *patch)).shape[-2:]
     return tuple(
-        (rows * columns, width) for (rows, columns), width in zip(backbone.grids(seen), backbone.widths, strict=True)
+        (rows * columns, width) for (rows, columns), width in zip(backbone.grids(size), backbone.widths, strict=True)
     )
 
 

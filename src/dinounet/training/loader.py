@@ -1,4 +1,4 @@
-"""From cached cases to the batches of a run's steps, of which each process gets its share."""
+"""From cached cases to the batches of a run's steps, distributed over the processes."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from torch.utils.data import DataLoader, Dataset
 
 from dinounet.console import claim_process
 from dinounet.data.cache import CachedCase
-from dinounet.data.patches import Patches
+from dinounet.data.patches import PatchDataset
 from dinounet.errors import UnreachableError, UserError, reason_of
 from dinounet.schema.plan import Plan
 from dinounet.schema.recipe import Augmentation
 
 
 @dataclass(frozen=True)
-class Shares:
-    """Numbers of the patches that one process learns from, step by step: together the processes have those of one."""
+class DistributedStepSampler:
+    """Numbers of the patches that one process trains on, step by step: all processes together have those of one."""
 
-    batch: int
+    batch_size: int
     """Patches of a step, over all processes."""
 
     first_step: int
-    """Steps before it are done, counted from 0."""
+    """The first step, counted from 0; those before it are done."""
 
     last_step: int
     """The step after the last."""
@@ -36,53 +36,53 @@ class Shares:
     rank: int
     """Of the process."""
 
-    processes: int
-    """That share a step; they divide `batch`."""
+    world_size: int
+    """Number of processes that share a step; it divides `batch_size`."""
 
     def __iter__(self) -> Iterator[range]:
-        share = self.batch // self.processes
+        share = self.batch_size // self.world_size
         for step in range(self.first_step, self.last_step):
-            first = step * self.batch + self.rank * share
+            first = step * self.batch_size + self.rank * share
             yield range(first, first + share)
 
     def __len__(self) -> int:
         return self.last_step - self.first_step
 
 
-class Numbered(Protocol):
-    """What is told of a sequence of patches."""
+class PatchSequence(Protocol):
+    """What an error about a sequence of patches tells."""
 
-    batch: int
-    """How many make a batch."""
+    batch_size: int
+    """Patches of a step."""
 
     def case_of(self, index: int) -> str:
         """Name of the case that the n-th patch is of."""
 
 
-def make_patches(cases: Sequence[CachedCase], plan: Plan, augmentation: Augmentation) -> Patches:
+def make_patches(cases: Sequence[CachedCase], plan: Plan, augmentation: Augmentation) -> PatchDataset:
     """The endless sequence of a plan's patches."""
-    return Patches(
+    return PatchDataset(
         cases,
         plan.data.patch,
-        batch=plan.recipe.batch,
-        foreground=plan.recipe.foreground,
+        batch_size=plan.recipe.batch,
+        foreground_fraction=plan.recipe.foreground,
         augmentation=augmentation,
         seed=plan.recipe.seed,
     )
 
 
-def make_loader(patches: Dataset[Any], shares: Shares, workers: int) -> DataLoader[Any]:
-    """The batches of a process, prepared by other processes."""
+def make_loader(patches: Dataset[Any], sampler: DistributedStepSampler, workers: int) -> DataLoader[Any]:
+    """The batches of this process, prepared by worker processes."""
     return DataLoader(
         patches,
-        batch_sampler=shares,  # type: ignore[arg-type]
+        batch_sampler=sampler,  # type: ignore[arg-type]
         num_workers=workers,
         worker_init_fn=_leave_signals_to_the_parent,
         generator=torch.Generator(),  # its own: starting workers must not advance the one that drop path draws from
     )
 
 
-def next_batch(batches: Iterator[Any], patches: Numbered, step: int, stop: Callable[[], bool]) -> Any:
+def next_batch(batches: Iterator[Any], patches: PatchSequence, step: int, stop: Callable[[], bool]) -> Any:
     """The next batch; None if it can't be made because a signal to stop has ended the workers, too.
 
     Raises:
@@ -101,8 +101,10 @@ def next_batch(batches: Iterator[Any], patches: Numbered, step: int, stop: Calla
 
 
 @contextmanager
-def blaming_workers(patches: Numbered, step: Callable[[], int], stop: Callable[[], bool]) -> Iterator[None]:
-    """Within the block the death of a worker, which is told as soon as it happens, names the cases that it held.
+def worker_errors_as_user_errors(
+    patches: PatchSequence, step: Callable[[], int], stop: Callable[[], bool]
+) -> Iterator[None]:
+    """Turns the death of a worker within the block into a UserError that names the cases of its batch.
 
     Raises:
         UserError: a worker was killed; without it, and but for a signal to stop, nothing is changed.
@@ -120,7 +122,7 @@ def is_worker_dead(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and "DataLoader worker" in str(error)
 
 
-def _unprepared(error: Exception, patches: Numbered, step: int) -> UserError:
+def _unprepared(error: Exception, patches: PatchSequence, step: int) -> UserError:
     if hasattr(signal, "SIGCHLD"):
         with suppress(ValueError):  # only the main thread may; PyTorch would tell of the death again, amid what follows
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -131,9 +133,9 @@ def _unprepared(error: Exception, patches: Numbered, step: int) -> UserError:
     )
 
 
-def cases_of(patches: Numbered, step: int) -> str:
+def cases_of(patches: PatchSequence, step: int) -> str:
     """Names of the cases in the batch of a step, counted from 0."""
-    names = {patches.case_of(index) for index in range(step * patches.batch, (step + 1) * patches.batch)}
+    names = {patches.case_of(index) for index in range(step * patches.batch_size, (step + 1) * patches.batch_size)}
     return ", ".join(sorted(names))
 
 

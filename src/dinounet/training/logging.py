@@ -28,7 +28,7 @@ NEVER = 2**40
 
 
 class Budget:
-    """Tells when a run is over and how far it is.
+    """The length of a run in steps or minutes, and how far it is.
 
     Args:
         recipe: has steps, epochs or minutes.
@@ -51,14 +51,14 @@ class Budget:
 
         Args:
             step: that was done, counted from 1.
-            reserve: seconds that another step and the last look at the validation cases would take.
+            reserve: seconds that another step and the last validation would take.
         """
         if self.seconds:
             return self.spent() + reserve >= self.seconds
         return step >= self.last_step
 
     def guess_of_closing(self, a_batch: float, batches: int) -> float:
-        """Seconds to set aside for the last look while there was none yet, at most a tenth of the time."""
+        """Seconds to set aside for the last validation while there was none yet, at most a tenth of the time."""
         return min(a_batch * batches, self.seconds / 10) if self.seconds else 0.0
 
     def done(self, step: int, spent: float) -> int:
@@ -77,7 +77,7 @@ class Budget:
 
 
 Track = Callable[..., None]
-"""track(step, numbers, picture=None): tell the numbers of a step by their names, and a PNG file."""
+"""track(step, numbers, picture=None): log the numbers of a step by their names, and a PNG file."""
 
 
 def require_trackers(names: Sequence[str]) -> None:
@@ -224,18 +224,18 @@ def _pixels(picture: Path) -> np.ndarray:
     return np.asarray(Image.open(picture).convert("RGB"))
 
 
-class Journal:
-    """Told of every step and look; see `journal`."""
+class TrainingLogger:
+    """Writes every step and validation to the log, the trackers and the progress bar; see `training_logger`."""
 
     def __init__(self, log: TextIO, track: Track, tell: Advance, budget: Budget, batch: int, shown: int) -> None:
         self.log, self.track, self.tell, self.budget, self.batch, self.shown = log, track, tell, budget, batch, shown
         self.parts: defaultdict[str, float] = defaultdict(float)
         self.steps = 0
 
-    def step(
+    def log_step(
         self, step: int, loss: float | None, spent: float, learning_rate: float, breakdown: dict[str, float]
     ) -> None:
-        """A step is done; its loss is None if it was skipped."""
+        """Log a step; its loss is None if it was skipped."""
         when = {"step": step, "seconds": round(spent, 2)}
         if loss is None:
             self._write({**when, "skipped": "loss or gradient not finite"})
@@ -255,8 +255,8 @@ class Journal:
         )
         self.shown = done
 
-    def look(self, step: int, numbers: dict[str, Any], picture: Path | None) -> None:
-        """The validation cases were looked at."""
+    def log_validation(self, step: int, numbers: dict[str, Any], picture: Path | None) -> None:
+        """Log the results of a validation."""
         self._write({"step": step, **numbers})
         dice = numbers["validation_dice"]
         loss = {"validation_loss": numbers["validation_loss"]}
@@ -269,12 +269,12 @@ class Journal:
 
 
 @contextmanager
-def journal(log: Path | None, track: Track, budget: Budget, batch: int, step: int) -> Iterator[Journal]:
-    """Within the block a run's progress is told.
+def training_logger(log: Path | None, track: Track, budget: Budget, batch: int, step: int) -> Iterator[TrainingLogger]:
+    """Opens a run's log and progress bar for the block.
 
     Args:
         log: to append to; None for none.
-        track: tells the trackers.
+        track: of `tracking`.
         budget: of the run.
         batch: patches of a step.
         step: that is done already.
@@ -284,7 +284,7 @@ def journal(log: Path | None, track: Track, budget: Budget, batch: int, step: in
         (log or Path(os.devnull)).open("a", encoding="utf-8") as file,
         progress("training", budget.total, done=shown) as tell,
     ):
-        yield Journal(file, track, tell, budget, batch, shown)
+        yield TrainingLogger(file, track, tell, budget, batch, shown)
 
 
 def cut_log(path: Path, last_step: int) -> None:

@@ -1,47 +1,52 @@
-"""The training loop: what it needs prepared, steps, validation, checkpoints, and an orderly end when stopped."""
+"""The training loop: steps, validation, checkpoints, and a graceful shutdown when stopped.
+
+A checkpoint is one safetensors file with the trained tensors, the optimizer's, and facts such as the step. It is
+written whole or not at all, and the one before is kept. It holds no random state: patches and drop path are functions
+of the seed and the step.
+"""
 
 from __future__ import annotations
 
+import json
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
 
-from dinounet.backbones.frozen import FrozenBackbone, Network, build_backbone
-from dinounet.backbones.weights import fill_backbone
-from dinounet.console import progress, say
-from dinounet.data.cache import CachedCase, build_cache
-from dinounet.data.dataset import read_dataset
-from dinounet.data.patches import Patches
+from dinounet.backbones.frozen import Network
+from dinounet.console import say
+from dinounet.data.cache import CachedCase
+from dinounet.data.patches import PatchDataset
 from dinounet.distributed import DistributedContext
-from dinounet.errors import DataError, Interrupted, UnreachableError, UserError, WeightsError
-from dinounet.io import write_json
-from dinounet.network.dinounet import DinoUNet
-from dinounet.schema.network import NetworkConfig
+from dinounet.errors import DataError, Interrupted, UnreachableError, UserError
+from dinounet.io import atomic_write, write_json
+from dinounet.network.unet import rename_monai_keys
 from dinounet.schema.recipe import CHECKPOINT_MINUTES
-from dinounet.schema.run import CHECKPOINT, LOG, MODEL, PLAN, PREVIOUS_CHECKPOINT, RECORD, RunRecord
-from dinounet.system import give_back_freed
-from dinounet.training.checkpoint import load_checkpoint, save_checkpoint, save_tensors
-from dinounet.training.feature_cache import CachedFeatures, SeenPatches, SeenTiles, cache_features
+from dinounet.schema.run import CHECKPOINT, LOG, MODEL, PREVIOUS_CHECKPOINT, RECORD, RunRecord
+from dinounet.training.feature_cache import (
+    CachedFeatureDataset,
+    CachedFeatures,
+    CachedValidationDataset,
+)
 from dinounet.training.loader import (
-    Shares,
-    blaming_workers,
+    DistributedStepSampler,
     cases_of,
     is_worker_dead,
     make_loader,
     make_patches,
     next_batch,
+    worker_errors_as_user_errors,
 )
-from dinounet.training.logging import Budget, cut_log, journal, tracking
-from dinounet.training.loss import make_loss
-from dinounet.training.memory import build_planned
-from dinounet.training.optimizer import Average, learning_rate_at, make_optimizer
-from dinounet.training.step import Learner, share_batch_norm
+from dinounet.training.logging import Budget, cut_log, tracking, training_logger
+from dinounet.training.step import EMA, TrainStep, learning_rate_at, make_loss, make_optimizer, share_batch_norm
 from dinounet.training.validation import VALIDATION_BATCHES, validate, write_example
 
 MOST_SKIPPED = 10
@@ -68,7 +73,7 @@ def fit(
         record: of the run.
         run: the folder.
         training: cases to learn from.
-        validation: cases to watch; may be none.
+        validation: cases to validate on; may be none.
         context: this process and those that train with it; the first one writes.
         features: of these cases, where the backbone need not run.
         resume: go on from the run's checkpoint.
@@ -87,23 +92,23 @@ def fit(
     if context.world_size > 1:
         share_batch_norm(network, record.device)
     wrapped, optimizer = context.setup(network, make_optimizer(network, recipe))
-    average = Average(network, recipe.average) if recipe.average else None
-    averaged = average.tensors if average else None
+    ema = EMA(network, recipe.average) if recipe.average else None
+    averaged = ema.tensors if ema else None
     share = recipe.batch // context.world_size
     micro_batch = min(record.micro_batch or share, share)
-    learner = Learner(context, wrapped, optimizer, make_loss(plan.data), recipe.clip, micro_batch, recipe.seed)
-    known = load_checkpoint(run, network, optimizer, averaged, learner.scaler) if resume else None
+    train_step = TrainStep(context, wrapped, optimizer, make_loss(plan.data), recipe.clip, micro_batch, recipe.seed)
+    known = load_checkpoint(run, network, optimizer, averaged, train_step.scaler) if resume else None
     step, seconds_before, skipped = (known["step"], known["seconds"], known["skipped"]) if known else (0, 0.0, 0)
     budget = Budget(recipe, seconds_before)
 
-    patches: Patches | SeenTiles = make_patches(training, plan, recipe.augmentation)
-    watched: Patches | SeenPatches = make_patches(validation, plan, "none")
+    patches: PatchDataset | CachedFeatureDataset = make_patches(training, plan, recipe.augmentation)
+    validation_patches: PatchDataset | CachedValidationDataset = make_patches(validation, plan, "none")
     if features:
-        patches, watched = features.training, features.validation
-    mine = Shares(recipe.batch, step, budget.last_step, context.rank, context.world_size)
-    loader = context.fabric.setup_dataloaders(make_loader(patches, mine, workers), use_distributed_sampler=False)
-    watched_here = Shares(recipe.batch, 0, VALIDATION_BATCHES, context.rank, context.world_size)
-    watch = make_loader(watched, watched_here, workers=0)
+        patches, validation_patches = features.training, features.validation
+    sampler = DistributedStepSampler(recipe.batch, step, budget.last_step, context.rank, context.world_size)
+    loader = context.fabric.setup_dataloaders(make_loader(patches, sampler, workers), use_distributed_sampler=False)
+    sampler = DistributedStepSampler(recipe.batch, 0, VALIDATION_BATCHES, context.rank, context.world_size)
+    validation_loader = make_loader(validation_patches, sampler, workers=0)
     if context.is_main:
         cut_log(run / LOG, step)
     saved = time.monotonic()
@@ -116,11 +121,11 @@ def fit(
             steps_done=step,
             seconds=round(budget.spent(), 1),
             skipped_steps=skipped,
-            micro_batch=learner.micro_batch if learner.micro_batch < share else None,
+            micro_batch=train_step.micro_batch if train_step.micro_batch < share else None,
         )
         if context.is_main:
             facts = {"step": step, "seconds": record.seconds, "skipped": skipped}
-            save_checkpoint(run, network, optimizer, facts, averaged, learner.scaler)
+            save_checkpoint(run, network, optimizer, facts, averaged, train_step.scaler)
             write_json(run / RECORD, record)
         saved = time.monotonic()
 
@@ -133,10 +138,10 @@ def fit(
     finished = step >= budget.last_step
     batches = iter(loader)
     with (
-        told_to_stop(alone=context.world_size == 1) as stop,
-        blaming_workers(patches, lambda: step, stop),
+        graceful_shutdown(alone=context.world_size == 1) as stop,
+        worker_errors_as_user_errors(patches, lambda: step, stop),
         tracking(record.track if context.is_main else (), run, record, step) as track,
-        journal(run / LOG if context.is_main else None, track, budget, recipe.batch, step) as note,
+        training_logger(run / LOG if context.is_main else None, track, budget, recipe.batch, step) as logger,
     ):
         while not finished:
             began = time.monotonic()
@@ -151,21 +156,21 @@ def fit(
             schedule = budget.schedule_at(step, spent, reserve)
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate_at(step - 1, schedule)
-            learner.seconds["data"] += time.monotonic() - began
-            loss = learner.learn(step, *batch)
+            train_step.seconds["data"] += time.monotonic() - began
+            loss = train_step(step, *batch)
             if loss is None:  # a step from here would spoil the weights
                 skipped += 1
-            elif average:
-                average.update(step)
+            elif ema:
+                ema.update(step)
             if validation:
-                closing = closing or budget.guess_of_closing(learner.seconds["forward"], VALIDATION_BATCHES)
+                closing = closing or budget.guess_of_closing(train_step.seconds["forward"], VALIDATION_BATCHES)
             # the first process's clock counts for all, and a signal to one of them stops all
             reserve = time.monotonic() - began + closing
             clock = (budget.spent(), reserve, budget.is_over(step, reserve)) if context.is_main else (0, 0, 0)
             spent, reserve, finished, stopping = context.all_reduce_max(*clock, stop())
-            note.step(step, loss, spent, optimizer.param_groups[0]["lr"], learner.breakdown())
-            learner.seconds.clear()
-            if learner.skipped_in_a_row == MOST_SKIPPED:
+            logger.log_step(step, loss, spent, optimizer.param_groups[0]["lr"], train_step.breakdown())
+            train_step.seconds.clear()
+            if train_step.skipped_in_a_row == MOST_SKIPPED:
                 save("interrupted")
                 raise UserError(
                     f"loss or gradient is not finite in {MOST_SKIPPED} steps in a row, up to step {step} of case "
@@ -173,16 +178,18 @@ def fit(
                 )
             if validation and (step % recipe.validate_every == 0 or finished):
                 before = time.monotonic()
-                with average.in_place() if average else nullcontext():
-                    numbers, seen = validate(context, wrapped, learner.loss_of, watch, plan)
-                note.look(step, numbers, write_example(run, step, seen, plan) if context.is_main else None)
+                with ema.swapped_in() if ema else nullcontext():
+                    numbers, example = validate(context, wrapped, train_step.loss_fn, validation_loader, plan)
+                logger.log_validation(
+                    step, numbers, write_example(run, step, example, plan) if context.is_main else None
+                )
                 closing = time.monotonic() - before
             if stopping and not finished:
                 raise stopped()
             if time.monotonic() - saved >= 60 * checkpoint_minutes:
                 save("running")
     if context.is_main:
-        with average.in_place() if average else nullcontext():
+        with ema.swapped_in() if ema else nullcontext():
             save_tensors(run / MODEL, network.state_dict(), {"steps": step})
     save("finished")
     if context.is_main:
@@ -194,7 +201,7 @@ def fit(
 
 
 @contextmanager
-def told_to_stop(alone: bool) -> Iterator[Callable[[], bool]]:
+def graceful_shutdown(alone: bool) -> Iterator[Callable[[], bool]]:
     """Within the block Ctrl-C (or a polite kill) only raises a flag; a second one ends at once.
 
     Where the process is not alone, its launcher hands on what the terminal has sent already, and ends by force what
@@ -225,82 +232,85 @@ def told_to_stop(alone: bool) -> Iterator[Callable[[], bool]]:
                 signal.signal(number, handler)
 
 
-def fill_again(record: RunRecord, output: Path) -> FrozenBackbone:
-    """The backbone as it was when the run was started."""
-    plan = record.plan
-    assert isinstance(plan.network, NetworkConfig) and record.backbone is not None
-    frozen = build_backbone(plan.network, offload=record.offload)
-    found = fill_backbone(frozen, record.backbone.name, record.backbone.weights, plan.recipe.seed)
-    if found.sha256 != record.backbone.sha256:
-        raise WeightsError(f"the weights in {found.weights} have changed since {output} was started; train anew")
-    return frozen
+def save_tensors(path: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+    """Write tensors, and facts as JSON in the file's header."""
+    with atomic_write(path) as temporary:
+        _write(temporary, tensors, facts)
 
 
-def cache_slices(
-    record: RunRecord, data: Path, output: Path, cache: Path, context: DistributedContext
-) -> tuple[list[CachedCase], list[CachedCase]]:
-    """The training and validation cases' preprocessed slices, in the run's own folder unless another is named."""
-    by_name = {case.name: case for case in read_dataset(data, group="none").cases}
-    training, validation = record.data.training_cases, record.data.validation_cases
-    cases = [by_name[name] for name in (*training, *validation)]
-    if context.is_main and not (output / PLAN).exists():
-        write_json(output / PLAN, record.plan)
-    with progress("caching", len(cases)) as advance:
-        found = build_cache(cases, record.plan.data, cache, advance, lambda text: say("cache", text))
-    return found[: len(training)], found[len(training) :]
+def save_checkpoint(
+    run: Path,
+    network: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    facts: dict[str, Any],
+    average: dict[str, Tensor] | None = None,
+    scaler: torch.amp.GradScaler | None = None,
+) -> None:
+    """Write the run's checkpoint and keep the one before.
+
+    At every moment there is a whole checkpoint under one of the two names.
+    """
+    state = optimizer.state_dict()
+    tensors = {f"network.{name}": tensor for name, tensor in network.state_dict().items()}
+    for index, moments in state["state"].items():
+        tensors |= {f"optimizer.{index}.{name}": torch.as_tensor(value) for name, value in moments.items()}
+    tensors |= {f"average.{name}": tensor for name, tensor in (average or {}).items()}
+    facts = {**facts, "scaler": scaler.state_dict() if scaler else None}
+    with atomic_write(run / CHECKPOINT) as temporary:
+        _write(temporary, tensors, facts)
+        if (run / CHECKPOINT).exists():
+            (run / CHECKPOINT).replace(run / PREVIOUS_CHECKPOINT)
 
 
-def note_absent_classes(record: RunRecord, training: Sequence[CachedCase]) -> RunRecord:
-    """The record with the classes that no training case holds, which is told.
+def load_checkpoint(
+    run: Path,
+    network: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    average: dict[str, Tensor] | None = None,
+    scaler: torch.amp.GradScaler | None = None,
+) -> dict[str, Any] | None:
+    """Fill network, optimizer, average and scaler from the run's newest readable checkpoint; return its facts.
+
+    A run that was stopped before its first checkpoint has none.
 
     Raises:
-        DataError: none holds any, so that there is nothing to learn.
+        DataError: there are checkpoints, and none can be read.
     """
-    meaning = record.plan.data.meaning
-    places = {label: place for place, label in enumerate(meaning.labels.values())}
-    held = {place for case in training for place in case.classes}
-    absent = tuple(
-        name for name, labels in meaning.foreground.items() if not held & {places[label] for label in labels}
-    )
-    if len(absent) == len(meaning.foreground):
-        raise DataError(
-            f"no training case of the fold {record.fold} holds anything but background, so that there is nothing to "
-            "learn; train another --fold, or on all cases by --fold all"
-        )
-    notes = tuple(
-        f"No training case has a pixel of {name}: it can't be learned, and is in no mean over classes."
-        for name in absent
-    )
-    for note in notes:
-        say("note", note)
-    return replace(
-        record,
-        data=replace(record.data, absent_classes=absent),
-        notes=tuple(dict.fromkeys((*record.notes, *notes))),
-    )
+    errors: list[str] = []
+    for path in (run / CHECKPOINT, run / PREVIOUS_CHECKPOINT):
+        if not path.exists():
+            continue
+        try:
+            with safe_open(path, framework="pt") as file:
+                facts = json.loads(file.metadata()["facts"])
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 -- no mapping
+        except (SafetensorError, OSError, ValueError, KeyError, TypeError) as damage:
+            errors.append(f"{path} can't be read ({damage})")
+            continue
+        network.load_state_dict(_part(tensors, "network."))
+        moments: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in _part(tensors, "optimizer.").items():
+            index, moment = name.split(".", 1)
+            moments.setdefault(int(index), {})[moment] = tensor
+        optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
+        for name, tensor in _part(tensors, "average.").items():
+            if average is not None:
+                average[name].copy_(tensor)
+        if scaler and facts["scaler"]:
+            scaler.load_state_dict(facts["scaler"])
+        for error in errors:
+            say("damaged", f"{error}; going on from {path.name}, the checkpoint before it")
+        return facts
+    if errors:
+        raise DataError(f"{'; '.join(errors)}; train a new run")
+    return None
 
 
-def see_features(
-    record: RunRecord,
-    output: Path,
-    cache: Path,
-    training: Sequence[CachedCase],
-    validation: Sequence[CachedCase],
-    frozen: FrozenBackbone | None,
-) -> tuple[CachedFeatures, FrozenBackbone]:
-    """What the backbone sees, kept on disk, and a backbone without weights, which is all that is needed then."""
-    assert isinstance(record.plan.network, NetworkConfig)
-    with torch.device("meta"):
-        without_weights = build_backbone(record.plan.network)
+def _write(path: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+    stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    save_file(stored, path, metadata={"facts": json.dumps(facts)})
 
-    def network() -> DinoUNet:
-        planned = build_planned(record.plan, frozen or fill_again(record, output))
-        assert isinstance(planned, DinoUNet)
-        return planned.to(record.device)
 
-    features = cache_features(network, record, training, validation, cache, without_weights)
-    for backbone in (frozen, without_weights):
-        if backbone is not None:
-            backbone.drop_weights()
-    give_back_freed()
-    return features, without_weights
+def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    part = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+    return rename_monai_keys(part)

@@ -24,8 +24,7 @@ from dinounet.planning.data_plan import PATCH_STEP, largest_batch
 from dinounet.schema.network import UNetConfig, plan_unet
 from dinounet.schema.plan import Plan, StepMemory
 from dinounet.system import available_memory, give_back_freed
-from dinounet.training.loss import make_loss
-from dinounet.training.step import STATISTICS
+from dinounet.training.step import STATISTICS, make_loss
 
 TRIAL_SIDE = 256
 """Rows and columns of the trial's patch at most; a step's memory grows with its pixels."""
@@ -56,10 +55,10 @@ def measure_step(
     image = torch.zeros(1, plan.network.in_channels, rows, columns, device=device)
     mask = torch.zeros(1, rows, columns, dtype=torch.int64, device=device)
     lower = torch.float16 if precision == "fp16" else torch.bfloat16
-    loss_of, free = make_loss(plan.data), available_memory(device)
+    loss_fn, free = make_loss(plan.data), available_memory(device)
     with torch.random.fork_rng(), watch_memory(device) as peak:
         with torch.autocast(device, dtype=lower, enabled=precision != "fp32"):
-            loss = loss_of(network(image), mask)
+            loss = loss_fn(network(image), mask)
         loss.backward()
     for parameter in trained:
         parameter.grad = None

@@ -1,22 +1,154 @@
-"""One optimizer step, in micro-batches, with batch norm over the patches of all processes."""
+"""One optimizer step: loss, optimizer, schedule, moving average, micro-batches, batch norm over all processes.
+
+The loss is Dice plus cross-entropy, one to one, as nnU-Net's (arXiv 1809.10486): Dice over the batch, without
+background, smoothed by 1e-5. With regions each output has a binary cross-entropy of its own and Dice counts all of
+them. Ignored pixels are left out of every sum and mean; so the mean over no pixel is 0, and a batch without a known
+pixel teaches nothing. Shapes: logits (B, K, H, W), mask (B, H, W).
+"""
 
 from __future__ import annotations
 
 import math
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+import torch.nn.functional as F
+from torch import Tensor, are_deterministic_algorithms_enabled, nn
 
 from dinounet.console import say
+from dinounet.data.arrays import to_targets
 from dinounet.distributed import DistributedContext
 from dinounet.errors import UserError
-from dinounet.training.loss import Loss
+from dinounet.schema.plan import DataPlan
+from dinounet.schema.recipe import STEPS_AN_EPOCH, Recipe
+
+Loss = Callable[[Tensor | Sequence[Tensor], Tensor], Tensor]
+
+SMOOTH = 1e-5
+"""Added to both sides of Dice's fraction, so that an output without a pixel has a Dice of 1."""
+
+
+def make_loss(plan: DataPlan | None = None) -> Loss:
+    """A function of logits (B, K, H, W), or a list of them at 1, 1/2, 1/4 ..., and a mask (B, H, W), to a scalar.
+
+    Scales are weighed 1, 1/2, 1/4 ..., and the weights add up to 1, as in nnU-Net's deep supervision.
+
+    Args:
+        plan: of the data, whose regions and ignore label count; None for neither.
+    """
+    # on CUDA PyTorch's cross-entropy of class numbers has no deterministic form, that of shares has
+    if plan is None or (plan.regions is None and plan.ignore is None and not are_deterministic_algorithms_enabled()):
+        loss_at_scale = dice_and_cross_entropy
+    else:
+        loss_at_scale = partial(masked_dice_and_cross_entropy, plan=plan)
+
+    def loss(logits: Tensor | Sequence[Tensor], mask: Tensor) -> Tensor:
+        scales = [logits] if isinstance(logits, Tensor) else list(logits)
+        target = mask[:, None].float()
+        weights = [2.0**-scale for scale in range(len(scales))]
+        parts = [
+            weight
+            * loss_at_scale(scale.float(), F.interpolate(target, size=scale.shape[-2:], mode="nearest-exact")[:, 0])
+            for weight, scale in zip(weights, scales, strict=True)
+        ]
+        return sum(parts[1:], parts[0]) / sum(weights)
+
+    return loss
+
+
+def dice_and_cross_entropy(logits: Tensor, mask: Tensor) -> Tensor:
+    """Of logits (B, K, H, W) and a mask (B, H, W) of classes, each of which excludes the others."""
+    classes = mask.long()
+    target = torch.zeros_like(logits).scatter_(1, classes[:, None], 1)
+    return soft_dice_loss(logits.softmax(1)[:, 1:], target[:, 1:]) + F.cross_entropy(logits, classes)
+
+
+def masked_dice_and_cross_entropy(logits: Tensor, mask: Tensor, plan: DataPlan) -> Tensor:
+    """Of logits (B, K, H, W), one a class or region of the plan, and a mask (B, H, W) with pixels that are ignored."""
+    target, known = to_targets(mask, plan)
+    if plan.regions is None:
+        probability, target_of_dice = logits.softmax(1)[:, 1:], target[:, 1:]
+        wrong = F.cross_entropy(logits, target, reduction="none")[:, None]
+    else:
+        probability, target_of_dice = logits.sigmoid(), target
+        wrong = F.binary_cross_entropy_with_logits(logits, target, reduction="none").mean(1, keepdim=True)
+    # nnU-Net sums the binary cross-entropy over regions where there is an ignore label, and else takes the mean;
+    # here it is the mean, so that an ignore label that never occurs changes nothing
+    return soft_dice_loss(probability * known, target_of_dice) + (wrong * known).sum() / known.sum().clamp(min=1)
+
+
+def soft_dice_loss(probability: Tensor, target: Tensor) -> Tensor:
+    """1 - Dice of (B, K, H, W), each from 0 to 1, over the pixels of the whole batch; the mean over the K outputs."""
+    overlap = (probability * target).sum((0, 2, 3))
+    total = probability.sum((0, 2, 3)) + target.sum((0, 2, 3))
+    return (1 - (2 * overlap + SMOOTH) / (total + SMOOTH)).mean()
+
+
+class EMA:
+    """Exponential moving average of a network's trained tensors; what is frozen is not copied.
+
+    Args:
+        network: whose `state_dict()` holds what is trained.
+        decay: weight of the past, such as 0.999; early on it is less, so that the initial values are soon forgotten.
+    """
+
+    def __init__(self, network: nn.Module, decay: float) -> None:
+        self.network = network
+        self.decay = decay
+        self.tensors = {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """Take in the weights after a step, counted from 1."""
+        decay = min(self.decay, step / (step + 9))
+        for name, tensor in self.network.state_dict().items():
+            if tensor.is_floating_point():
+                self.tensors[name].lerp_(tensor, 1 - decay)
+            else:
+                self.tensors[name].copy_(tensor)
+
+    @contextmanager
+    def swapped_in(self) -> Iterator[None]:
+        """Within the block, the network holds the averaged weights."""
+        own: dict[str, Tensor] = {name: tensor.clone() for name, tensor in self.network.state_dict().items()}
+        self.network.load_state_dict(self.tensors)
+        try:
+            yield
+        finally:
+            self.network.load_state_dict(own)
+
+
+POLY_POWER = 0.9
+
+
+def make_optimizer(network: torch.nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    """An optimizer of the parameters that need a gradient."""
+    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    rate, decay = recipe.learning_rate, recipe.weight_decay
+    if recipe.optimizer == "sgd":
+        nesterov = recipe.momentum > 0  # torch refuses it without
+        return torch.optim.SGD(trained, lr=rate, weight_decay=decay, momentum=recipe.momentum, nesterov=nesterov)
+    # fused, a step makes no copies; elsewhere it would forbid clipping by a scaler of float16
+    fused = trained[0].device.type == "cpu"
+    return torch.optim.AdamW(trained, lr=rate, weight_decay=decay, fused=fused)
+
+
+def learning_rate_at(step: int, recipe: Recipe, steps_an_epoch: int = STEPS_AN_EPOCH) -> float:
+    """Linear warm-up from zero, then the schedule down to zero; steps count from 0."""
+    if step < recipe.warmup:
+        return recipe.learning_rate * (step + 1) / recipe.warmup
+    if recipe.schedule == "poly":  # as nnU-Net's, of whole epochs
+        epochs = math.ceil(recipe.length / steps_an_epoch)
+        return recipe.learning_rate * (1 - step // steps_an_epoch / epochs) ** POLY_POWER
+    share = min((step - recipe.warmup) / max(recipe.length - recipe.warmup, 1), 1.0)
+    return recipe.learning_rate * 0.5 * (1 + math.cos(math.pi * share))
+
 
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 """What batch norm keeps, which already a forward pass changes; how the names of its buffers end."""
@@ -76,7 +208,7 @@ def share_batch_norm(network: nn.Module, device: str) -> None:
         network.set_submodule(name, shared)
 
 
-class Learner:
+class TrainStep:
     """Takes optimizer steps, each from a process's share of a batch; the loss is that of the whole batch.
 
     With several processes a part is `micro_batch` patches of each, and the loss of a part is that of all of them.
@@ -85,18 +217,18 @@ class Learner:
         context: this process and those that train with it.
         network: as the context set it up.
         optimizer: as well.
-        loss_of: logits and mask to a scalar.
+        loss_fn: maps logits and mask to a scalar.
         clip: largest norm of the gradient.
         micro_batch: patches of a part.
         seed: of drop path.
     """
 
     def __init__(
-        self, context: DistributedContext, network: Any, optimizer: Any, loss_of: Loss,
+        self, context: DistributedContext, network: Any, optimizer: Any, loss_fn: Loss,
         clip: float, micro_batch: int, seed: int,
     ) -> None:  # fmt: skip
         self.context, self.network, self.optimizer = context, network, optimizer
-        self.loss_of, self.clip, self.micro_batch, self.seed = loss_of, clip, micro_batch, seed
+        self.loss_fn, self.clip, self.micro_batch, self.seed = loss_fn, clip, micro_batch, seed
         self.seconds: defaultdict[str, float] = defaultdict(float)
         self.skipped_in_a_row = 0
 
@@ -105,7 +237,7 @@ class Learner:
         """What keeps gradients of fp16 from vanishing; None in other precisions."""
         return getattr(self.context.fabric.strategy.precision, "scaler", None)
 
-    def learn(self, step: int, image: Tensor, mask: Tensor, *taps: Tensor) -> float | None:
+    def __call__(self, step: int, image: Tensor, mask: Tensor, *taps: Tensor) -> float | None:
         """Take a step; return its loss, or None if loss or gradient is not finite, when nothing has changed.
 
         Drop path draws from a generator that is seeded anew in every step, by the run's seed, the step and the process:
@@ -115,7 +247,7 @@ class Learner:
             step: counted from 1.
             image: (B, C, h, w), this process's share.
             mask: (B, h, w).
-            taps: what the backbone sees of the image, where that is known already.
+            taps: the backbone's features of the image, where they are known already.
 
         Raises:
             UserError: not even a single patch fits into memory; or, with several processes, a part doesn't.
@@ -180,13 +312,13 @@ class Learner:
         """Gradients of a batch, part by part; returns the mean loss."""
         total, done = 0.0, 0
         parts = (tensor.split(self.micro_batch) for tensor in (image, mask, *taps))
-        for some, truth, *seen in zip(*parts, strict=True):
+        for some, truth, *features in zip(*parts, strict=True):
             began = time.monotonic()
             done += len(some)
             waits = self.context.world_size > 1 and done < len(image)  # gradients meet once, after the last part
             with self.context.fabric.no_backward_sync(self.network) if waits else nullcontext():
-                logits = self.network(some, *seen)
-                loss = loss_of_all(self.context, self.loss_of, logits, truth) * (len(some) / len(image))
+                logits = self.network(some, *features)
+                loss = gathered_loss(self.context, self.loss_fn, logits, truth) * (len(some) / len(image))
                 value = loss.item()
                 middle = time.monotonic()
                 # each process has its own patches' share of the gradient; the mean of the shares is taken, not the sum
@@ -197,11 +329,13 @@ class Learner:
         return total
 
 
-def loss_of_all(context: DistributedContext, loss_of: Loss, logits: Tensor | Sequence[Tensor], mask: Tensor) -> Tensor:
+def gathered_loss(
+    context: DistributedContext, loss_fn: Loss, logits: Tensor | Sequence[Tensor], mask: Tensor
+) -> Tensor:
     """The loss of the patches of all processes together."""
     if isinstance(logits, Tensor):
-        return loss_of(context.all_gather(logits), context.all_gather(mask))
-    return loss_of([context.all_gather(scale) for scale in logits], context.all_gather(mask))
+        return loss_fn(context.all_gather(logits), context.all_gather(mask))
+    return loss_fn([context.all_gather(scale) for scale in logits], context.all_gather(mask))
 
 
 def seed_of(seed: int, step: int, rank: int) -> int:

@@ -15,43 +15,42 @@ from dinounet.distributed import DistributedContext
 from dinounet.io import atomic_write
 from dinounet.schema.plan import Plan
 from dinounet.schema.run import EXAMPLES
-from dinounet.training.loss import Loss
-from dinounet.training.step import loss_of_all
+from dinounet.training.step import Loss, gathered_loss
 
 VALIDATION_BATCHES = 10
-"""Batches in a look, as published; nnU-Net takes 50."""
+"""Batches of a validation, as published; nnU-Net takes 50."""
 
-Seen = tuple[Tensor, Tensor, Tensor]
+Example = tuple[Tensor, Tensor, Tensor]
 """Images (B, C, h, w), true classes (B, h, w) and predicted classes (B, h, w)."""
 
 
 @torch.no_grad()
 def validate(
-    context: DistributedContext, network: torch.nn.Module, loss_of: Loss, loader: Any, plan: Plan
-) -> tuple[dict[str, Any], Seen]:
+    context: DistributedContext, network: torch.nn.Module, loss_fn: Loss, loader: Any, plan: Plan
+) -> tuple[dict[str, Any], Example]:
     """Loss, and Dice of each foreground class or region over all known pixels of the validation patches together.
 
-    Each process looks at its share of every batch.
+    Each process computes its share of every batch.
 
     Returns:
-        the numbers, and the first batch that this process has seen.
+        the numbers, and this process's share of the first batch.
     """
     network.eval()
     overlap, both = torch.zeros(2, plan.network.num_classes, dtype=torch.int64)
     losses: list[float] = []
-    seen: list[Seen] = []
+    examples: list[Example] = []
     device = next(network.parameters()).device
     for batch in loader:
         image, mask, *taps = (tensor.to(device) for tensor in batch)
         logits = network(image, *taps)
-        losses.append(loss_of_all(context, loss_of, logits, mask).item())
+        losses.append(gathered_loss(context, loss_fn, logits, mask).item())
         target, known = to_targets(mask, plan.data)
         classes = to_classes(logits, plan.data)
         found = to_targets(classes, plan.data)[0] * known  # as a mask would tell it
         overlap += (found * target).sum((0, 2, 3), dtype=torch.int64).cpu()
         both += (found + target).sum((0, 2, 3), dtype=torch.int64).cpu()
-        if not seen:
-            seen.append((image.cpu(), mask.cpu(), classes.cpu()))
+        if not examples:
+            examples.append((image.cpu(), mask.cpu(), classes.cpu()))
     overlap, both = context.all_reduce_sum(torch.stack([overlap, both]))
     dice = 2 * overlap / both.clamp(min=1)
     return {
@@ -61,7 +60,7 @@ def validate(
             for output, name in enumerate(plan.data.meaning.outputs)
             if name in plan.data.meaning.foreground and both[output]  # what is nowhere has no Dice
         },
-    }, seen[0]
+    }, examples[0]
 
 
 PATCHES = 3
@@ -77,11 +76,11 @@ FILES = 12
 """Most pictures of a run; when there are more, every second one is removed, but for the last."""
 
 
-def write_example(run: Path, step: int, seen: Seen, plan: Plan) -> Path:
+def write_example(run: Path, step: int, example: Example, plan: Plan) -> Path:
     """Draw the last patches of a batch, which are those on foreground, one a row: image, truth, prediction."""
     from PIL import Image
 
-    patches = zip(*(part[-PATCHES:].split(1) for part in seen), strict=True)
+    patches = zip(*(part[-PATCHES:].split(1) for part in example), strict=True)
     rows = [_draw(image, mask, predicted, plan) for image, mask, predicted in patches]
     path = run / EXAMPLES / f"step_{step:06d}.png"
     path.parent.mkdir(exist_ok=True)
