@@ -60,7 +60,7 @@ def compare(run: Path, images: Path, masks: Path, tta: Any, precision: Any, repe
 
     def remember(network: Any, tiles: torch.Tensor) -> torch.Tensor:
         batches.append((network, tiles.clone()))
-        return type(engine).ask(engine, network, tiles)
+        return type(engine).forward(engine, network, tiles)
 
     def predict() -> None:
         shutil.rmtree(masks, ignore_errors=True)
@@ -69,11 +69,11 @@ def compare(run: Path, images: Path, masks: Path, tta: Any, precision: Any, repe
 
     def ask() -> None:
         for network, tiles in batches:
-            engine.ask(network, tiles)
+            engine.forward(network, tiles)
 
-    engine.ask = remember  # type: ignore[method-assign]
+    engine.forward = remember  # type: ignore[method-assign]
     predict()
-    del engine.ask
+    del engine.forward
     whole, alone = zip(*[(measure(predict), measure(ask)) for _ in range(repeat)], strict=True)
     speed = len(cases) / median(clock for clock, _ in whole)
     busy = median(processor / clock / torch.get_num_threads() for clock, processor in whole)

@@ -21,7 +21,7 @@ import torch
 import dinounet
 from dinounet.data.masks import read_mask
 from dinounet.inference.predictor import Predictor
-from dinounet.inference.torch_backend import ByPyTorch
+from dinounet.inference.torch_backend import TorchBackend
 
 
 def main() -> None:
@@ -39,7 +39,7 @@ def main() -> None:
         home = asked.keep or Path(temporary)
         home.mkdir(parents=True, exist_ok=True)
         exact = dinounet.load(asked.run, weights=asked.weights, device="cpu", precision="fp32")
-        rounded = Predictor(ByPyTorch(exact.networks, "cpu", "bf16"), exact.plan, exact.backbone)
+        rounded = Predictor(TorchBackend(exact.networks, "cpu", "bf16"), exact.plan, exact.backbone)
         rounded.postprocessing = exact.postprocessing
         predictors = {"PyTorch fp32": exact, "PyTorch bf16": rounded}
         for name, options in {
@@ -108,7 +108,7 @@ def compare_times(
 ) -> None:
     """Median times of a tile, all taking turns, and how far logits are from PyTorch's."""
     ask: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-        name: lambda image, one=one.engine: np.asarray(one.ask(one.networks[0], one.take(image)))
+        name: lambda image, one=one.engine: np.asarray(one.forward(one.networks[0], one.to_device(image)))
         for name, one in predictors.items()
     }
     if openvino:

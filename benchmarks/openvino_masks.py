@@ -20,7 +20,7 @@ from dinounet.data.preprocessing import image_to_slices
 from dinounet.inference.inputs import open_input
 from dinounet.inference.onnx_backend import open_session
 from dinounet.inference.predictor import Predictor
-from dinounet.inference.torch_backend import ByPyTorch
+from dinounet.inference.torch_backend import TorchBackend
 
 sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]  # else importing openvino tells its makers so
 
@@ -38,15 +38,15 @@ def main() -> None:
     exact = dinounet.load(asked.run, weights=asked.weights, device="cpu", precision="fp32")
     with tempfile.TemporaryDirectory() as home:
         folder = dinounet.export(asked.run, Path(home) / "onnx", format="onnx", weights=asked.weights)
-        ways = {"PyTorch bf16": by(ByPyTorch(exact.networks, "cpu", "bf16"))} | read_by_others(folder / "model.onnx")
+        ways = {"PyTorch bf16": by(TorchBackend(exact.networks, "cpu", "bf16"))} | read_by_others(folder / "model.onnx")
         for size in asked.sizes:
             rows, columns = map(int, size.split("x"))
             compare(exact, ways, asked.images, (rows, columns))
 
 
-def by(engine: ByPyTorch) -> Callable[[np.ndarray], np.ndarray]:
+def by(engine: TorchBackend) -> Callable[[np.ndarray], np.ndarray]:
     """Logits of an image (1, C, H, W)."""
-    return lambda image: np.asarray(engine.ask(engine.networks[0], engine.take(image)))
+    return lambda image: np.asarray(engine.forward(engine.networks[0], engine.to_device(image)))
 
 
 def read_by_others(file: Path) -> dict[str, Callable[[np.ndarray], np.ndarray]]:

@@ -17,7 +17,7 @@ from dinounet.data.arrays import tile_starts
 from dinounet.data.dataset import read_dataset
 from dinounet.data.lazy_volume import LazyVolume
 from dinounet.errors import DataError, UserError, WeightsError
-from dinounet.inference.tiling import Canvas, Enlarger, gaussian, make_grid
+from dinounet.inference.tiling import GaussianTileMerger, StreamingResizer, gaussian, make_grid
 from dinounet.io import write_json
 from dinounet.planning.data_plan import plan_data
 from dinounet.schema.plan import Plan
@@ -64,7 +64,7 @@ def joined(
 ) -> torch.Tensor:
     """Logits of a slice (C, H, W) from its tiles, in strips."""
     grid = make_grid(tuple(slice.shape[-2:]), patch)
-    canvas, strips = Canvas(grid), []
+    canvas, strips = GaussianTileMerger(grid), []
     for row in grid.rows:
         for column in grid.columns:
             tile = slice[None, :, row : row + grid.tile[0], column : column + grid.tile[1]]
@@ -97,7 +97,7 @@ def test_a_pointwise_network_does_not_notice_the_tiles(size: tuple[int, int]) ->
 @pytest.mark.parametrize("wanted", [(70, 95), (700, 95), (31, 20), (1, 1), (97, 300)])
 def test_strips_are_enlarged_as_the_whole_would_be(wanted: tuple[int, int]) -> None:
     whole = torch.randn(2, 3, 70, 95)
-    enlarger, strips = Enlarger((70, 95), wanted), []
+    enlarger, strips = StreamingResizer((70, 95), wanted), []
     for first, last in ((0, 16), (16, 17), (17, 60), (60, 70)):
         for start, rows in enlarger.add(first, whole[..., first:last, :]):
             assert start == sum(strip.shape[-2] for strip in strips)

@@ -25,7 +25,7 @@ from dinounet.data.masks import read_truth
 from dinounet.data.preprocessing import image_to_slices, mask_to_slices
 from dinounet.inference import tiling
 from dinounet.inference.predictor import Predictor
-from dinounet.inference.torch_backend import ByPyTorch
+from dinounet.inference.torch_backend import TorchBackend
 from dinounet.planning.data_plan import largest_batch, plan_data
 from dinounet.schema.network import plan_unet
 from dinounet.schema.plan import DataPlan, Intensities, Plan
@@ -265,7 +265,7 @@ def test_a_volume_is_segmented_the_same(
         theirs, trainer.plans_manager, configuration, [theirs.state_dict()], trainer.dataset_json, "nnUNetTrainer", None
     )
     measured = replace(with_their_intensities(oracle, plan), patch=patch)
-    segmenter = Predictor(ByPyTorch([ours], "cpu", "fp32"), Plan(measured, ours.config, RECIPES["paper"]), None)
+    segmenter = Predictor(TorchBackend([ours], "cpu", "fp32"), Plan(measured, ours.config, RECIPES["paper"]), None)
     case = read_dataset(oracle.root).cases[5]
     volume = read_image(case.images)
     image, properties = trainer.plans_manager.image_reader_writer_class().read_images([str(p) for p in case.images])

@@ -31,7 +31,7 @@ from dinounet.bundle.verify import hash_file, read_exported
 from dinounet.cli.main import main
 from dinounet.data.dataset import read_dataset
 from dinounet.errors import ConfigError, DataError, UserError, WeightsError
-from dinounet.inference.postprocessing import Wanted
+from dinounet.inference.postprocessing import OutputOptions
 from dinounet.network.dinounet import DinoUNet
 from dinounet.planning.data_plan import plan_data
 from dinounet.schema.bundle import BundledNetwork, BundleRecord
@@ -93,7 +93,7 @@ def image(place: Path) -> Path:
 def segment(model: Path, image: Path, **options: Any) -> Any:
     precision = {} if "onnx" in model.name else {"precision": "fp32"}
     predictor = dinounet.load(model, device="cpu", **options, **precision)
-    return predictor.segment_volume(predictor.read([image]), Wanted(probabilities=True, uncertainty=True))
+    return predictor.segment_volume(predictor.read([image]), OutputOptions(probabilities=True, uncertainty=True))
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -461,7 +461,7 @@ def test_openvino_left_to_itself_is_as_near_as_pytorchs_bf16(place: Path, size: 
     tiles = np.random.default_rng(0).standard_normal((1, 1, size[0] // 8, size[1] // 8)).astype(np.float32)
     tiles = np.kron(tiles, np.ones((8, 8), np.float32))
     exact, rounded = (dinounet.load(place / "dino", device="cpu", precision=name).engine for name in ("fp32", "bf16"))
-    expected, theirs = (one.ask(one.networks[0], one.take(tiles)).numpy() for one in (exact, rounded))
+    expected, theirs = (one.forward(one.networks[0], one.to_device(tiles)).numpy() for one in (exact, rounded))
     off = np.abs(compiled(tiles)[0] - expected).mean()
     assert off < 1.4 * np.abs(theirs - expected).mean()
 

@@ -20,8 +20,8 @@ from dinounet import pipeline as review
 from dinounet.data.dataset import read_dataset
 from dinounet.data.layouts import Case
 from dinounet.errors import ConfigError, DataError, Interrupted
-from dinounet.evaluation.postprocessing_search import choose, helps
-from dinounet.inference.postprocessing import Draft, Segmentation, agree, apply, describe
+from dinounet.evaluation.postprocessing_search import choose, improves
+from dinounet.inference.postprocessing import Segmentation, SegmentationBuilder, agree, apply, describe
 from dinounet.io import read_record, write_json
 from dinounet.planning.data_plan import plan_data
 from dinounet.schema.labels import Labels, Region
@@ -260,7 +260,7 @@ def test_a_mean_that_rises_is_not_enough_if_one_case_loses(tmp_path: Path) -> No
 def test_the_rule(own: list[float], other: list[float], expected: bool) -> None:
     before = {"own": [0.5] * 3, "other": [0.5] * 3}
     after = {"own": [0.5 + gain for gain in own], "other": [0.5 + gain for gain in other]}
-    assert helps("own", before, after) is expected
+    assert improves("own", before, after) is expected
 
 
 def test_what_helps_a_region_must_not_harm_another(tmp_path: Path) -> None:
@@ -308,15 +308,15 @@ def run_of_specks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path
     plan = plan_data(read_dataset(data, test=["case_1", "case_4"]), (64, 64))
     write_json(tmp_path / "plan.json", Plan(plan, planned(num_classes=3), Recipe(steps=1, augmentation="none")))
 
-    finish = Draft.finish
+    finish = SegmentationBuilder.finish
 
-    def finish_otherwise(draft: Draft, post: Postprocessing | None) -> Segmentation:
+    def finish_otherwise(draft: SegmentationBuilder, post: Postprocessing | None) -> Segmentation:
         mask = np.array(Image.open(data / "labelsTr" / draft.volume.source.name.replace("_0000", "")))
         mask[:2, :2] = mask[-3:, :3] = 1
         draft._labels[:] = mask
         return finish(draft, post)
 
-    monkeypatch.setattr(Draft, "finish", finish_otherwise)
+    monkeypatch.setattr(SegmentationBuilder, "finish", finish_otherwise)
     options = {"plan": tmp_path / "plan.json", "test": tmp_path / "held out.txt", "weights": "random", "device": "cpu"}
     return data, tmp_path / "run", options
 

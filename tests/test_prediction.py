@@ -25,10 +25,10 @@ from dinounet.data.lazy_volume import LazyRows, open_image
 from dinounet.errors import ConfigError, DataError, Interrupted, UserError
 from dinounet.inference import inputs
 from dinounet.inference.outputs import Outputs, allocated
-from dinounet.inference.postprocessing import Wanted
+from dinounet.inference.postprocessing import OutputOptions
 from dinounet.inference.predictor import Predictor, Settings
-from dinounet.inference.tiling import ahead
-from dinounet.inference.torch_backend import ByPyTorch
+from dinounet.inference.tiling import prefetch
+from dinounet.inference.torch_backend import TorchBackend
 from dinounet.io import write_json
 from dinounet.planning.data_plan import plan_data
 from dinounet.schema.plan import Plan
@@ -80,7 +80,7 @@ class Slope(torch.nn.Module):
 
 def slope(run: Path, **settings: object) -> Predictor:
     plan = read_run(run).plan
-    return Predictor(ByPyTorch([Slope()], "cpu", "fp32"), plan, None, Settings(**settings))
+    return Predictor(TorchBackend([Slope()], "cpu", "fp32"), plan, None, Settings(**settings))
 
 
 @pytest.mark.parametrize(("tta", "copies"), [("none", 1), ("flip", 4), ("full", 8)])
@@ -118,15 +118,15 @@ def test_probabilities_of_several_runs_are_averaged_and_entropy_is_theirs(runs: 
     np.testing.assert_array_equal(dinounet.load(runs).predict_proba(picture), mean)  # a folder of runs
     assert both.networks[0].backbone is both.networks[1].backbone
     volume = Volume(picture[None, None].astype(np.float32), None, Path("picture"))
-    found = both.segment_volume(volume, Wanted(uncertainty=True))
+    found = both.segment_volume(volume, OutputOptions(uncertainty=True))
     from scipy.stats import entropy
 
     np.testing.assert_allclose(found.entropy[0], entropy(mean, axis=0) / np.log(3), atol=3e-3)
     expected = np.mean([entropy(one, axis=0) for one in each], axis=0) / np.log(3)
     np.testing.assert_allclose(found.disagreement[0], found.entropy[0] - expected, atol=3e-3)
-    alone = dinounet.load(runs / "run_0", tta="flip").segment_volume(volume, Wanted(uncertainty=True))
+    alone = dinounet.load(runs / "run_0", tta="flip").segment_volume(volume, OutputOptions(uncertainty=True))
     assert alone.disagreement is not None  # between mirrored copies
-    assert dinounet.load(runs / "run_0").segment_volume(volume, Wanted(uncertainty=True)).disagreement is None
+    assert dinounet.load(runs / "run_0").segment_volume(volume, OutputOptions(uncertainty=True)).disagreement is None
 
 
 def test_runs_that_see_images_differently_do_not_predict_together(runs: Path, tmp_path: Path, png: Path) -> None:
@@ -434,12 +434,12 @@ def test_working_ahead_ends_with_its_user_and_passes_errors_on() -> None:
             yield number
         raise ValueError("at the end")
 
-    some = ahead(numbers(), 2)
+    some = prefetch(numbers(), 2)
     assert [next(some) for _ in range(3)] == [0, 1, 2]
     some.close()
     assert len(made) <= 7
     with pytest.raises(ValueError, match="at the end"):
-        list(ahead(numbers(), 2))
+        list(prefetch(numbers(), 2))
 
 
 def test_memory_that_runs_out_halves_the_batch(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -120,7 +120,7 @@ class InNumpy:
         return pixels
 
     def ask(self, network: Any, tiles: np.ndarray) -> np.ndarray:
-        return self.engine.ask(network, self.engine.take(np.ascontiguousarray(tiles))).numpy()
+        return self.engine.forward(network, self.engine.to_device(np.ascontiguousarray(tiles))).numpy()
 
     def is_out_of_memory(self, error: Exception) -> bool:
         return False
@@ -128,13 +128,13 @@ class InNumpy:
 
 @pytest.mark.parametrize("model", ["runs/0", "runs", "regions"])
 def test_the_same_holds_where_logits_are_numpys(place: Path, model: str) -> None:
-    from dinounet.inference.postprocessing import Wanted
+    from dinounet.inference.postprocessing import OutputOptions
 
     found = dinounet.load(place / model, device="cpu", tta="flip")
     predictor = Predictor(InNumpy(found.engine), found.plan, None, found.settings)
     image = predictor.read([place / "images" / "a.png"])
     alone = predictor.segment_volume(image)
-    both = predictor.segment_volume(image, Wanted(probabilities=True, uncertainty=True))
+    both = predictor.segment_volume(image, OutputOptions(probabilities=True, uncertainty=True))
     np.testing.assert_array_equal(both.labels, alone.labels)
     np.testing.assert_array_equal(alone.labels, found.segment_volume(image).labels)
     assert both.disagreement is not None and both.disagreement.max() > 0.01

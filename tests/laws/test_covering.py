@@ -21,7 +21,7 @@ from dinounet.data.layouts import Case
 from dinounet.data.lazy_volume import probe, probe_rows
 from dinounet.data.patches import tile_centres
 from dinounet.data.splits import hold_out, make_splits, split_cases
-from dinounet.inference.tiling import Canvas, Enlarger, make_grid
+from dinounet.inference.tiling import GaussianTileMerger, StreamingResizer, make_grid
 
 steps = st.floats(0.01, 1)
 sizes = st.tuples(st.integers(1, 60), st.integers(1, 60))
@@ -53,7 +53,7 @@ def test_tiles_of_cached_features_cover_a_side(length: int, tile: int) -> None:
 def test_tiles_of_one_image_join_to_that_image(size: tuple[int, int], patch: tuple[int, int], step: float) -> None:
     image = np.random.default_rng(0).standard_normal((2, *size)).astype(np.float32)
     grid = make_grid(size, patch, step)
-    canvas, joined, made = Canvas(grid), np.zeros_like(image), np.zeros(size[0], int)
+    canvas, joined, made = GaussianTileMerger(grid), np.zeros_like(image), np.zeros(size[0], int)
     for row in grid.rows:
         for column in grid.columns:
             tile = image[:, row : row + grid.tile[0], column : column + grid.tile[1]]
@@ -71,7 +71,7 @@ def test_rows_that_come_one_after_another_are_enlarged_as_the_whole(
     size: tuple[int, int], wanted: tuple[int, int], cuts: set[int]
 ) -> None:
     image = np.random.default_rng(0).standard_normal((1, 2, *size)).astype(np.float32)
-    enlarger, found = Enlarger(size, wanted), np.full((1, 2, *wanted), np.nan, np.float32)
+    enlarger, found = StreamingResizer(size, wanted), np.full((1, 2, *wanted), np.nan, np.float32)
     edges = [0, *sorted(cut for cut in cuts if cut < size[0]), size[0]]
     for first, last in pairwise(edges):
         for place, rows in enlarger.add(first, image[..., first:last, :]):

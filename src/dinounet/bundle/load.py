@@ -199,17 +199,17 @@ def load(
     engine: Engine
     backbone: BackboneRecord | None
     if first.is_onnx:
-        from dinounet.inference.onnx_backend import ByOnnxruntime
+        from dinounet.inference.onnx_backend import OnnxBackend
 
-        engine, backbone = ByOnnxruntime(models, device, precision), first.backbone
+        engine, backbone = OnnxBackend(models, device, precision), first.backbone
     else:
-        from dinounet.inference.torch_backend import ByPyTorch, load_networks
+        from dinounet.inference.torch_backend import TorchBackend, load_networks
         from dinounet.system import choose_device, choose_precision
 
         chosen = choose_device(device)
         computed = choose_precision(precision, chosen)
         networks, backbone = load_networks(models, weights, offload=offload)
-        engine = ByPyTorch(networks, chosen, computed)
+        engine = TorchBackend(networks, chosen, computed)
     return Predictor(engine, first.plan, backbone, settings, post, models)
 
 

@@ -1,7 +1,7 @@
 """Choosing what is done to predicted masks, on cases that the network has not learned from, only where it helps.
 
 nnU-Net (arXiv 1809.10486, "postprocessing") keeps the largest component where the mean Dice of the class rises. Here a
-step has to do more, see `helps`, since it will be done to cases that nobody compares with a truth.
+step has to do more, see `improves`, since it will be done to cases that nobody compares with a truth.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def choose(cases: Sequence[Case], predicted: Mapping[str, Path], known: Labels) 
     return _verify(cases, predicted, known, post, present)
 
 
-def helps(name: str, before: Dices, after: Dices, present: Presence | None = None) -> bool:
+def improves(name: str, before: Dices, after: Dices, present: Presence | None = None) -> bool:
     """Whether a class's steps are worth it.
 
     The class's mean Dice rises by GAIN, and in FEWEST_GAINS cases at least; no case loses more than LOSS, of any class;
@@ -188,7 +188,7 @@ def _try(
 
 def _best(name: str, options: Sequence[Steps], tried: Sequence[Dices], present: Presence) -> Steps:
     """The best of the options that help, the first of equally good ones; the first of all is to do no more."""
-    helping = [index for index in range(1, len(options)) if helps(name, tried[0], tried[index], present)]
+    helping = [index for index in range(1, len(options)) if improves(name, tried[0], tried[index], present)]
     return options[max(helping, key=lambda index: np.mean(tried[index][name]), default=0)]
 
 
@@ -208,7 +208,7 @@ def _verify(
             name
             for name, steps in post.classes.items()
             if steps.does_something
-            and not helps(
+            and not improves(
                 name,
                 {other: before[other] for other in _meeting(name, known)},
                 {other: after[other] for other in _meeting(name, known)},

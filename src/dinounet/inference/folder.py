@@ -23,7 +23,7 @@ from dinounet.errors import ConfigError, DataError, UserError
 from dinounet.inference.inputs import cut_otherwise, tell_cut_otherwise
 from dinounet.inference.models import TrainedModel
 from dinounet.inference.outputs import Outputs, allocated, choose_endings
-from dinounet.inference.postprocessing import Segmentation, Wanted, describe
+from dinounet.inference.postprocessing import OutputOptions, Segmentation, describe
 from dinounet.inference.predictor import Predictor
 from dinounet.io import PREDICTION, read_record, remove_leftovers, require_new, summarize, write_json
 from dinounet.schema.labels import Labels
@@ -230,7 +230,7 @@ def _predict(
     cut: dict[str, BodyAxis] = {}
     meaning = predictor.plan.data.meaning
     with allocated(outputs.folder) as allocate, ThreadPoolExecutor(1) as writer:
-        wanted = Wanted(outputs.probabilities, outputs.uncertainty, allocate)
+        wanted = OutputOptions(outputs.probabilities, outputs.uncertainty, allocate)
         writing: list[Future[None]] = []
         for case, found in predictor.segment(_read(predictor, cases, outputs, cut), wanted):
             if isinstance(found, UserError):

@@ -23,7 +23,7 @@ QUIET = 3
 """Tells errors and no warnings."""
 
 
-class ByOnnxruntime:
+class OnnxBackend:
     """See `dinounet.inference.predictor.Engine`.
 
     Args:
@@ -42,11 +42,11 @@ class ByOnnxruntime:
         self.device = "cpu" if device == "auto" else device
         self.networks = [(_open(model, self.device), model.multiple) for model in models]
 
-    def take(self, pixels: np.ndarray) -> np.ndarray:
+    def to_device(self, pixels: np.ndarray) -> np.ndarray:
         """As they are."""
         return pixels
 
-    def ask(self, network: tuple[Any, tuple[int, int]], tiles: np.ndarray) -> np.ndarray:
+    def forward(self, network: tuple[Any, tuple[int, int]], tiles: np.ndarray) -> np.ndarray:
         """Enlarged to what the network is for, and cut again."""
         session, multiple = network
         (logits,) = session.run([OUTPUT], {INPUT: enlarge(tiles, multiple)})

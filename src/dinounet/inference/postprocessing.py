@@ -144,7 +144,7 @@ Allocate = Callable[[tuple[int, ...], type], np.ndarray]
 
 
 @dataclass(frozen=True)
-class Wanted:
+class OutputOptions:
     """What is wanted of an image beside its labels."""
 
     probabilities: bool = False
@@ -157,7 +157,7 @@ class Wanted:
     """Makes the arrays for them, which for large volumes may lie on the disk."""
 
 
-JUST_LABELS = Wanted()
+LABELS_ONLY = OutputOptions()
 
 
 @dataclass(frozen=True)
@@ -184,7 +184,7 @@ class Segmentation:
     """(Z, Y, X) float16, the part of the entropy that comes from the views' disagreeing; None with a single view."""
 
 
-class Draft:
+class SegmentationBuilder:
     """A segmentation that is being made.
 
     Args:
@@ -193,7 +193,7 @@ class Draft:
         wanted: beside labels.
     """
 
-    def __init__(self, volume: Volume, plan: DataPlan, wanted: Wanted) -> None:
+    def __init__(self, volume: Volume, plan: DataPlan, wanted: OutputOptions) -> None:
         self.volume, self.plan, self.wanted = volume, plan, wanted
         self.given_up = False
         """Whether something was wrong with its image after it was begun."""
@@ -217,7 +217,7 @@ class Draft:
         """Whether every pixel has an answer."""
         return self._pixels_left == 0
 
-    def take(self, index: int, first: int, logits: Array, networks: int) -> None:
+    def add_slice(self, index: int, first: int, logits: Array, networks: int) -> None:
         """Take rows of a slice, at the image's own size.
 
         The mask comes of the networks' logits alone, so that what is wanted beside it never changes it: of a single

@@ -17,8 +17,8 @@ from dinounet.data.preprocessing import Slice, measure_channels, slice_axis, sli
 from dinounet.errors import UserError
 from dinounet.inference.inputs import Image, as_volume, check_kind, cut_otherwise, open_input, tell_cut_otherwise
 from dinounet.inference.models import TrainedModel, output_order
-from dinounet.inference.postprocessing import JUST_LABELS, Draft, Segmentation, Wanted
-from dinounet.inference.tiling import Canvas, Enlarger, ahead, make_grid
+from dinounet.inference.postprocessing import LABELS_ONLY, OutputOptions, Segmentation, SegmentationBuilder
+from dinounet.inference.tiling import GaussianTileMerger, StreamingResizer, make_grid, prefetch
 from dinounet.schema.network import BackboneRecord
 from dinounet.schema.plan import Plan
 from dinounet.schema.prediction import Batch, Postprocessing, TestTimeAugmentation
@@ -65,12 +65,12 @@ class Engine(Protocol):
 
     @property
     def networks(self) -> Sequence[Any]:
-        """The probabilities of several are averaged."""
+        """The networks, whose probabilities are averaged."""
         ...
 
     @property
     def device(self) -> str:
-        """Where it computes."""
+        """Device: cpu, cuda or mps."""
         ...
 
     @property
@@ -78,11 +78,11 @@ class Engine(Protocol):
         """fp32, bf16, fp16 or int8."""
         ...
 
-    def take(self, pixels: np.ndarray) -> Array:
-        """Pixels, where they are computed with."""
+    def to_device(self, pixels: np.ndarray) -> Array:
+        """Pixels (B, C, h, w) on the device that computes."""
         ...
 
-    def ask(self, network: Any, tiles: Array) -> Array:
+    def forward(self, network: Any, tiles: Array) -> Array:
         """Logits, float32 (B, K, h, w), of tiles (B, C, h, w) of any size."""
         ...
 
@@ -91,11 +91,11 @@ class Engine(Protocol):
         ...
 
     def describe_machine(self) -> dict[str, str]:
-        """What it computes on, without naming it."""
+        """Processor or GPU, memory and system, without the machine's name."""
         ...
 
     def versions(self) -> dict[str, str]:
-        """Of what computes."""
+        """Versions of the libraries that compute."""
         ...
 
 
@@ -169,7 +169,7 @@ class Predictor:
             float16, (K, H, W) for a flat image, else (K, Z, H, W).
         """
         volume, flat = as_volume(image, self.plan.data, axes)
-        found = self.segment_volume(volume, Wanted(probabilities=True)).probabilities
+        found = self.segment_volume(volume, OutputOptions(probabilities=True)).probabilities
         assert found is not None
         return found[:, 0] if flat else found
 
@@ -177,7 +177,7 @@ class Predictor:
         """Labels (Z, Y, X) of a volume, on its own grid."""
         return self.segment_volume(volume).labels
 
-    def segment_volume(self, volume: Volume, wanted: Wanted = JUST_LABELS) -> Segmentation:
+    def segment_volume(self, volume: Volume, wanted: OutputOptions = LABELS_ONLY) -> Segmentation:
         """Labels of a volume, and what else is wanted."""
         if axis := cut_otherwise(volume, self.plan.data):
             warnings.warn(tell_cut_otherwise({volume.source.name: axis}, self.plan.data), stacklevel=3)
@@ -192,7 +192,7 @@ class Predictor:
         return open_input(paths, self.plan.data)
 
     def segment(
-        self, images: Iterable[tuple[Key, Volume | UserError]], wanted: Wanted = JUST_LABELS
+        self, images: Iterable[tuple[Key, Volume | UserError]], wanted: OutputOptions = LABELS_ONLY
     ) -> Iterator[tuple[Key, Segmentation | UserError]]:
         """Segment images one after another; those that can't be are answered by their error.
 
@@ -204,35 +204,37 @@ class Predictor:
             images: each with a key to know it by; read as they are asked for.
             wanted: beside the labels.
         """
-        for event in ahead(self._prepare(images, wanted), BATCHES_AHEAD):
+        for event in prefetch(self._prepare(images, wanted), BATCHES_AHEAD):
             if isinstance(event, _Failure):
-                if event.draft is not None:
-                    event.draft.given_up = True
+                if event.builder is not None:
+                    event.builder.given_up = True
                 yield event.key, event.error
                 continue
             views = self._look(event.pixels, wanted.uncertainty)
             for tile, logits in zip(event.tiles, views, strict=True):
-                if tile.draft.given_up:
+                if tile.builder.given_up:
                     continue
                 for first, rows in tile.canvas.add(tile.row, tile.column, logits):
                     for start, enlarged in tile.enlarger.add(first, rows):
-                        tile.draft.take(tile.slice_index, start, enlarged, len(self.networks))
-                if tile.draft.is_complete:
-                    yield tile.key, tile.draft.finish(self.postprocessing)
+                        tile.builder.add_slice(tile.slice_index, start, enlarged, len(self.networks))
+                if tile.builder.is_complete:
+                    yield tile.key, tile.builder.finish(self.postprocessing)
 
     def tiles(self, volume: Volume) -> Iterator[np.ndarray]:
         """The tiles of an image as the networks see them, (C, h, w)."""
-        for found in self._prepare([(None, volume)], JUST_LABELS):
+        for found in self._prepare([(None, volume)], LABELS_ONLY):
             if isinstance(found, _Failure):
                 raise found.error
             yield from found.pixels
 
-    def _prepare(self, images: Iterable[tuple[Any, Volume | UserError]], wanted: Wanted) -> Iterator[_Batch | _Failure]:
+    def _prepare(
+        self, images: Iterable[tuple[Any, Volume | UserError]], wanted: OutputOptions
+    ) -> Iterator[_Batch | _Failure]:
         """Batches of tiles, and images that can't be segmented."""
         tiles: list[_Tile] = []
         pixels: list[np.ndarray] = []
         for key, volume in images:
-            draft = None
+            builder = None
             try:
                 if isinstance(volume, UserError):
                     raise volume
@@ -240,33 +242,33 @@ class Predictor:
                     len(volume.array), volume.source, [channel.name for channel in self.plan.data.channels]
                 )
                 check_kind(volume, self.plan.data)
-                draft = Draft(volume, self.plan.data, wanted)
-                for tile, part in self._cut(key, volume, draft):
+                builder = SegmentationBuilder(volume, self.plan.data, wanted)
+                for tile, part in self._cut(key, volume, builder):
                     if tiles and (part.shape != pixels[0].shape or len(tiles) >= self._tiles_together(part)):
                         yield _Batch(tiles, np.stack(pixels))
                         tiles, pixels = [], []
                     tiles.append(tile)
                     pixels.append(part)
             except UserError as error:
-                kept = [place for place, tile in enumerate(tiles) if tile.draft is not draft]
+                kept = [place for place, tile in enumerate(tiles) if tile.builder is not builder]
                 tiles, pixels = [tiles[place] for place in kept], [pixels[place] for place in kept]
-                yield _Failure(key, draft, error)
+                yield _Failure(key, builder, error)
         if tiles:
             yield _Batch(tiles, np.stack(pixels))
 
-    def _cut(self, key: Any, volume: Volume, draft: Draft) -> Iterator[tuple[_Tile, np.ndarray]]:
+    def _cut(self, key: Any, volume: Volume, builder: SegmentationBuilder) -> Iterator[tuple[_Tile, np.ndarray]]:
         """Tiles of an image, slice by slice, with their pixels (C, h, w)."""
         data = self.plan.data
         moments, wanted_size = measure_channels(volume, data.channels), slice_size(volume, data)
         for index in range(volume.shape[slice_axis(volume, data)]):
             slice = Slice(volume, data, index, moments)
             grid = make_grid(slice.size, data.patch, self.settings.step)
-            canvas, enlarger = Canvas(grid), Enlarger(grid.size, wanted_size)
+            canvas, enlarger = GaussianTileMerger(grid), StreamingResizer(grid.size, wanted_size)
             for row in grid.rows:
                 strip = slice.rows(row, row + grid.tile[0])
                 for column in grid.columns:
                     pixels = strip[..., column : column + grid.tile[1]]
-                    yield _Tile(key, draft, index, canvas, enlarger, row, column), pixels
+                    yield _Tile(key, builder, index, canvas, enlarger, row, column), pixels
 
     def _tiles_together(self, pixels: np.ndarray) -> int:
         """How many tiles of this size make a batch, their mirrored copies counted in."""
@@ -284,7 +286,7 @@ class Predictor:
         `keep_views`, those of each network and copy follow where there are several copies: they tell how unsure it is.
         Outputs are in the first network's order.
         """
-        tiles = self.engine.take(pixels)
+        tiles = self.engine.to_device(pixels)
         views = VIEWS[self.settings.tta]
         of_networks: list[Array] = []
         of_views: list[Array] = []
@@ -306,7 +308,7 @@ class Predictor:
         while done < len(copies):
             together = self._inputs_together(copies.shape[-2:])
             try:
-                parts.append(self.engine.ask(network, copies[done : done + together]))
+                parts.append(self.engine.forward(network, copies[done : done + together]))
             except Exception as error:  # PyTorch and onnxruntime raise their own
                 if not self.engine.is_out_of_memory(error):
                     raise
@@ -332,10 +334,10 @@ class Predictor:
 
 class _Tile(NamedTuple):
     key: Any
-    draft: Draft
+    builder: SegmentationBuilder
     slice_index: int
-    canvas: Canvas
-    enlarger: Enlarger
+    canvas: GaussianTileMerger
+    enlarger: StreamingResizer
     row: int
     column: int
 
@@ -348,6 +350,6 @@ class _Batch(NamedTuple):
 
 class _Failure(NamedTuple):
     key: Any
-    draft: Draft | None
+    builder: SegmentationBuilder | None
     """What was begun of it."""
     error: UserError

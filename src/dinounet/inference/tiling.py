@@ -26,7 +26,7 @@ SECONDS_BETWEEN_LOOKS = 0.2
 """Whether anybody still wants what was made."""
 
 
-def ahead(items: Iterable[T], most: int) -> Iterator[T]:
+def prefetch(items: Iterable[T], most: int) -> Iterator[T]:
     """The same items, of which up to `most` are made before they are asked for.
 
     An error in making them is raised where it would have been; a user that stops early ends the thread.
@@ -90,7 +90,7 @@ def gaussian(length: int) -> np.ndarray:
     return (weight / weight.max()).astype(np.float32)
 
 
-class Canvas:
+class GaussianTileMerger:
     """Joins the tiles of one slice, which must come from left to right and from the top down.
 
     Args:
@@ -143,7 +143,7 @@ def _add_up(starts: list[int], weight: np.ndarray, length: int) -> np.ndarray:
     return total
 
 
-class Enlarger:
+class StreamingResizer:
     """Resizes rows of a slice, as they become final, from the network's size to the image's own: bilinear.
 
     The same as `F.interpolate(mode="bilinear", align_corners=False)` of the whole.

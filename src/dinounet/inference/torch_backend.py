@@ -20,7 +20,7 @@ from dinounet.schema.network import BackboneRecord, NetworkConfig
 from dinounet.system import machine
 
 
-class ByPyTorch:
+class TorchBackend:
     """See `dinounet.inference.predictor.Engine`.
 
     Args:
@@ -34,12 +34,12 @@ class ByPyTorch:
         self.device = device
         self.precision = precision
 
-    def take(self, pixels: np.ndarray) -> Tensor:
+    def to_device(self, pixels: np.ndarray) -> Tensor:
         """On the device."""
         return torch.from_numpy(pixels).to(self.device)
 
     @torch.inference_mode()
-    def ask(self, network: Network, tiles: Tensor) -> Tensor:
+    def forward(self, network: Network, tiles: Tensor) -> Tensor:
         """By autocast, unless the precision is fp32."""
         dtype = torch.float16 if self.precision == "fp16" else torch.bfloat16
         with torch.autocast(self.device.partition(":")[0], dtype=dtype, enabled=self.precision != "fp32"):
