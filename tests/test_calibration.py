@@ -8,7 +8,7 @@ from PIL import Image
 from sklearn.calibration import calibration_curve
 
 from dinounet.errors import DataError
-from dinounet.evaluation import calibration
+from dinounet.evaluation import metrics as calibration
 from dinounet.evaluation.evaluate import evaluate_folders
 from dinounet.schema.labels import Region
 

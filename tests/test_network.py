@@ -253,7 +253,7 @@ def test_sampling_on_the_cpu_is_grid_sample_and_so_are_its_gradients(sizes: list
 
 
 def test_sampling_near_counted_cells_is_sampling_at_their_places() -> None:
-    from dinounet.bundle.onnx import counted_centres, sample_near
+    from dinounet.bundle.exportable import counted_centres, sample_near
     from dinounet.network.adapter import cell_centres
 
     levels, sizes, heads, width, points = [(8, 12), (3, 5)], [(6, 7), (2, 4)], 3, 4, 2
@@ -268,7 +268,7 @@ def test_sampling_near_counted_cells_is_sampling_at_their_places() -> None:
 
 
 def test_a_function_is_looked_up_by_whole_numbers() -> None:
-    from dinounet.bundle.onnx import Ratios, look_up, tabulate, whole
+    from dinounet.bundle.exportable import Ratios, look_up, tabulate, whole
 
     table = tabulate(lambda ratio: torch.stack([ratio, (2 * torch.pi * ratio).sin()], dim=-1), largest=3)
     for side in (1, 7, 300, 4096):

@@ -25,8 +25,8 @@ from datasets import write_png_dataset
 from dinounet.backbones.frozen import build_network
 from dinounet.backbones.weights import fill_backbone
 from dinounet.bundle.export import write_bundle
-from dinounet.bundle.onnx import Exportable, PlainOperators, resize, trace
-from dinounet.bundle.quantize import quantise
+from dinounet.bundle.exportable import Exportable, PlainOperators, resize
+from dinounet.bundle.onnx import quantise, trace
 from dinounet.bundle.verify import hash_file, read_exported
 from dinounet.cli.main import main
 from dinounet.data.dataset import read_dataset

@@ -19,11 +19,10 @@ from dinounet.data.geometry import Geometry, Volume
 from dinounet.data.images import stem_of, write_image, write_mask
 from dinounet.data.layouts import Case, known_files
 from dinounet.errors import DataError, WeightsError, naming_the_extra
-from dinounet.evaluation.calibration import find_probabilities
 from dinounet.evaluation.evaluate import evaluate_cases
 from dinounet.evaluation.groups import NOT_LEARNED
 from dinounet.evaluation.means import describe_basis, is_above_floor
-from dinounet.evaluation.metrics import write_number
+from dinounet.evaluation.metrics import find_probabilities, write_number
 from dinounet.evaluation.postprocessing_search import choose
 from dinounet.inference.folder import at_the_detector, predict_files, record_prediction
 from dinounet.inference.postprocessing import describe

@@ -19,7 +19,6 @@ from dinounet.data.legends import palettes_differ
 from dinounet.data.masks import count_values, read_mask, read_truth, where
 from dinounet.data.splits import by_group
 from dinounet.errors import ConfigError, DataError, collect_errors
-from dinounet.evaluation.calibration import NUMBERS, count_decisions, find_probabilities, summarise_decisions
 from dinounet.evaluation.groups import (
     CountedCase,
     find_absent,
@@ -29,7 +28,7 @@ from dinounet.evaluation.groups import (
     with_groups,
 )
 from dinounet.evaluation.means import summarise
-from dinounet.evaluation.metrics import tally
+from dinounet.evaluation.metrics import NUMBERS, count_decisions, find_probabilities, summarise_decisions, tally
 from dinounet.io import PREDICTION, summarize
 from dinounet.schema.labels import Labels, Region, write_labels
 from dinounet.schema.metrics import By, Metrics, Unit, VolumeUnit, group_of, write_metrics

@@ -31,11 +31,7 @@ from dinounet.io import atomic_write, write_json
 from dinounet.network.unet import rename_monai_keys
 from dinounet.schema.recipe import CHECKPOINT_MINUTES
 from dinounet.schema.run import CHECKPOINT, LOG, MODEL, PREVIOUS_CHECKPOINT, RECORD, RunRecord
-from dinounet.training.feature_cache import (
-    CachedFeatureDataset,
-    CachedFeatures,
-    CachedValidationDataset,
-)
+from dinounet.training.feature_cache import CachedFeatureDataset, CachedFeatures, CachedValidationDataset
 from dinounet.training.loader import (
     DistributedStepSampler,
     cases_of,
