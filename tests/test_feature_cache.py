@@ -60,13 +60,13 @@ def train(data: Path, run: Path, plan: Path, **changes: object) -> Path:
 def seen(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Gets an entry for each patch that a backbone sees."""
     found: list[int] = []
-    read = FrozenBackbone.read
+    forward_features = FrozenBackbone.forward_features
 
     def counting(backbone: FrozenBackbone, image: torch.Tensor) -> list[torch.Tensor]:
         found.extend([1] * len(image))
-        return read(backbone, image)
+        return forward_features(backbone, image)
 
-    monkeypatch.setattr(FrozenBackbone, "read", counting)
+    monkeypatch.setattr(FrozenBackbone, "forward_features", counting)
     return found
 
 

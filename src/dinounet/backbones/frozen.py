@@ -34,14 +34,14 @@ class FrozenBackbone(nn.Module):
     Shapes: (B, 3, H, W), H and W multiples of 32, -> four of (B, h * w, widths[i]), h and w as `grids` says: those of a
     transformer H/16 and W/16 times the scale; those of a pyramid H/4 to H/32 times the scale.
 
-    The image is resized to what gives that grid: a backbone whose own patches are of 14 pixels sees it at 14/16 of its
-    size, and at a scale of 2 every backbone sees it at twice that.
+    The image is resized to what gives that grid: for a backbone whose own patches are of 14 pixels to 14/16 of its
+    size, and at a scale of 2 to twice that.
 
     A pyramid's stages have no common norm: each place is normalised over its channels, without parameters, so that no
     stage drowns another. (What a norm's own weights would do, the trained projection behind it can.)
 
-    Its parameters need no gradient, and neither `state_dict()` nor a strict `load_state_dict()` of a network that holds
-    it knows them: a checkpoint is 25 MB for S instead of 110 (and 0.9 GB instead of 27 for 7B).
+    Its parameters need no gradient, and are left out of `state_dict()` and of a strict `load_state_dict()` of a network
+    that holds it: a checkpoint is 25 MB for S instead of 110 (and 0.9 GB instead of 27 for 7B).
 
     Args:
         vit: a model of timm's with `forward_intermediates` and `feature_info`.
@@ -71,7 +71,7 @@ class FrozenBackbone(nn.Module):
 
     @property
     def width(self) -> int:
-        """Channels of a token as the adapter sees it, D: of a pyramid, those of its stage at 1/16."""
+        """Channels of a token in the adapter, D: of a pyramid, those of its stage at 1/16."""
         return self.widths[2]
 
     def grids(self, size: Sequence[int]) -> list[tuple[int, int]]:
@@ -100,7 +100,7 @@ class FrozenBackbone(nn.Module):
         return OrderedDict() if destination is None else destination
 
     def drop_weights(self) -> None:
-        """Give back the memory of its weights, where every tap is known: no image can be computed any more."""
+        """Release the memory of the weights, where every tap is cached: no image can be computed any more."""
         self.vit = nn.Identity()
 
     @torch.no_grad()
@@ -160,13 +160,13 @@ def build_backbone(config: NetworkConfig, *, offload: bool = False) -> FrozenBac
 
 @torch.no_grad()
 def _try(vit: nn.Module, patch: int) -> None:
-    """Some of timm's arguments only fail when they are used."""
+    """Run the model once: some of timm's arguments fail only in a forward pass."""
     device = next(vit.parameters()).device
     vit.to(device)(torch.zeros(1, 3, 4 * patch, 4 * patch, device=device))  # timm 1.0.22 has RoPE's periods elsewhere
 
 
 def _miss_no_frozen_tensor(backbone: nn.Module, incompatible: Any) -> None:
-    """Strike the frozen tensors from what a checkpoint is said to lack."""
+    """Remove the frozen tensors from the keys that a checkpoint is said to lack."""
     assert isinstance(backbone, FrozenBackbone)
     own = tuple(f"vit.{name}" for name in backbone.vit.state_dict())
     incompatible.missing_keys[:] = [key for key in incompatible.missing_keys if not key.endswith(own)]
@@ -259,7 +259,7 @@ def _find_taps(model: Any) -> tuple[tuple[int, int, int, int], int, tuple[int, i
 
 
 def _try_model(frozen: FrozenBackbone) -> None:
-    """Whether an image that is not square gives the grids that it should."""
+    """Raise a ValueError unless an image that is not square gives the expected grids."""
     found = [tuple(tap.shape[1:]) for tap in frozen.forward_features(torch.zeros(1, 3, *frozen.input_size((64, 96))))]
     expected = [
         (rows * columns, width) for (rows, columns), width in zip(frozen.grids((64, 96)), frozen.widths, strict=True)

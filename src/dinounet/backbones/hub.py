@@ -1,4 +1,4 @@
-"""Weights from the Hugging Face Hub: cache and offline mode are respected, and what fails is told in a sentence."""
+"""Weights from the Hugging Face Hub, with its cache and offline mode; every failure is one sentence."""
 
 from __future__ import annotations
 
@@ -65,14 +65,14 @@ def shards(index: Path) -> list[str]:
 
 
 def pages(variant: BackboneVariant) -> str:
-    """Where a person finds a backbone's weights."""
+    """Pages from which a backbone's weights can be downloaded by hand."""
     if variant.repository is None or variant.page.endswith(variant.repository):
         return variant.page
     return f"https://huggingface.co/{variant.repository} (the project: {variant.page})"
 
 
 def cached(repository: str, file: str, revision: str | None = None) -> Path | None:
-    """A file that was downloaded before."""
+    """Path of a file in the Hub's cache; None if it was not downloaded yet."""
     from huggingface_hub import try_to_load_from_cache
 
     found = try_to_load_from_cache(repository, file, revision=revision)
@@ -82,7 +82,7 @@ def cached(repository: str, file: str, revision: str | None = None) -> Path | No
 def fetch(repository: str, file: str, revision: str | None = None) -> Path:
     """One file of a repository, asked for at the Hub and downloaded if the cache has another one.
 
-    What it raises is the Hub's client's; `explain` tells it in words.
+    Errors are those of the Hub's client; `explain` puts them into words.
     """
     from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
 
@@ -124,8 +124,8 @@ def explain(error: Exception, repository: str, size: float | None = None) -> str
 
     Args:
         error: that its client raised.
-        repository: which was asked for.
-        size: of what was asked for, in GB, if it is known.
+        repository: requested from the Hub.
+        size: of the request in GB, if it is known.
     """
     from huggingface_hub import constants
     from huggingface_hub.errors import OfflineModeIsEnabled

@@ -17,7 +17,7 @@ TIMM = "timm:"
 """Begins the name of a backbone that isn't in the table but in timm."""
 
 SIDE = 512
-"""Pixels along the image that costs are told for."""
+"""Side, in pixels, of the image that costs refer to."""
 
 STAGE_STRIDES = (4, 8, 16, 32)
 """Pixels along the cells of the four stages that a convolutional backbone gives."""
@@ -25,7 +25,7 @@ STAGE_STRIDES = (4, 8, 16, 32)
 
 @dataclass(frozen=True)
 class BackboneVariant:
-    """What is known of one backbone before it is built."""
+    """Facts about one backbone, before it is built."""
 
     name: str
     """Name as given to `--backbone`."""
@@ -34,7 +34,7 @@ class BackboneVariant:
     """Architecture and weights in timm; `_qkvb` keeps the bias of query and value, which the plain one drops."""
 
     width: int
-    """Channels of a token as the adapter sees it, D."""
+    """Channels of a token in the adapter, D."""
 
     depth: int
     """Transformer blocks, or the blocks of all stages."""
@@ -49,7 +49,7 @@ class BackboneVariant:
     """Multiplications and additions of one 512 x 512 image, in 10^9 pairs, at scale 1."""
 
     repository: str | None
-    """On the Hugging Face Hub, where `--weights hub` looks; None: there are no weights."""
+    """Repository on the Hugging Face Hub for `--weights hub`; None: there are no weights."""
 
     licence: str = DINOV3_LICENCE
     """Licence of the weights."""
@@ -61,7 +61,7 @@ class BackboneVariant:
     """The project that made the weights: where to read about them, and to get them otherwise."""
 
     patch: int = 16
-    """Pixels along a token's side. The network wants tokens of 16: with others, the backbone sees a resized image."""
+    """Pixels along a token's side. The network has tokens of 16: with others, the backbone's image is resized."""
 
     stages: tuple[int, int, int, int] | None = None
     """Channels of the four stages of a pyramid (at 1/4, 1/8, 1/16 and 1/32); None for a transformer's tokens."""
@@ -104,7 +104,7 @@ def _vit2(
 
 
 TWELVE, TWENTY_FOUR, THIRTY_TWO, FORTY = (2, 5, 8, 11), (4, 11, 17, 23), (7, 15, 23, 31), (9, 19, 29, 39)
-"""Taps of so many blocks, as published; of 32, which were not, the last of each quarter."""
+"""Taps of backbones with that many blocks, as published; of 32, which were not, the last of each quarter."""
 
 VARIANTS: dict[str, BackboneVariant] = {
     variant.name: variant

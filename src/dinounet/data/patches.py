@@ -105,7 +105,7 @@ def cut_patch(case: CachedCase, centre: tuple[int, int, int], size: tuple[int, i
 
 
 class own_randomness:  # noqa: N801 -- used as a function
-    """Seeds NumPy's and PyTorch's global generators, which augmentation draws from, and puts them back in the end."""
+    """Seeds NumPy's and PyTorch's global generators, which augmentation draws from, and restores them at the end."""
 
     def __init__(self, *seed: int) -> None:
         self.seed = int(np.random.SeedSequence(seed).generate_state(1)[0])
@@ -128,14 +128,14 @@ def tile_centres(length: int, side: int) -> list[int]:
 
 
 def views_of(augmentation: Augmentation, patch: tuple[int, int]) -> tuple[View, ...]:
-    """In which a tile is seen: quarter turns only where the patch is a square, and only for nnU-Net's augmentation."""
+    """The views of a tile: quarter turns only where the patch is a square, and only for nnU-Net's augmentation."""
     if augmentation == "none":
         return (IDENTITY,)
     return SYMMETRIES if augmentation == "nnunet" and patch[0] == patch[1] else FLIPS
 
 
 def variants_of(augmentation: Augmentation, variants: int) -> int:
-    """Of each view: only nnU-Net's augmentation changes intensities, else a second one would be the first again."""
+    """Variants of each view: only nnU-Net's augmentation changes intensities, so that variants differ."""
     return variants if augmentation == "nnunet" else 1
 
 

@@ -1,1 +1,1 @@
-"""The network: tensors in, tensors out; it knows nothing of files."""
+"""The network: tensors in, tensors out, no files."""

@@ -1,4 +1,4 @@
-"""Faster ways through PyTorch on a CPU, behind one switch, `cpu_kernels`, of which the network's layers know nothing.
+"""Faster ways through PyTorch on a CPU, behind one switch: `cpu_kernels` replaces them in layers as they are.
 
 Results differ from PyTorch's own by rounding. Five things are computed otherwise: linear layers and attention by
 oneDNN, instance norm as batch norms, deformable sampling as bags of rows, and images lie in memory with their channels
@@ -178,7 +178,7 @@ class SampleByBags(torch.autograd.Function):
         batch, queries, heads = locations.shape[:3]
         rows, indices, shares, first = [], [], [], 0
         for level, ((height, width), map) in enumerate(zip(sizes, to_maps(value, sizes), strict=True)):
-            # with a border of zeros no place needs to be told from one inside: what is far away moves onto it
+            # a border of zeros makes places outside like those inside: what is far away moves onto it
             bordered = F.pad(map, (1, 2, 1, 2)).flatten(2).transpose(1, 2)  # B*heads, cells, d
             row = width + 3
             x, y = locations[:, :, :, level].unbind(-1)

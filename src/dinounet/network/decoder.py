@@ -93,7 +93,7 @@ class Decoder(nn.Module):
 
 
 def require_shape(image: Tensor, channels: int) -> None:
-    """Raise a ConfigError unless it is a batch of images with so many channels."""
+    """Raise a ConfigError unless the image is a batch (B, channels, H, W)."""
     if image.ndim != 4 or image.shape[1] != channels:
         raise ConfigError(
             f"the image has shape {tuple(image.shape)} but the network reads (batch, {channels}, height, width)"

@@ -16,7 +16,7 @@ from dinounet.network.cpu_kernels import recomputed
 
 
 class Refinement(nn.Sequential):
-    """Reduces, looks around (depthwise separable 3x3), and weighs its channels (arXiv 1709.01507).
+    """Reduces the channels, convolves (depthwise separable 3x3), and weighs the channels (arXiv 1709.01507).
 
     Shapes: (B, rank, h, w) -> (B, out_width, h, w).
     """

@@ -55,18 +55,18 @@ from dinounet.training.validation import VALIDATION_BATCHES
 FORMAT = 1
 
 FOLDER = "features"
-"""In the folder of preprocessed slices."""
+"""Name of the folder of taps within the folder of preprocessed slices."""
 
 FILE = "taps.npy"
 
 WORTH = 0.5
-"""Share of a step's time that the backbone must take for `auto` to keep its taps."""
+"""Fraction of a step's time that the backbone must take for `auto` to cache its taps."""
 
 SHARE_OF_DISK = 0.8
-"""Of what is free: what `auto` takes at most."""
+"""Largest fraction of the free disk that `auto` uses."""
 
 TRIALS = 3
-"""Steps that are timed, of which the fastest counts: others may be using the computer."""
+"""Number of timed steps, of which the fastest counts: other programs may be using the computer."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class Taps:
     """Tokens and channels of each tap."""
 
     def read(self, number: int) -> list[Tensor]:
-        """Of one patch: four of (h * w, D), bfloat16."""
+        """The taps of one patch: four of (h * w, D), bfloat16."""
         stored = open_array(self.folder / FILE)
         expect(stored[number], stored)
         numbers = torch.from_numpy(stored[number].copy()).view(torch.bfloat16)
@@ -139,7 +139,7 @@ def choose_features(
     device: Literal["cpu", "cuda", "mps"],
     precision: Literal["fp32", "bf16", "fp16"],
 ) -> FeatureChoice | None:
-    """Decide whether the features are cached, and tell it; None where that isn't asked for.
+    """Decide whether the features are cached, and print the decision; None where the recipe says off.
 
     Args:
         plan: with patch and batch as they are going to be.
@@ -165,7 +165,7 @@ def choose_features(
     ]
     shapes = _shapes(network.backbone, plan.data.patch)
     size = (sum(samples) + validates * VALIDATION_BATCHES * plan.recipe.batch) * bytes_of(shapes)
-    if wanted == "on":  # how much of it is there already, and whether the rest finds room, is known when it's begun
+    if wanted == "on":  # what exists already, and the room on the disk, are checked when the cache is written
         return _tell(FeatureChoice(True, "it was asked for", size))
     share = measure_backbone_share(network, plan, device, precision)
     existing = next(folder for folder in (root, *root.absolute().parents) if folder.exists())
@@ -182,7 +182,7 @@ def choose_features(
 def measure_backbone_share(
     network: DinoUNet, plan: Plan, device: Literal["cpu", "cuda", "mps"], precision: Literal["fp32", "bf16", "fp16"]
 ) -> float:
-    """The backbone's part of a training step's time, without a consequence for weights, statistics or random state."""
+    """The backbone's fraction of a training step's time; weights, statistics and random state stay as they are."""
     image = torch.zeros(
         1, plan.network.in_channels, *(min(side, TRIAL_SIDE) for side in plan.data.patch), device=device
     )
@@ -222,7 +222,7 @@ def cache_features(
         training: cases to train on.
         validation: cases to validate on.
         root: folder of preprocessed slices.
-        backbone: the planned one, which tells the taps' sizes and may be without weights.
+        backbone: the planned one, for the taps' sizes; it may be without weights.
 
     Raises:
         UserError: the disk has too little room; then nothing is left of what was made here.
@@ -257,7 +257,7 @@ def cache_features(
 
 
 def bytes_of(shapes: Sequence[tuple[int, int]]) -> int:
-    """What the taps of one patch take on disk."""
+    """Bytes that the taps of one patch take on disk."""
     return 2 * sum(math.prod(shape) for shape in shapes)
 
 

@@ -50,7 +50,7 @@ class DistributedStepSampler:
 
 
 class PatchSequence(Protocol):
-    """What an error about a sequence of patches tells."""
+    """A sequence of patches whose cases can be named in an error."""
 
     batch_size: int
     """Patches of a step."""
@@ -118,13 +118,13 @@ def worker_errors_as_user_errors(
 
 
 def is_worker_dead(error: BaseException) -> bool:
-    """Whether PyTorch tells of the death of a process that prepares patches."""
+    """Whether an error is PyTorch's report of a dead data worker."""
     return isinstance(error, RuntimeError) and "DataLoader worker" in str(error)
 
 
 def _unprepared(error: Exception, patches: PatchSequence, step: int) -> UserError:
     if hasattr(signal, "SIGCHLD"):
-        with suppress(ValueError):  # only the main thread may; PyTorch would tell of the death again, amid what follows
+        with suppress(ValueError):  # only the main thread may; PyTorch would report the death again later
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     reason = reason_of(error, -1)
     return UserError(

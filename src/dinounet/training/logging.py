@@ -1,4 +1,4 @@
-"""The log of a run: a line a step, the trackers, and the time that is left."""
+"""Logging of a run: its log file with a line a step, experiment trackers, and the time budget."""
 
 from __future__ import annotations
 
@@ -93,13 +93,13 @@ def require_trackers(names: Sequence[str]) -> None:
 
 @contextmanager
 def tracking(names: Sequence[TrackerName], run: Path, record: RunRecord, first_step: int) -> Iterator[Track]:
-    """Within the block, what is told goes to the named trackers; one that fails meanwhile is left out, which is told.
+    """Opens the named trackers for the block; one that fails meanwhile is reported and left out.
 
     Args:
         names: of the trackers; may be none.
         run: its folder.
         record: goes to the trackers as the run's configuration.
-        first_step: steps that are done already; what trackers know of later ones is of a session that was broken off.
+        first_step: steps that are done already; a tracker's entries of later ones are of an interrupted session.
 
     Raises:
         ConfigError: one can't be started.
@@ -135,7 +135,7 @@ def tracking(names: Sequence[TrackerName], run: Path, record: RunRecord, first_s
 
 
 def _close(name: str, opened: AbstractContextManager[Track], *error: Any) -> None:
-    """Leave a tracker's context; what it can't tell any more at its end is no fault of the training's."""
+    """Leave a tracker's context; an error of the tracker at its end does not fail the training."""
     try:
         opened.__exit__(*error)
     except Exception as trouble:
@@ -214,7 +214,7 @@ TRACKERS: dict[TrackerName, Callable[[Path, RunRecord, int], Any]] = {
 
 
 def _name_of(record: RunRecord) -> str:
-    """What a tracker knows a run by, also when it is resumed or its folder has another name."""
+    """Identifier of a run for trackers, which stays when the run is resumed or its folder renamed."""
     return hashlib.sha256(json.dumps([record.started, record.data.sha256, *record.command]).encode()).hexdigest()[:12]
 
 

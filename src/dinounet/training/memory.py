@@ -30,16 +30,16 @@ TRIAL_SIDE = 256
 """Rows and columns of the trial's patch at most; a step's memory grows with its pixels."""
 
 SAMPLE_SECONDS = 0.002
-"""Between two looks at the process's memory."""
+"""Interval at which the process's memory is sampled."""
 
 SMALLEST_SIDE = 64
-"""A patch isn't made smaller for want of memory."""
+"""Pixels: shortest side to which a patch is reduced when memory is short."""
 
 
 def measure_step(
     network: nn.Module, plan: Plan, device: Literal["cpu", "cuda", "mps"], precision: Literal["fp32", "bf16", "fp16"]
 ) -> StepMemory:
-    """Take one small training step without a consequence: weights, statistics and random state stay as they are.
+    """Measure the memory of one small training step; weights, statistics and random state stay as they are.
 
     Args:
         network: on the CPU or the device; it is on the device afterwards.
@@ -99,7 +99,7 @@ def fit_to_memory(plan: Plan, memory: StepMemory, *, patch_is_given: bool, batch
 
 @contextmanager
 def watch_memory(device: str) -> Iterator[list[int]]:
-    """Gives a list that afterwards holds how many bytes more were in use at most within the block."""
+    """Yields a list that, after the block, holds the peak number of bytes in use above those at its start."""
     grown = [0]
     if device == "cuda":
         before = torch.cuda.memory_allocated()
@@ -128,7 +128,7 @@ def watch_memory(device: str) -> Iterator[list[int]]:
 
 
 def check_plan(plan: Plan, dataset: Dataset) -> None:
-    """An edited plan must still be one for this dataset."""
+    """Raise a ConfigError unless an edited plan still fits this dataset."""
     names = tuple(channel.name for channel in plan.data.channels)
     if dataset.channels not in (None, names) or dataset.labels not in (None, plan.data.labels):
         raise ConfigError(

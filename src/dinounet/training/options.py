@@ -90,7 +90,7 @@ class TrainOptions:
 
 
 def require_backbone(architecture: Architecture, options: TrainOptions, changes: Mapping[str, Any]) -> None:
-    """Raise a ConfigError if something is asked of the backbone of a network that has none, or of what it always does.
+    """Raise a ConfigError if a U-Net is given options of a backbone, or of what it always does.
 
     Args:
         architecture: of the network.
@@ -106,11 +106,11 @@ def require_backbone(architecture: Architecture, options: TrainOptions, changes:
 
 
 def require_agreement(asked: Mapping[str, Any], held: Mapping[str, Any], told: str, remedy: str) -> None:
-    """Make sure that what is asked for is what a plan or a run holds.
+    """Raise a ConfigError if a given option differs from what a plan or a run has decided.
 
     Args:
-        asked: arguments of `dinounet.train` that were given, by their names; None says nothing.
-        held: what stands for them there.
+        asked: arguments of `dinounet.train` by their names; None: not given.
+        held: the plan's or run's values, by the same names.
         told: the beginning of the sentence if something differs; the argument's name follows.
         remedy: its end, of what to do.
 
@@ -131,7 +131,7 @@ def require_agreement(asked: Mapping[str, Any], held: Mapping[str, Any], told: s
 
 
 def decisions_of(plan: Plan) -> dict[str, Any]:
-    """What a plan holds of the arguments of `dinounet.train` that decide it."""
+    """The values in a plan that arguments of `dinounet.train` decide, by the arguments' names."""
     network = plan.network
     variant = find_variant(network.backbone) if isinstance(network, NetworkConfig) else None
     return {
@@ -183,7 +183,7 @@ def require_as_started(data: Path, output: Path, record: RunRecord, options: Tra
 
 
 def require_groups(by: GroupBy, dataset: Dataset, told: str) -> None:
-    """Make sure that what a plan says of groups makes those that a dataset was read with.
+    """Raise a ConfigError if a plan groups cases in another way than a dataset was read with.
 
     Args:
         by: what the plan says.
@@ -198,7 +198,7 @@ def require_groups(by: GroupBy, dataset: Dataset, told: str) -> None:
 
 
 def resolve(asked: Mapping[str, Any], plan: Plan) -> dict[str, Any]:
-    """The arguments, of which "auto" is what it stands for with the plan's backbone."""
+    """The arguments, with "auto" replaced by what it stands for with the plan's backbone."""
     if asked.get("backbone_precision") != "auto" or not isinstance(plan.network, NetworkConfig):
         return dict(asked)
     return {**asked, "backbone_precision": usual_precision(find_variant(plan.network.backbone))}

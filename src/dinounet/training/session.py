@@ -63,7 +63,7 @@ from dinounet.training.options import (
 def start_run(data: Path, output: Path, options: TrainOptions) -> RunRecord:
     """Train a new run in the folder `output`.
 
-    Of several processes the first one looks at the data, plans and makes the folder; the others read what it wrote.
+    The main process reads the data, plans and makes the folder; the others read what it wrote.
 
     Raises:
         UserError: dataset, plan, weights or output folder are wrong; or Ctrl-C, when the run can be resumed.
@@ -278,9 +278,9 @@ def _continue(
 
 @contextmanager
 def _removing_unstarted_run(record: RunRecord, output: Path, context: DistributedContext) -> Iterator[None]:
-    """Within the block an error, such as a full disk, removes a run without a step: it can't be gone on with.
+    """Remove a run that has not taken a step if the block fails, for instance by a full disk: it can't be resumed.
 
-    But not where a file system is away for a while: what is cached so far is whole, and the run goes on from there.
+    A run whose file system is away for a while is kept: what is cached so far is whole, and the run goes on from there.
     """
     try:
         yield
@@ -292,7 +292,7 @@ def _removing_unstarted_run(record: RunRecord, output: Path, context: Distribute
 
 
 def resume_hint(data: Path, output: Path, cache: Path | None = None) -> str:
-    """The command that resumes a run, in words."""
+    """The command that resumes a run, as part of a sentence."""
     how = "go on with" if dist_info().world_size == 1 else "go on, by the same launcher, with"
     shared = ["--cache", str(cache)] if cache else []
     return f"{how}: " + shlex.join(["dinounet", "train", str(data), "-o", str(output), "--resume", *shared])

@@ -105,7 +105,7 @@ class EMA:
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Take in the weights after a step, counted from 1."""
+        """Average in the weights after a step, counted from 1."""
         decay = min(self.decay, step / (step + 9))
         for name, tensor in self.network.state_dict().items():
             if tensor.is_floating_point():
@@ -151,11 +151,11 @@ def learning_rate_at(step: int, recipe: Recipe, steps_an_epoch: int = STEPS_AN_E
 
 
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
-"""What batch norm keeps, which already a forward pass changes; how the names of its buffers end."""
+"""Endings of the names of batch norm's buffers, which a forward pass changes."""
 
 
 class BatchNormOnCPU(nn.BatchNorm2d):
-    """What `torch.nn.SyncBatchNorm` is for GPUs; that refuses tensors of the CPU.
+    """Synchronised batch norm for CPUs, whose tensors `torch.nn.SyncBatchNorm` refuses.
 
     Shapes: (B, C, H, W) -> (B, C, H, W), B patches on each process.
     """
@@ -198,7 +198,7 @@ def _add_up(tensor: Tensor) -> Tensor:
 
 
 def share_batch_norm(network: nn.Module, device: str) -> None:
-    """Replace a network's batch norms by ones that see all processes' patches; their tensors stay the same."""
+    """Replace a network's batch norms by ones over the patches of all processes; their tensors stay the same."""
     for name, norm in [part for part in network.named_modules() if isinstance(part[1], nn.BatchNorm2d)]:
         if device == "cpu":
             shared: nn.Module = BatchNormOnCPU(norm.num_features, norm.eps, norm.momentum)
@@ -234,7 +234,7 @@ class TrainStep:
 
     @property
     def scaler(self) -> torch.amp.GradScaler | None:
-        """What keeps gradients of fp16 from vanishing; None in other precisions."""
+        """The gradient scaler of fp16; None in other precisions."""
         return getattr(self.context.fabric.strategy.precision, "scaler", None)
 
     def __call__(self, step: int, image: Tensor, mask: Tensor, *taps: Tensor) -> float | None:
@@ -286,11 +286,11 @@ class TrainStep:
         return {name: round(self.seconds[name], 4) for name in ("data", "forward", "backward")}
 
     def _halve(self) -> None:
-        """Go on with half as many patches in a part, after memory ran out."""
+        """Halve the micro-batch after memory ran out."""
         if self.micro_batch == 1:
             raise UserError("one patch alone needs more memory than there is; train anew with a smaller --patch")
         half = (self.micro_batch + 1) // 2
-        if self.context.world_size > 1:  # the others stand in the middle of the step, from which there is no way back
+        if self.context.world_size > 1:  # the others are in the middle of the step, which can't be undone
             raise UserError(
                 f"a process is out of memory with {self.micro_batch} patches at a time; go on with --resume and "
                 f"--micro-batch {half}"
@@ -301,7 +301,7 @@ class TrainStep:
         say("memory", f"out of memory: going on with {half} patches at a time", part=half)
 
     def _statistics(self) -> Iterator[tuple[str, Tensor]]:
-        """What batch norm keeps, which already a forward pass changes."""
+        """Batch norm's buffers, which a forward pass changes."""
         return ((name, part) for name, part in self.network.named_buffers() if name.endswith(STATISTICS))
 
     def _put_back(self, statistics: dict[str, Tensor]) -> None:

@@ -46,7 +46,7 @@ def validate(
         losses.append(gathered_loss(context, loss_fn, logits, mask).item())
         target, known = to_targets(mask, plan.data)
         classes = to_classes(logits, plan.data)
-        found = to_targets(classes, plan.data)[0] * known  # as a mask would tell it
+        found = to_targets(classes, plan.data)[0] * known  # as a mask would hold them
         overlap += (found * target).sum((0, 2, 3), dtype=torch.int64).cpu()
         both += (found + target).sum((0, 2, 3), dtype=torch.int64).cpu()
         if not examples:
@@ -73,7 +73,7 @@ GAP = 4
 """White pixels between two panels."""
 
 FILES = 12
-"""Most pictures of a run; when there are more, every second one is removed, but for the last."""
+"""Largest number of pictures of a run; beyond it every second one is removed, but for the last."""
 
 
 def write_example(run: Path, step: int, example: Example, plan: Plan) -> Path:
