@@ -42,12 +42,13 @@ import torch
 
 import dinounet
 from against_nnunet_data import Place, prepare, share_of
+from dinounet.backbones.registry import network_config
 from dinounet.data.dataset import read_dataset
 from dinounet.evaluation.evaluate import evaluate_folders
 from dinounet.evaluation.means import describe_bootstrap
 from dinounet.io import write_json
 from dinounet.planning.planner import choose_recipe, make_plan
-from dinounet.schema.network import NetworkConfig, plan_unet
+from dinounet.schema.network import plan_unet
 from dinounet.schema.plan import Plan, read_plan
 from dinounet.schema.run import read_run
 from dinounet.system import choose_training_device, machine, versions
@@ -132,10 +133,8 @@ def do_piece(asked: argparse.Namespace) -> None:
     images, truth = place.test(piece["fold"])
     train = train_in_nnunet if "nnunet" in piece["method"] else train_in_ours
     found = train(asked, piece, data, output, images, masks)
-    known = read_dataset(place.dataset).meaning
-    metrics = evaluate_folders(
-        masks, truth, known.labels, output / "metrics.json", regions=known.regions, ignore=known.ignore
-    )
+    known = read_dataset(place.dataset).labels
+    metrics = evaluate_folders(masks, truth, known, output / "metrics.json")
     result = {
         **piece,
         **found,
@@ -240,12 +239,12 @@ def plan_for(asked: argparse.Namespace, piece: dict[str, Any], place: Place) -> 
     }  # fmt: skip
     recipe = choose_recipe("paper" if piece["method"] == "paper" else "default", changes)
     if piece["method"] == "unet":
-        channels, outputs = len(planned.data.channels), len(planned.data.meaning.outputs)
+        channels, outputs = len(planned.data.channels), len(planned.data.labels.outputs)
         return replace(
-            make_plan(planned.data, recipe, NetworkConfig.backbone, "unet"),
+            make_plan(planned.data, recipe, None),
             network=plan_unet(planned.data.patch, in_channels=channels, num_classes=outputs),
         )
-    return make_plan(planned.data, recipe, asked.backbone)
+    return make_plan(planned.data, recipe, network_config(asked.backbone))
 
 
 def read_pieces(work: Path) -> list[dict[str, Any]]:
@@ -375,7 +374,7 @@ def parse() -> argparse.Namespace:
     piece.add_argument("piece")
     shown.add_argument("--page", type=Path)
     for verb in (run, piece):
-        verb.add_argument("--backbone", default=NetworkConfig.backbone)
+        verb.add_argument("--backbone", default="dinov3_vits16")
         verb.add_argument("--weights", default="hub")
         verb.add_argument("--device", default="auto")
         verb.add_argument("--threads", type=int, default=1)

@@ -12,6 +12,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from dinounet.backbones.frozen import build_backbone
+from dinounet.backbones.registry import network_config
 from dinounet.backbones.weights import fill_backbone
 from dinounet.data.dataset import read_dataset
 from dinounet.data.images import read_image
@@ -21,7 +22,6 @@ from dinounet.io import write_json
 from dinounet.nnunet import TRAINERS
 from dinounet.nnunet.network import architecture_of
 from dinounet.planning.planner import plan_dataset
-from dinounet.schema.network import NetworkConfig
 
 PLANS = ("nnUNetPlans", "DinoUNetPlans")
 FIRST = 500
@@ -118,10 +118,10 @@ def prepare(asked: argparse.Namespace) -> Place:
     theirs["configurations"] = {"2d": theirs["configurations"]["2d"]}
     part = theirs["configurations"]["2d"]
     patch = (int(part["patch_size"][0]), int(part["patch_size"][1]))
+    network = network_config(asked.backbone)
     ours = plan_dataset(
-        read_dataset(place.dataset), "default", asked.backbone, patch, changes={"batch": int(part["batch_size"])}
+        read_dataset(place.dataset), "default", network, patch, changes={"batch": int(part["batch_size"])}
     )
-    network = NetworkConfig(backbone=asked.backbone)
     backbone = fill_backbone(build_backbone(network), asked.backbone, asked.weights)
     architecture = architecture_of(network, backbone, 0, ours.data.channel_projection)
     write_json(home / f"{PLANS[0]}.json", theirs)

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import dinounet
-from dinounet.backbones.registry import find_variant
+from dinounet.backbones.registry import find_variant, network_config
 from dinounet.schema.network import NetworkConfig
 from dinounet.system import choose_precision, keep_freed_memory
 
@@ -33,7 +33,7 @@ def config_of(backbone: str, depth: int | None, **options: Any) -> NetworkConfig
     if depth:
         taps = depth - 4, depth - 3, depth - 2, depth - 1
         options |= {"taps": taps, "backbone_args": {"depth": depth}}
-    return NetworkConfig(backbone=backbone, deep_supervision=True, **options)
+    return network_config(backbone, deep_supervision=True, **options)
 
 
 def write_random(config: NetworkConfig, folder: Path) -> None:
@@ -118,6 +118,7 @@ def measure(
 
 def training_parts(network: Any, side: int) -> tuple[Any, Any]:
     """Optimizer and loss by the default recipe."""
+    from dinounet.schema.labels import Labels
     from dinounet.schema.plan import ChannelPlan, DataPlan, Fingerprint, Intensities
     from dinounet.schema.recipe import Recipe
     from dinounet.training.step import make_loss, make_optimizer
@@ -125,7 +126,7 @@ def training_parts(network: Any, side: int) -> tuple[Any, Any]:
     shape = (1, side, side)
     seen = Fingerprint(1, shape, shape, shape, None, {"background": 1, "lesion": 1})
     channels = (ChannelPlan("MR", "zscore", Intensities(0, 1, 0, 1)),)
-    data = DataPlan("none", channels, {"background": 0, "lesion": 1}, None, 0, None, (side, side), seen)
+    data = DataPlan("none", channels, Labels({"background": 0, "lesion": 1}), None, 0, None, (side, side), seen)
     return make_optimizer(network, replace(Recipe(), batch=1)), make_loss(data)
 
 

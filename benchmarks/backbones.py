@@ -17,7 +17,7 @@ import numpy as np
 
 import dinounet
 from dinounet.backbones.frozen import build_network
-from dinounet.backbones.registry import SIDE, VARIANTS, tap_numbers
+from dinounet.backbones.registry import SIDE, VARIANTS, network_config, tap_numbers
 
 WHOLE = [
     "dinov3_vits16", "dinov3_vits16plus", "dinov3_vitb16", "dinov3_convnext_tiny", "dinov3_convnext_small",
@@ -43,13 +43,12 @@ def measure(name: str, scale: float, side: int, depth: int | None) -> dict[str, 
     """Bytes on top of the weights that a forward takes, and a training step on top of gradients and moments."""
     import torch
 
-    from dinounet.schema.network import NetworkConfig
     from dinounet.schema.recipe import Recipe
     from dinounet.training.memory import watch_memory
     from dinounet.training.step import make_optimizer
 
     few = {} if depth is None else {"backbone_args": {"depth": depth}, "taps": (0, 1, 2, 3)}
-    network = build_network(NetworkConfig(backbone=name, backbone_scale=scale, **few))
+    network = build_network(network_config(name, backbone_scale=scale, **few))
     frozen, trained = (sum(p.numel() for p in network.parameters() if p.requires_grad == kind) for kind in (0, 1))
     image, truth = torch.randn(1, 1, side, side), torch.zeros(1, side, side, dtype=torch.int64)
     with watch_memory("cpu") as predicting, torch.inference_mode():

@@ -17,9 +17,9 @@ from statistics import mean
 import torch
 
 import dinounet
-from dinounet.evaluation.means import describe_bootstrap
+from dinounet.evaluation.means import describe_bootstrap, read_metrics
 from dinounet.io import METRICS
-from dinounet.schema.metrics import Metrics, read_metrics
+from dinounet.schema.metrics import Metrics
 from dinounet.schema.run import RECORD, RunRecord, read_run
 from micrograph import write_squares
 from summaries import by_case, cell, means

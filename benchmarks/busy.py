@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 
 from dinounet.backbones.frozen import build_network
+from dinounet.backbones.registry import network_config
 from dinounet.system import CHOSEN_BY_USER, WAITING
 
 TASKS = ("prediction", "training step", "onnxruntime")
@@ -65,12 +66,11 @@ def make_task(task: str, way: str, file: Path) -> Callable[[], Any]:
 def make_network() -> Any:
     import torch
 
-    from dinounet.schema.network import NetworkConfig
     from dinounet.system import keep_freed_memory
 
     keep_freed_memory()
     torch.manual_seed(0)
-    return build_network(NetworkConfig(backbone="dinov3_vits16"))
+    return build_network(network_config("dinov3_vits16"))
 
 
 def export(file: Path) -> None:

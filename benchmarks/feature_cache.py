@@ -18,8 +18,8 @@ import torch
 
 import dinounet
 from dinounet.backbones.frozen import build_backbone
+from dinounet.backbones.registry import network_config
 from dinounet.network.dinounet import DinoUNet
-from dinounet.schema.network import NetworkConfig
 from dinounet.training.memory import watch_memory
 
 PARTS = ("prior", "interactions", "merging", "fapm", "enlarge", "decoder")
@@ -27,7 +27,7 @@ PARTS = ("prior", "interactions", "merging", "fapm", "enlarge", "decoder")
 
 def build(name: str) -> DinoUNet:
     """The network with a backbone of sizes only."""
-    config = NetworkConfig(backbone=name, deep_supervision=True)
+    config = network_config(name, deep_supervision=True)
     with torch.device("meta"):
         bare = build_backbone(config)
     bare.drop_weights()
@@ -102,7 +102,7 @@ def measure_time(names: list[str], side: int, precision: str, rounds: int) -> No
 
 def measure_backbones(names: list[str], side: int, precision: str, rounds: int) -> None:
     for name in names:
-        backbone, taken = build_backbone(NetworkConfig(backbone=name)), []
+        backbone, taken = build_backbone(network_config(name)), []
         for _ in range(rounds):
             began = time.process_time()
             with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):

@@ -12,6 +12,7 @@ import sys
 from dataclasses import replace
 
 import dinounet
+from dinounet.backbones.registry import network_config
 
 
 def measure(backbone: str, side: int, batch: int, precision: str) -> dict[str, float]:
@@ -20,6 +21,7 @@ def measure(backbone: str, side: int, batch: int, precision: str) -> dict[str, f
 
     from dinounet.backbones.frozen import build_network
     from dinounet.planning.planner import make_plan
+    from dinounet.schema.labels import Labels
     from dinounet.schema.plan import ChannelPlan, DataPlan, Fingerprint, Intensities
     from dinounet.schema.recipe import Recipe
     from dinounet.training.memory import measure_step, watch_memory
@@ -28,8 +30,8 @@ def measure(backbone: str, side: int, batch: int, precision: str) -> dict[str, f
     shape = (1, side, side)
     seen = Fingerprint(1, shape, shape, shape, None, {"background": 1, "lesion": 1})
     channels = (ChannelPlan("MR", "zscore", Intensities(0, 1, 0, 1)),)
-    data = DataPlan("none", channels, {"background": 0, "lesion": 1}, None, 0, None, (side, side), seen)
-    plan = make_plan(data, replace(Recipe(), batch=batch), backbone)
+    data = DataPlan("none", channels, Labels({"background": 0, "lesion": 1}), None, 0, None, (side, side), seen)
+    plan = make_plan(data, replace(Recipe(), batch=batch), network_config(backbone))
     network = build_network(plan.network)
     memory = measure_step(network, plan, "cpu", precision)
     estimate = memory.fixed + memory.a_pixel * side * side * batch

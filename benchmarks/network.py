@@ -25,6 +25,7 @@ from typing import Any
 import torch
 
 from dinounet.backbones.frozen import build_network
+from dinounet.backbones.registry import network_config
 
 GMAC = {"dinov3_vits16": 80.8, "dinov3_vitb16": 186.7, "dinov3_vitl16": 471.5}
 """Multiplications with additions for one image of 512 x 512, 10^9; a training step takes three times as many, but for
@@ -40,10 +41,9 @@ def make_network(backbone: str) -> Any:
         from dinounet.system import keep_freed_memory
 
         keep_freed_memory()
-    from dinounet.schema.network import NetworkConfig
 
     torch.manual_seed(0)
-    return build_network(NetworkConfig(backbone=backbone)).to(DEVICE)
+    return build_network(network_config(backbone)).to(DEVICE)
 
 
 def make_task(task: str, precision: str, batch: int, backbone: str) -> Callable[[], None]:

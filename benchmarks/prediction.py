@@ -20,6 +20,8 @@ from pathlib import Path
 
 import numpy as np
 
+from dinounet.backbones.registry import network_config
+
 HERE = Path(__file__).resolve()
 
 
@@ -158,7 +160,7 @@ def prepare(root: Path, home: Path, steps: int, weights: str) -> None:
     same = replace(known.channels[0], intensities=Intensities(**{name: float(measured[name]) for name in names}))
     spacing = known.spacing and tuple(float(distance) for distance in planned["spacing"])
     recipe = replace(RECIPES["default"], steps=steps)
-    plan = make_plan(replace(known, channels=(same,), spacing=spacing), recipe, "dinov3_vits16")
+    plan = make_plan(replace(known, channels=(same,), spacing=spacing), recipe, network_config())
     write_json(home / "plan.json", plan)
     dinounet.train(root, home / "run", plan=home / "plan.json", weights=weights, fold="all", report=False)
 

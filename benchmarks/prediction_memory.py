@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 
 import dinounet
+from dinounet.backbones.registry import network_config
 from dinounet.data.dataset import read_dataset
 from dinounet.data.geometry import Geometry
 from dinounet.data.images import write_image
@@ -73,7 +74,7 @@ def make_run(home: Path, kind: str, classes: int, narrow: bool) -> Path:
         write_image(root / "data" / "masks" / "a.nii.gz", mask[None], PLACE)
     labels = {"background": 0} | {f"class {number}": number for number in range(1, classes)}
     data = plan_data(read_dataset(root / "data", labels, None if kind == "picture" else ("CT",)), (512, 512))
-    plan = make_plan(data, replace(RECIPES["default"], steps=1, augmentation="none"), "dinov3_vits16")
+    plan = make_plan(data, replace(RECIPES["default"], steps=1, augmentation="none"), network_config())
     if narrow:
         plan = replace(plan, network=replace(plan.network, **NARROW))
     write_json(root / "plan.json", plan)

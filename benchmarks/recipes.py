@@ -23,6 +23,7 @@ import torch
 from PIL import Image
 
 import dinounet
+from dinounet.backbones.registry import network_config
 from dinounet.data.dataset import read_dataset
 from dinounet.io import write_json
 from dinounet.planning.planner import choose_recipe, plan_dataset
@@ -164,7 +165,8 @@ def make_plan(setup: Setup, variant: Variant, train: Path, seed: int) -> Plan:
     changes = {**start, **variant.recipe, "steps": STEPS, "validate_every": STEPS, "seed": seed}
     recipe: Recipe = choose_recipe(variant.base, changes)
     dataset = read_dataset(train, setup.labels)
-    plan = plan_dataset(dataset, recipe, "dinov2_vits14", setup.patch, architecture=variant.architecture)
+    network = network_config("dinov2_vits14") if variant.architecture == "dinounet" else None
+    plan = plan_dataset(dataset, recipe, network, setup.patch)
     if variant.enlarged > 1:  # images that don't tell their pixels' size
         size = 1 / variant.enlarged
         plan = replace(plan, data=replace(plan.data, spacing=(size, size), unknown_spacing=1.0))

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from dinounet.backbones.registry import network_config
 from dinounet.schema.network import NetworkConfig
 
 TINY: dict[str, Any] = {
@@ -19,4 +20,4 @@ def planned(**changes: Any) -> NetworkConfig:
 
 
 def tiny_config(**changes: Any) -> NetworkConfig:
-    return NetworkConfig(**{**TINY, **changes})
+    return network_config(**{**TINY, **changes})

@@ -31,7 +31,7 @@ from dinounet.data.preprocessing import measure_channels
 from dinounet.errors import DataError, UserError
 from dinounet.planning.data_plan import plan_data
 from dinounet.schema.labels import Labels, Region
-from dinounet.schema.plan import ChannelPlan, DataPlan, Intensities, PlannedGroups
+from dinounet.schema.plan import ChannelPlan, DataPlan, Fingerprint, Intensities, PlannedGroups
 
 
 @pytest.fixture
@@ -67,26 +67,25 @@ def test_each_decision_about_the_pixels_makes_another_cache_and_no_other_does(pn
     plan = plan_data(read_dataset(png))
     others = {
         "channels": (ChannelPlan("MR", "zscore", Intensities(1.0, 2.0, 3.0, 4.0)),),
-        "labels": {"background": 0, "disc": 2, "square": 1},
+        "labels": replace(plan.labels, ignore=3),
         "slice_axis": 1,
         "spacing": (1.0, 2.0),
         "unknown_spacing": 1.0,
-        "ignore": 3,
         "dataset": "other",
         "file_ending": ".bmp",
         "patch": (32, 32),
         "fingerprint": replace(plan.fingerprint, cases=9),
-        "regions": (Region("all", (1, 2), 1),),
         "test_cases": ("case_9",),
         "readers": 7,
         "groups": PlannedGroups("folder"),
         "channel_projection": ((1.0,), (1.0,), (1.0,)),
-        "colours": {"background": "#000000", "disc": "#ff0000", "square": "#00ff00"},
     }
     for field in fields(DataPlan):
         changed = replace(plan, **{field.name: others[field.name]})
         is_same = cache._key(case, plan) == cache._key(case, changed)
         assert is_same == (field.name in NOT_OF_THE_PIXELS), field.name
+    of_regions = replace(plan, labels=replace(plan.labels, regions=(Region("all", (1, 2), 1),)))
+    assert cache._key(case, plan) == cache._key(case, of_regions)
 
     elsewhere = write_png_dataset(tmp_path / "elsewhere" / "pictures")
     for twin, original in ((p, png / p.relative_to(elsewhere)) for p in elsewhere.rglob("*.png")):
@@ -166,7 +165,7 @@ from dinounet.data import cache
 from dinounet.data import processes
 from dinounet.data.dataset import read_dataset
 from dinounet.schema.plan import DataPlan
-from dinounet.io import read_record
+from dinounet.schema.base import read_record
 
 processes.WORTH_PROCESSES, processes._cores = 0, lambda: int(sys.argv[4])
 prepare_cases = cache.prepare_cases
@@ -469,7 +468,8 @@ def test_mean_and_deviation_are_those_of_the_whole_volume() -> None:
     array = np.stack([random.normal(30_000, 2, (11, 30, 40)), random.gamma(1, 9, (11, 30, 40))]).astype(np.float32)
     array[:, 3] *= 1.001
     channels = (ChannelPlan("a", "zscore", Intensities(0, 1, 0, 1)),) * 2
-    plan = DataPlan("x", channels, {"background": 0, "x": 1}, None, 0, None, (8, 8), fingerprint=None)
+    seen = Fingerprint(1, (11, 30, 40), (11, 30, 40), (11, 30, 40), None, {})
+    plan = DataPlan("x", channels, Labels({"background": 0, "x": 1}), None, 0, None, (8, 8), seen)
     space = Geometry((1, 1, 1), (0, 0, 0), (1, 0, 0, 0, 1, 0, 0, 0, 1))
     for (mean, deviation), channel in zip(
         measure_channels(Volume(array, space, Path("x")), plan.channels), array.astype(np.float64), strict=True

@@ -10,7 +10,7 @@ from sklearn.calibration import calibration_curve
 from dinounet.errors import DataError
 from dinounet.evaluation import metrics as calibration
 from dinounet.evaluation.evaluate import evaluate_folders
-from dinounet.schema.labels import Region
+from dinounet.schema.labels import Labels, Region
 
 LABELS = {"background": 0, "grey": 1, "white": 2}
 
@@ -68,7 +68,7 @@ def test_regions_are_decisions_of_their_own_and_ignored_pixels_none(tmp_path):
     truth = np.random.default_rng(4).integers(0, 4, (50, 40), np.uint8)
     regions = Region("whole", (1, 2), 1), Region("core", (2,), 2)
     array = np.random.default_rng(5).uniform(size=(2, 1, 50, 40)).astype(np.float16)
-    metrics = evaluate_folders(*folders(tmp_path, truth % 3, {"a": array}), LABELS, regions=regions)
+    metrics = evaluate_folders(*folders(tmp_path, truth % 3, {"a": array}), Labels(LABELS, regions))
     is_it = np.stack([truth % 3 > 0, truth % 3 == 2])
     yes = array[:, 0] > 0.5
     probability = array[:, 0].astype(np.float64)
@@ -77,7 +77,7 @@ def test_regions_are_decisions_of_their_own_and_ignored_pixels_none(tmp_path):
     assert metrics.calibration.ece == pytest.approx(ece)
     assert [one.accuracy for one in metrics.calibration.bins if one.count] == pytest.approx(accuracy)
     Image.fromarray(truth).save(tmp_path / "truth" / "a.png")
-    again = evaluate_folders(tmp_path / "predictions", tmp_path / "truth", LABELS, regions=regions, ignore=3)
+    again = evaluate_folders(tmp_path / "predictions", tmp_path / "truth", Labels(LABELS, regions, 3))
     assert again.calibration.count == 2 * np.count_nonzero(truth != 3)
 
 

@@ -17,6 +17,7 @@ from dinounet.errors import DataError
 from dinounet.io import write_json
 from dinounet.planning.data_plan import plan_data
 from dinounet.schema.bundle import BundleRecord
+from dinounet.schema.labels import Labels
 from dinounet.schema.plan import Plan
 from dinounet.schema.recipe import Recipe
 from networks import planned
@@ -117,7 +118,7 @@ def test_fewer_networks_leave_no_file_of_the_former_ones(run: Path, bundle: Path
 
 def test_odd_names_neither_break_tables_nor_bring_marks_or_markup(record: BundleRecord) -> None:
     name = f"a|b\n---\n{END}{BEGIN}<script>x</script>"
-    labels = {"background": 0, name: 1, "square": 2}
+    labels = Labels({"background": 0, name: 1, "square": 2})
     card = make_card(replace(record, data=replace(record.data, dataset=name, labels=labels), postprocessing=None))
     assert (card.count(BEGIN), card.count(END), card.count("<script>")) == (1, 1, 0)
     assert r"1 = a\|b --- " in card

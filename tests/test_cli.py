@@ -141,7 +141,7 @@ def test_plain_pictures_with_masks_of_0_and_255(tmp_path: Path) -> None:
     assert sorted(path.name for path in (tmp_path / "out").glob("*.png")) == [f"IMG_000{i}.png" for i in range(4)]
     assert main(["evaluate", str(tmp_path / "out"), str(data / "masks"), "-o", str(tmp_path / "metrics.json")]) == 0
     metrics = json.loads((tmp_path / "metrics.json").read_text())
-    assert metrics["labels"] == {"background": 0, "foreground": 255}
+    assert metrics["labels"]["classes"] == {"background": 0, "foreground": 255}
     assert len(metrics["cases"]) == 4
 
 

@@ -13,8 +13,8 @@ from scipy.stats import bootstrap, wilcoxon
 import dinounet
 from dinounet.cli.main import main
 from dinounet.errors import ConfigError, DataError
-from dinounet.io import read_record
 from dinounet.reporting.tables import print_comparison
+from dinounet.schema.base import read_record
 from dinounet.schema.comparison import Comparison
 
 LABELS = "background=0,grey=1,white=2"

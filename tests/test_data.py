@@ -13,6 +13,7 @@ from PIL import Image
 from skimage.transform import resize
 
 from datasets import LABELS, describe, normalised, picture, volume, write_nifti_dataset
+from dinounet.backbones.registry import network_config
 from dinounet.data.cache import build_cache
 from dinounet.data.dataset import find_cases, hash_dataset, read_dataset
 from dinounet.data.geometry import Geometry, Volume, coarsest_axis
@@ -39,7 +40,7 @@ def nifti(tmp_path: Path) -> Path:
 def test_an_index_is_read_without_its_pixels(png: Path) -> None:
     dataset = read_dataset(png)
     assert [case.name for case in dataset.cases] == [f"case_{i}" for i in range(6)]
-    assert dataset.labels == LABELS
+    assert dataset.labels.classes == LABELS
     assert dataset.cases[0].mask == png / "labelsTr" / "case_0.png"
     before = hash_dataset(dataset)
     Image.fromarray(picture((72, 80), 99)[0]).save(png / "imagesTr" / "case_0_0000.png")
@@ -153,7 +154,7 @@ def test_plain_images_and_masks_are_paired_by_name(images: str, masks: str, tmp_
     for case in dataset.cases:
         assert read_image(case.images).shape == read_mask(case.mask).shape
     plan = plan_data(dataset)
-    assert plan.labels == {"background": 0, "foreground": 255}
+    assert plan.labels.classes == {"background": 0, "foreground": 255}
     assert plan.channels[0].name == "channel 0"
     assert len(dataset.splits) == 4
 
@@ -170,7 +171,7 @@ def test_a_single_pair_bears_the_folders_name(tmp_path: Path) -> None:
     dataset = read_dataset(tmp_path / "nerve", {"axon": 255, "background": 0, "myelin": 128})
     assert [case.name for case in dataset.cases] == ["nerve"]
     plan = plan_data(dataset)
-    assert list(plan.labels) == ["background", "myelin", "axon"]
+    assert list(plan.labels.classes) == ["background", "myelin", "axon"]
     assert [channel.name for channel in plan.channels] == ["R", "G", "B"]
     classes = mask_to_slices(read_mask(dataset.cases[0].mask), plan)
     np.testing.assert_array_equal(classes[0], mask)
@@ -186,7 +187,7 @@ def test_no_file_is_passed_over_for_its_name_alone(tmp_path: Path) -> None:
 
 def test_numbers_that_tell_are_named() -> None:
     def infer(pixels: dict[int, int]) -> dict[str, int]:
-        return infer_labels(pixels, "x", Path("masks"))[0].labels
+        return infer_labels(pixels, "x", Path("masks"))[0].classes
 
     assert infer({0: 5, 7: 1}) == {"background": 0, "foreground": 7}
     assert infer({1: 5, 2: 1}) == {"background": 0, "class 1": 1, "class 2": 2}
@@ -449,7 +450,7 @@ def test_another_place_in_space_is_answered(nifti: Path) -> None:
 
 def test_a_plan_with_wrong_keys_or_values_is_refused_with_the_nearest_name(png: Path, tmp_path: Path) -> None:
     path = tmp_path / "plan.json"
-    plan = make_plan(plan_data(read_dataset(png)), Recipe(), "dinov3_vits16")
+    plan = make_plan(plan_data(read_dataset(png)), Recipe(), network_config())
     write_json(path, plan)
     assert read_plan(path) == plan
 
@@ -460,21 +461,21 @@ def test_a_plan_with_wrong_keys_or_values_is_refused_with_the_nearest_name(png: 
     for changes, message in [
         (
             {"recipe": {**content["recipe"], "learnig_rate": 1}},
-            r"unknown key 'learnig_rate'; did you mean 'learning_rate'",
+            r"unknown key 'recipe\.learnig_rate'; did you mean 'learning_rate'",
         ),
-        ({"recipe": {**content["recipe"], "steps": "many"}}, r"recipe\.steps = 'many', which is no int"),
-        ({"recipe": {**content["recipe"], "steps": 0}}, r"recipe\.steps is 0; it must be a number of at least 1"),
+        ({"recipe": {**content["recipe"], "steps": "many"}}, r"recipe\.steps is 'many'; it must be a whole number"),
+        ({"recipe": {**content["recipe"], "steps": 0}}, r"recipe\.steps is 0; it must be at least 1"),
         ({"data": {k: v for k, v in content["data"].items() if k != "patch"}}, r"lacks data\.patch"),
         ({"network": {**content["network"], "num_classes": 7}}, r"num_classes is 7 but data names 3 labels"),
         (
             {"recipe": {**content["recipe"], "learning_rate": float("nan")}},
-            r"learning_rate is nan; it must be a number",
+            r"recipe\.learning_rate is nan; it must be a finite number",
         ),
-        ({"recipe": {**content["recipe"], "seed": 2**32}}, r"seed is 4294967296; it must be below"),
-        ({"data": {**content["data"], "patch": 64}}, r"data\.patch = 64, which is no tuple\[int, int\]"),
-        ({"data": {**content["data"], "patch": [64]}}, r"data\.patch = \[64\], which is no tuple"),
+        ({"recipe": {**content["recipe"], "seed": 2**32}}, r"seed is 4294967296; it must be less than 4294967296"),
+        ({"data": {**content["data"], "patch": 64}}, r"data\.patch is 64; it must be a list"),
+        ({"data": {**content["data"], "patch": [64]}}, r"lacks data\.patch\[1\]; add it"),
         ({"network": {**content["network"], "taps": [-1, 2, 3, 4]}}, r"four different blocks, from 0, in ascending"),
-        ({"format": 99}, r"format is 99"),
+        ({"format": 99}, r"has the format 99, of a newer dinounet"),
     ]:
         edited(**{**content, **changes})
         with pytest.raises(ConfigError, match=message):

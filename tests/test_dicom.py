@@ -232,7 +232,7 @@ def test_a_series_is_trained_on_and_predicted_on_its_own_grid(tmp_path: Path) ->
         place = frame.PlanePositionSequence[0].ImagePositionPatient[2]
         slice = round((place - ORIGIN[2]) / SPACING[2])
         np.testing.assert_array_equal(pixels, labels[slice] == segment)
-    known = dinounet.load(run).plan.data.meaning
+    known = dinounet.load(run).plan.data.labels
     again = read_mask(mask, known)
     np.testing.assert_array_equal(again.array, labels)
     require_same_grid(again, read_image([data / "images" / "c1"]))
@@ -279,10 +279,10 @@ def test_segmentations_of_other_programs_are_learned_from(array: np.ndarray, tmp
         segment(series, tmp_path / "data" / "masks" / f"c{index}.dcm", truth, names)
         truths.append(truth)
     dataset = read_dataset(tmp_path / "data")
-    assert dataset.labels == {"background": 0, "organ": 1, "tumour": 2}
+    assert dataset.labels.classes == {"background": 0, "organ": 1, "tumour": 2}
     swapped = np.array([0, 2, 1])[truths[0]]
-    np.testing.assert_array_equal(read_truth(dataset.cases[0], dataset.meaning).array, swapped)
-    np.testing.assert_array_equal(read_truth(dataset.cases[1], dataset.meaning).array, truths[1])
+    np.testing.assert_array_equal(read_truth(dataset.cases[0], dataset.labels).array, swapped)
+    np.testing.assert_array_equal(read_truth(dataset.cases[1], dataset.labels).array, truths[1])
     pixels = plan_data(dataset).fingerprint.label_pixels
     assert pixels["tumour"] == (truths[0] == 1).sum() + (truths[1] == 2).sum()
     for index, truth in enumerate((swapped, truths[1])):

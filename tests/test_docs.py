@@ -27,7 +27,7 @@ import dinounet
 import test_hub
 from datasets import picture
 from dinounet.backbones.frozen import build_backbone
-from dinounet.backbones.registry import BackboneVariant, find_variant
+from dinounet.backbones.registry import BackboneVariant, find_variant, network_config
 from dinounet.backbones.weights import find_weights
 from dinounet.cli.flags import parse_call
 from dinounet.cli.main import VERBS, function_of, main
@@ -85,7 +85,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[pytest.MonkeyPat
 
     def download(variant: BackboneVariant) -> Path:
         path = folder / f"{variant.name.replace(':', ' ')}.safetensors"
-        return path if path.exists() else weights_file(build_backbone(NetworkConfig(backbone=variant.name)), path)
+        return path if path.exists() else weights_file(build_backbone(network_config(variant.name)), path)
 
     with pytest.MonkeyPatch.context() as patches:
         patches.setattr(NetworkConfig, "__post_init__", shrink)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from conftest import shared
 from dinounet.backbones.frozen import FrozenBackbone, build_backbone
+from dinounet.backbones.registry import network_config
 from dinounet.backbones.weights import fill_backbone, hash_backbone
 from dinounet.errors import WeightsError
 from dinounet.schema.network import NetworkConfig
@@ -40,7 +41,7 @@ def dinov3(gated: bool) -> tuple[Any, NetworkConfig]:
     settings = {"use_gated_mlp": True, "hidden_act": "silu"} if gated else {}
     config = transformers.DINOv3ViTConfig(**SIZES, intermediate_size=256, num_register_tokens=4, **settings)
     name = "dinov3_vits16plus" if gated else "dinov3_vits16"
-    network = NetworkConfig(backbone=name, taps=(0, 1, 2, 3), backbone_args=ARGS)
+    network = network_config(name, taps=(0, 1, 2, 3), backbone_args=ARGS)
     return random(transformers.DINOv3ViTModel(config)), network
 
 
@@ -51,14 +52,14 @@ def dinov2(registers: bool) -> tuple[Any, NetworkConfig]:
     else:
         model = transformers.Dinov2Model(transformers.Dinov2Config(**sizes))
     name = "dinov2_vits14_reg" if registers else "dinov2_vits14"
-    network = NetworkConfig(backbone=name, taps=(0, 1, 2, 3), backbone_args={**ARGS, "img_size": 56})
+    network = network_config(name, taps=(0, 1, 2, 3), backbone_args={**ARGS, "img_size": 56})
     return random(model), network
 
 
 def convnext() -> tuple[Any, NetworkConfig]:
     config = transformers.DINOv3ConvNextConfig(hidden_sizes=[16, 32, 64, 128], depths=[1, 1, 2, 1])
     args = {"dims": [16, 32, 64, 128], "depths": [1, 1, 2, 1]}
-    network = NetworkConfig(backbone="dinov3_convnext_tiny", backbone_args=args)
+    network = network_config("dinov3_convnext_tiny", backbone_args=args)
     return random(transformers.DINOv3ConvNextModel(config)), network
 
 
@@ -186,7 +187,7 @@ def test_metas_tensors_of_the_published_network_give_its_features(tmp_path: Path
     published = load_file(shared("parity/tiny_state_dict.safetensors"))
     vectors = load_file(shared("parity/tiny_case_2x3x64x96.safetensors"))
     torch.save({k.removeprefix(prefix): v for k, v in published.items() if k.startswith(prefix)}, tmp_path / "tiny.pth")
-    backbone, _ = fill(NetworkConfig(taps=(0, 1, 2, 3), backbone_args=ARGS), tmp_path / "tiny.pth")
+    backbone, _ = fill(network_config(taps=(0, 1, 2, 3), backbone_args=ARGS), tmp_path / "tiny.pth")
     for i, tap in enumerate(backbone(vectors["input"])):
         theirs = vectors[f"backbone.layer.{i}.patch"]
         assert (tap - theirs).abs().max() <= 2e-5 * max(1.0, theirs.abs().max())
@@ -253,7 +254,7 @@ def test_a_bias_that_the_backbone_has_no_place_for_is_refused_and_not_dropped(tm
     """timm's plain variants have none; those without `_qkvb` would drop it in silence."""
     model, _ = dinov3(True)
     model.save_pretrained(tmp_path)
-    config = NetworkConfig(backbone="dinov3_vit7b16", taps=(0, 1, 2, 3), backbone_args={**ARGS, "mlp_ratio": 4})
+    config = network_config("dinov3_vit7b16", taps=(0, 1, 2, 3), backbone_args={**ARGS, "mlp_ratio": 4})
     with pytest.raises(WeightsError, match=r"unexpected, as blocks\.0\.attn\.q_bias"):
         fill(config, tmp_path)
 
@@ -267,13 +268,13 @@ def test_a_file_of_another_backbone_is_recognised_by_its_size(tmp_path: Path) ->
     )
     message = r"does not fit dinov3_vits16 .*it has the size of dinov3_vits16plus: choose that backbone, or download"
     with pytest.raises(WeightsError, match=message):
-        fill(NetworkConfig(), tmp_path / "w.safetensors")
+        fill(network_config(), tmp_path / "w.safetensors")
 
 
 def test_a_classifier_of_timms_own_models_is_left_out(tmp_path: Path) -> None:
     whole = timm.create_model("vit_tiny_patch16_224")
     save_file(whole.state_dict(), tmp_path / "w.safetensors")
-    backbone, _ = fill(NetworkConfig(backbone="timm:vit_tiny_patch16_224"), tmp_path / "w.safetensors")
+    backbone, _ = fill(network_config(backbone="timm:vit_tiny_patch16_224"), tmp_path / "w.safetensors")
     assert torch.equal(backbone.vit.blocks[3].attn.qkv.weight, whole.blocks[3].attn.qkv.weight)
 
 

@@ -13,6 +13,7 @@ from PIL import Image
 import dinounet
 from datasets import picture, write_png_dataset
 from dinounet.backbones.frozen import build_backbone, build_network
+from dinounet.backbones.registry import network_config
 from dinounet.backbones.weights import fill_backbone
 from dinounet.bundle.load import find_models
 from dinounet.cli.main import main
@@ -87,7 +88,7 @@ def test_volumes_and_variables_that_mean_nothing_are_refused_before_training(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format": 2}, "names a network of format 2 and this version of dinounet reads 1; train anew, or use"),
+        ({"format": 3}, "the plan's arch_kwargs has the format 3, of a newer dinounet than this one, which reads 2"),
         ({"weight": "hub"}, "the plan's arch_kwargs has the unknown key 'weight'; did you mean 'weights'?"),
     ],
 )
@@ -138,7 +139,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Trained by dinounet for two steps, on masks of 0, 1, 2."""
     folder = tmp_path_factory.mktemp("run")
     data = write_png_dataset(folder / "data", cases=4, size=(64, 64))
-    planned = plan_dataset(read_dataset(data), "default", "dinov3_vits16", (64, 64), changes={"steps": 2})
+    planned = plan_dataset(read_dataset(data), "default", network_config(), (64, 64), changes={"steps": 2})
     network = tiny_config(num_classes=3, deep_supervision=True)
     write_json(folder / "plan.json", type(planned)(planned.data, network, planned.recipe))
     words = ["--weights", "random", "--precision", "fp32", "--device", "cpu", "--no-report"]
@@ -157,7 +158,7 @@ def test_a_run_goes_to_nnunet_and_comes_back_as_it_was(run: Path, tmp_path: Path
     ]  # fmt: skip
     bundle = dinounet.import_(folder, tmp_path / "bundle")
     before, after = dinounet.load(run), dinounet.load(bundle)
-    for name in ("channels", "labels", "patch", "slice_axis", "file_ending", "regions", "ignore"):
+    for name in ("channels", "labels", "patch", "slice_axis", "file_ending"):
         assert getattr(after.plan.data, name) == getattr(before.plan.data, name), name
     image = Image.fromarray(picture((64, 64), 5)[0])
     assert (before.predict_proba(image) == after.predict_proba(image)).all()
@@ -223,7 +224,9 @@ def test_what_nnunet_cannot_do_is_refused_and_what_it_does_otherwise_is_told(
     assert not (tmp_path / "folder").exists()
     capsys.readouterr()
     folder = export(
-        change(run, tmp_path / "odd", labels={"background": 0, "disc": 128, "square": 255}, file_ending=None),
+        change(
+            run, tmp_path / "odd", labels={"classes": {"background": 0, "disc": 128, "square": 255}}, file_ending=None
+        ),
         tmp_path / "folder",
     )
     assert "nnU-Net wants labels without gaps, so its masks hold background 0 for 0, disc 1 for 128" in (
@@ -242,7 +245,10 @@ def test_regions_and_the_ignore_label_go_along(run: Path, tmp_path: Path) -> Non
         {"name": "core", "labels": [2, 3], "written_as": 2},
         {"name": "tip", "labels": [3], "written_as": 3},
     ]
-    folder = export(change(run, tmp_path / "regions", labels=labels, regions=regions, ignore=9), tmp_path / "folder")
+    folder = export(
+        change(run, tmp_path / "regions", labels={"classes": labels, "regions": regions, "ignore": 9}),
+        tmp_path / "folder",
+    )
     description = json.loads((folder / "dataset.json").read_text())
     assert description["labels"] == {"background": 0, "whole": [1, 2, 3], "core": [2, 3], "tip": [3], "ignore": 4}
     assert description["regions_class_order"] == [1, 2, 3]

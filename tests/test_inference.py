@@ -187,7 +187,7 @@ def test_a_prediction_lies_on_the_images_grid_also_at_another_spacing(nifti_run:
     for get in ("GetSpacing", "GetOrigin", "GetDirection"):
         np.testing.assert_allclose(getattr(mask, get)(), getattr(image, get)(), atol=1e-5)
     record = json.loads((tmp_path / "out" / "prediction.json").read_text())
-    assert record["labels"]["square"] == 2
+    assert record["labels"]["classes"]["square"] == 2
     assert len(record["models"][0]["sha256"]) == 64
 
 

@@ -17,11 +17,11 @@ from torch import Tensor
 
 from dinounet.backbones.frozen import FrozenBackbone, build_backbone
 from dinounet.backbones.low_precision import held_linears
-from dinounet.backbones.registry import find_variant, usual_precision
+from dinounet.backbones.registry import find_variant, network_config, usual_precision
 from dinounet.backbones.weights import fill_backbone
 from dinounet.errors import ConfigError, WeightsError
 from dinounet.network.dinounet import DinoUNet
-from dinounet.schema.network import BackboneRecord, NetworkConfig
+from dinounet.schema.network import BackboneRecord
 from networks import TINY, tiny_config
 
 NAME = "dinov3_vits16"
@@ -193,10 +193,10 @@ def highest():
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) * 1024
 
-config = NetworkConfig(backbone="dinov3_vit7b16", taps=(12, 13, 14, 15), backbone_precision=sys.argv[2],
+config = network_config("dinov3_vit7b16", taps=(12, 13, 14, 15), backbone_precision=sys.argv[2],
                        backbone_args={"embed_dim": 1024, "depth": 16, "num_heads": 8})
 image = torch.zeros(1, 3, 64, 64)
-small = NetworkConfig(taps=(0, 1, 2, 3), backbone_args={"embed_dim": 64, "depth": 4, "num_heads": 4})
+small = network_config(taps=(0, 1, 2, 3), backbone_args={"embed_dim": 64, "depth": 4, "num_heads": 4})
 build_backbone(small)(image)  # so that what torch and timm load is there
 before = highest()
 backbone = build_backbone(config, offload=sys.argv[3] == "True")
@@ -212,7 +212,7 @@ print(highest() - before)
 def test_memory_is_what_is_held_and_one_block_never_a_float32_copy(tmp_path: Path) -> None:
     options = {"embed_dim": 1024, "depth": 16, "num_heads": 8}
     backbone = build_backbone(
-        NetworkConfig(
+        network_config(
             backbone="dinov3_vit7b16", taps=(12, 13, 14, 15), backbone_args=options, backbone_precision="bf16"
         )
     )
@@ -240,7 +240,7 @@ def test_memory_is_what_is_held_and_one_block_never_a_float32_copy(tmp_path: Pat
 def test_an_outline_of_7b_takes_no_memory() -> None:
     """As training on cached features builds it."""
     with torch.device("meta"):
-        backbone = build_backbone(NetworkConfig(backbone="dinov3_vit7b16"))
+        backbone = build_backbone(network_config("dinov3_vit7b16"))
     assert all(parameter.is_meta for parameter in backbone.parameters())
     assert backbone.grids((512, 512)) == [(32, 32)] * 4
 
@@ -248,15 +248,15 @@ def test_an_outline_of_7b_takes_no_memory() -> None:
 def test_7b_alone_is_held_in_bf16_unless_asked_for_otherwise() -> None:
     for name in ("dinov3_vits16", "dinov3_vith16plus", "dinov2_vitg14", "dinov3_convnext_large"):
         assert usual_precision(find_variant(name)) == "fp32"
-    assert NetworkConfig(backbone="dinov3_vit7b16").precision_of_backbone == "bf16"
-    assert NetworkConfig(backbone="dinov3_vit7b16", backbone_precision="fp32").precision_of_backbone == "fp32"
+    assert network_config("dinov3_vit7b16").backbone_precision == "bf16"
+    assert network_config("dinov3_vit7b16", backbone_precision="fp32").backbone_precision == "fp32"
 
 
 def test_what_cannot_be_held_or_brought_is_answered() -> None:
     with pytest.raises(ConfigError, match=r"^--backbone-precision int8 is for .* 0% of timm:resnet18; choose fp32, or"):
-        build_backbone(NetworkConfig(backbone="timm:resnet18", backbone_precision="int8"))
+        build_backbone(network_config(backbone="timm:resnet18", backbone_precision="int8"))
     with pytest.raises(ConfigError, match=r"^dinov3_convnext_tiny has no row of blocks .* from the disk; leave --off"):
-        build_backbone(NetworkConfig(backbone="dinov3_convnext_tiny"), offload=True)
+        build_backbone(network_config("dinov3_convnext_tiny"), offload=True)
     with pytest.raises(WeightsError, match=r"^--offload computes from a file .* random ones stand in none; pass"):
         filled("random", "bf16", offload=True)
     with pytest.raises(ConfigError, match=r"dinov3_vits16 can't be built with .*num_head_count"):
@@ -284,7 +284,7 @@ def test_a_file_that_goes_while_its_blocks_are_read_is_answered(weights: Path) -
 def test_a_pass_that_was_broken_off_leaves_nothing_for_the_next(tmp_path: Path) -> None:
     """Blocks are brought into the same places again, so what was read ahead then is not theirs any more."""
     options = {"embed_dim": 64, "depth": 6, "num_heads": 4}
-    config = NetworkConfig(backbone="dinov3_vit7b16", taps=(1, 2, 4, 5), backbone_args=options)
+    config = network_config("dinov3_vit7b16", taps=(1, 2, 4, 5), backbone_args=options)
     stored = build_backbone(config)
     fill_backbone(stored, config.backbone, "random")
     save_file(stored.vit.state_dict(), tmp_path / "model.safetensors")

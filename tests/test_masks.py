@@ -58,8 +58,8 @@ def truth(index: int) -> np.ndarray:
 def test_exact_colours_are_classes(tmp_path: Path) -> None:
     dataset = read_dataset(write_cases(tmp_path / "data"))
     plan = plan_data(dataset)
-    assert plan.labels == {"background": 0, "class #0080ff": 1, "class #ff0000": 2}
-    assert plan.colours == {"background": "#000000", "class #0080ff": "#0080ff", "class #ff0000": "#ff0000"}
+    assert plan.labels.classes == {"background": 0, "class #0080ff": 1, "class #ff0000": 2}
+    assert plan.labels.colours == {"background": "#000000", "class #0080ff": "#0080ff", "class #ff0000": "#ff0000"}
     discs = sum(np.count_nonzero(truth(index) == 1) for index in range(4))
     assert plan.fingerprint.label_pixels["class #ff0000"] == discs
     for index, case in enumerate(build_cache(dataset.cases, plan, tmp_path / "cache")):
@@ -68,11 +68,11 @@ def test_exact_colours_are_classes(tmp_path: Path) -> None:
 
 def test_colours_that_are_named_have_the_order_of_their_names(tmp_path: Path) -> None:
     dataset = read_dataset(write_cases(tmp_path / "data"), parse_labels(GIVEN))
-    assert dataset.labels == {"background": 0, "disc": 1, "square": 2}
-    np.testing.assert_array_equal(read_truth(dataset.cases[0], dataset.meaning).array[0], truth(0))
+    assert dataset.labels.classes == {"background": 0, "disc": 1, "square": 2}
+    np.testing.assert_array_equal(read_truth(dataset.cases[0], dataset.labels).array[0], truth(0))
     plan = plan_data(dataset)
     write_json(tmp_path / "plan.json", Plan(plan, planned(num_classes=3), Recipe()))
-    assert read_plan(tmp_path / "plan.json").data.colours == {
+    assert read_plan(tmp_path / "plan.json").data.labels.colours == {
         "background": "#000000", "disc": "#ff0000", "square": "#0080ff",
     }  # fmt: skip
     assert name_labels(parse_labels("lesion=#000000,ignore=#ff0000,background=#ffffff")) == Labels(
@@ -88,9 +88,9 @@ def test_a_grey_class_beside_colours_is_a_colour(tmp_path: Path) -> None:
     save(root / "masks" / "c1.png", only_white * 0)
     dataset = read_dataset(root)
     plan = plan_data(dataset)
-    assert "class #ffffff" in plan.labels
+    assert "class #ffffff" in plan.labels.classes
     cached = build_cache(dataset.cases, plan, tmp_path / "cache")
-    assert np.unique(cached[0].mask).tolist() == [0, list(plan.labels).index("class #ffffff")]
+    assert np.unique(cached[0].mask).tolist() == [0, list(plan.labels.classes).index("class #ffffff")]
     assert not cached[1].mask.any()
 
 
@@ -150,7 +150,7 @@ def test_from_colours_to_predicted_palettes_evaluation_and_report(tmp_path: Path
     run = dinounet.train(
         data, tmp_path / "run", plan=tmp_path / "plan.json", labels=GIVEN, weights="random", device="cpu"
     )
-    assert dinounet.load(run).plan.data.meaning.as_given == parse_labels(GIVEN)  # what --resume compares
+    assert dinounet.load(run).plan.data.labels.as_given == parse_labels(GIVEN)  # what --resume compares
     out = tmp_path / "out"
     written = dinounet.predict(run, [data / "images"], out)
     assert [path.name for path in written] == [f"c{index}.png" for index in range(4)]
@@ -185,12 +185,12 @@ def test_one_file_a_class_is_joined(tmp_path: Path) -> None:
             for label, name in ((1, "disc"), (2, "square")):
                 save(root / how.format(name=name, index=index), (truth(index) == label) * np.uint8(256 - label))
         dataset = read_dataset(root)
-        assert dataset.labels == {"background": 0, "disc": 1, "square": 2}
+        assert dataset.labels.classes == {"background": 0, "disc": 1, "square": 2}
         for index, case in enumerate(dataset.cases):
-            np.testing.assert_array_equal(read_truth(case, dataset.meaning).array[0], truth(index))
+            np.testing.assert_array_equal(read_truth(case, dataset.labels).array[0], truth(index))
         assert plan_data(dataset).fingerprint.label_pixels["square"] == sum((truth(i) == 2).sum() for i in range(4))
         other = read_dataset(root, {"background": 0, "square": 1, "disc": 5})
-        np.testing.assert_array_equal(read_truth(other.cases[0], other.meaning).array[0], np.array([0, 5, 1])[truth(0)])
+        np.testing.assert_array_equal(read_truth(other.cases[0], other.labels).array[0], np.array([0, 5, 1])[truth(0)])
         with pytest.raises(ConfigError, match="a file for each of disc, square, but the labels are"):
             read_dataset(root, {"background": 0, "circle": 1, "square": 2})
         for index in range(4):
@@ -264,11 +264,11 @@ def test_mixtures_are_refused_with_the_command_that_repairs_them(
     shutil.rmtree(data / "masks")
     Path(command[4]).rename(data / "masks")
     plan = plan_data(read_dataset(data, parse_labels(told.split("--labels ")[1].split('"')[0])))
-    assert len(plan.labels) == 3
+    assert len(plan.labels.classes) == 3
     for index in range(3):
         found = read_mask(data / "masks" / f"c{index}.png").array[0]
         expected = picture((160, 200), index)[1]
-        wrong = found != np.array(list(plan.labels.values()))[expected]
+        wrong = found != np.array(list(plan.labels.classes.values()))[expected]
         inside = np.ones_like(expected, bool)
         for axis in (0, 1):
             for step in (-3, -2, -1, 1, 2, 3):  # mixtures lie at the borders alone
@@ -425,6 +425,6 @@ def test_shared_volumes_in_pairs_are_understood(name: str) -> None:
         found, numbers = np.unique(sitk.GetArrayFromImage(sitk.ReadImage(str(case.mask))), return_counts=True)
         for value, number in zip(found.tolist(), numbers.tolist(), strict=True):
             counts[value] = counts.get(value, 0) + number
-    assert {plan.labels[key]: number for key, number in plan.fingerprint.label_pixels.items()} == counts
+    assert {plan.labels.classes[key]: number for key, number in plan.fingerprint.label_pixels.items()} == counts
     sizes = [sitk.ReadImage(str(case.images[0])).GetSize()[::-1] for case in dataset.cases]
     assert plan.fingerprint.median_shape == tuple(np.median(sizes, axis=0).astype(int))

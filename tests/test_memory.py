@@ -9,6 +9,7 @@ import torch
 import dinounet
 from datasets import write_png_dataset
 from dinounet.backbones.frozen import build_network
+from dinounet.backbones.registry import network_config
 from dinounet.data.dataset import read_dataset
 from dinounet.errors import UserError
 from dinounet.io import write_json
@@ -28,7 +29,7 @@ GB = 10**9
 @pytest.fixture
 def plan(tmp_path: Path) -> Plan:
     data = plan_data(read_dataset(write_png_dataset(tmp_path / "pictures")), (512, 384))
-    return make_plan(data, Recipe(), "dinov3_vits16")
+    return make_plan(data, Recipe(), network_config())
 
 
 def test_a_block_of_known_size_is_seen_also_where_as_much_was_freed_before() -> None:

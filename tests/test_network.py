@@ -8,13 +8,14 @@ import torch
 from torch import nn
 
 from dinounet.backbones.frozen import build_network
+from dinounet.backbones.registry import network_config
 from dinounet.errors import ConfigError
 from dinounet.network.cpu_kernels import SampleByBags, cpu_kernels
 from dinounet.network.decoder import pad_to_stride
 from dinounet.network.deformable_attention import sample_and_weigh
 from dinounet.network.dinounet import DinoUNet
 from dinounet.network.unet import UNet, rename_monai_keys
-from dinounet.schema.network import NetworkConfig, plan_unet
+from dinounet.schema.network import plan_unet
 from networks import tiny_config
 
 
@@ -37,7 +38,7 @@ def test_parameter_counts_are_the_published_ones(
     backbone: str, trainable: int, adapter: int, fapm: int, frozen: int, frozen_elsewhere: int
 ) -> None:
     with torch.device("meta"):
-        network = build_network(NetworkConfig(backbone=backbone))
+        network = build_network(network_config(backbone))
 
     def count(module: nn.Module, trained: bool = True) -> int:
         return sum(p.numel() for p in module.parameters() if p.requires_grad == trained)

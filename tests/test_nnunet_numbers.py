@@ -42,7 +42,7 @@ from dinounet.data.preprocessing import image_to_slices, mask_to_slices, resampl
 from dinounet.data.splits import make_splits
 from dinounet.inference.tiling import gaussian
 from dinounet.planning.data_plan import plan_data
-from dinounet.schema.labels import IGNORED, Region
+from dinounet.schema.labels import IGNORED, Labels, Region
 from dinounet.schema.network import plan_unet
 from dinounet.schema.plan import ChannelPlan, DataPlan, Intensities
 from dinounet.schema.recipe import STEPS_AN_EPOCH, Recipe
@@ -57,7 +57,7 @@ REGIONS = (Region("whole", (1, 2, 3), 1), Region("core", (2, 3), 2), Region("edg
 @pytest.fixture(scope="module")
 def plan(tmp_path_factory: pytest.TempPathFactory) -> DataPlan:
     data = plan_data(read_dataset(write_png_dataset(tmp_path_factory.mktemp("pictures") / "data")))
-    return replace(data, labels={"background": 0, "a": 1, "b": 2, "c": 3})
+    return replace(data, labels=Labels({"background": 0, "a": 1, "b": 2, "c": 3}))
 
 
 def logits_and_mask(outputs: int, labels: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -95,7 +95,7 @@ def test_deep_supervision_reads_the_same_pixels_with_the_same_weights() -> None:
 
 
 def test_ignored_pixels_count_for_nothing(plan: DataPlan) -> None:
-    plan = replace(plan, ignore=9)
+    plan = replace(plan, labels=replace(plan.labels, ignore=9))
     for held in (5, 1):
         logits, mask = logits_and_mask(4, held)
         mask = mask if held > 1 else torch.full_like(mask, 4)  # and a batch that nobody judged
@@ -113,7 +113,7 @@ def test_regions(plan: DataPlan, ignore: bool) -> None:
     loss = DC_and_BCE_loss({}, dice, use_ignore_label=ignore, dice_class=MemoryEfficientSoftDiceLoss)
     # with an ignore label nnU-Net sums the cross-entropy over regions, and else takes the mean; ours always does
     loss.weight_ce = 1 / 3 if ignore else 1
-    ours = make_loss(replace(plan, regions=REGIONS, ignore=9 if ignore else None))
+    ours = make_loss(replace(plan, labels=replace(plan.labels, regions=REGIONS, ignore=9 if ignore else None)))
     masked = mask.where(mask != 4, torch.tensor(IGNORED)) if ignore else mask
     assert_same_loss(ours(logits, masked), loss(logits, target), logits)
 
@@ -123,7 +123,7 @@ def test_regions_are_written_in_the_same_order(plan: DataPlan, order: tuple[int,
     regions = tuple(Region(f"region {label}", (1, 2, 3), label) for label in order)
     manager = LabelManager({"background": 0} | {region.name: region.labels for region in regions}, list(order))
     logits, _ = logits_and_mask(3, 1)
-    ours = to_classes(logits.detach(), replace(plan, regions=regions))
+    ours = to_classes(logits.detach(), replace(plan, labels=replace(plan.labels, regions=regions)))
     theirs = torch.stack([manager.convert_logits_to_segmentation(one) for one in logits.detach()])
     assert torch.equal(ours, theirs.long())
 

@@ -24,6 +24,7 @@ import torch
 from PIL import Image
 
 from dinounet.backbones.frozen import build_network
+from dinounet.backbones.registry import network_config
 
 pytest.importorskip("nnunetv2", reason="nnunetv2 is not installed; `make test-nnunet` has it")
 
@@ -290,7 +291,7 @@ def test_a_run_of_nnunets_becomes_a_bundle_that_predicts_the_same(home: Home, tr
 
 def test_a_bundle_becomes_a_folder_that_nnunet_predicts_the_same_from(tmp_path: Path) -> None:
     data = write_nifti_dataset(tmp_path / "data", cases=4, slices=2, size=(SIDE, SIDE))
-    planned = plan_dataset(read_dataset(data), "default", "dinov3_vits16", (SIDE, SIDE), changes={"steps": 3})
+    planned = plan_dataset(read_dataset(data), "default", network_config(), (SIDE, SIDE), changes={"steps": 3})
     write_json(tmp_path / "plan.json", replace(planned, network=tiny_config(num_classes=3, deep_supervision=True)))
     run = tmp_path / "run"
     words = ["--weights", "random", "--precision", "fp32", "--device", "cpu", "--no-report"]

@@ -248,7 +248,7 @@ def test_the_record_is_a_bundles_and_tells_no_names(place: Path) -> None:
     text = (place / "unet_onnx" / "onnx.json").read_text()
     assert not [word for word in ("case_", "secret_folder", str(place)) if word in text]
     assert record.bundle.data.channels[0].normalisation == "zscore"
-    assert record.bundle.data.labels == {"background": 0, "disc": 1, "square": 2}
+    assert record.bundle.data.labels.classes == {"background": 0, "disc": 1, "square": 2}
     assert json.loads((place / "unet" / "model.json").read_text()) == json.loads(text)["bundle"]
 
 
@@ -353,17 +353,20 @@ def flip(folder: Path) -> None:
         (replaced(other_network("link")), r"model_0\.onnx wants weights from a file that is not its own"),
         (replaced(twice_located()), r"model_0\.onnx wants weights from a file that is not its own"),
         (replaced(other_network("model_0.onnx.data")), "is not the network that the record beside it describes"),
-        (put(2, "format"), r"onnx\.json has the format 2, and this dinounet reads 1; export"),
-        (put(9, "bundle", "format"), r"onnx\.json, bundle, has the format 9, of a newer dinounet"),
+        (put(2, "format"), r"onnx\.json has the format 2, of a newer dinounet than this one, which reads 1"),
+        (put(9, "bundle", "format"), r"onnx\.json: bundle has the format 9, of a newer dinounet"),
         (put({}, "surprise"), "unknown key 'surprise'"),
         (put([10**9, 32], "multiple"), r"multiple is \[1000000000, 32\]; it must be two numbers from 1 to 8192"),
         (put([], "files"), "files names 0 files for 2 networks"),
-        (put(float("nan"), "bundle", "seed"), "holds a number that is NaN or infinite"),
+        (put(float("nan"), "calibration_images"), "calibration_images is nan; it must be a whole number"),
         (put([10**9, 64], "bundle", "data", "patch"), r"\.patch is 1000000000; at most 8192 is read"),
         (lambda f: (f / "onnx.json").write_text("[" * 100_000), "is not JSON"),
         (lambda f: (f / "onnx.json").write_text('{"format": 1}'), "lacks bundle; add it"),
-        (lambda f: (f / "onnx.json").write_text("[1]"), "holds list where OnnxRecord wants an object"),
-        (lambda f: (f / "onnx.json").write_text(" " * (1 << 24) + "{}"), "is larger than any record of a bundle"),
+        (lambda f: (f / "onnx.json").write_text("[1]"), r"onnx\.json holds \[1\]; it must be an object"),
+        (
+            lambda f: (f / "onnx.json").write_text(" " * (1 << 24) + "{}"),
+            "has more than 16,777,216 bytes, too many",
+        ),
     ],
 )
 def test_damaged_and_hostile_folders_are_one_sentence(

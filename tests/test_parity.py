@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from conftest import compared, shared
 from dinounet.backbones.frozen import build_backbone, build_network
 from dinounet.backbones.key_names import load_published_state_dict, meta_to_timm, trained_name
+from dinounet.backbones.registry import network_config
 from dinounet.errors import WeightsError
 from dinounet.network.adapter import cell_centres
 from dinounet.network.deformable_attention import DeformableAttention, sample_and_weigh
 from dinounet.network.dinounet import DinoUNet
-from dinounet.schema.network import NetworkConfig
 
 TINY = {
     "num_classes": 3,
@@ -41,7 +41,7 @@ def published() -> dict[str, Tensor]:
 
 
 def tiny(state_dict: dict[str, Tensor], **changes: object) -> DinoUNet:
-    network = build_network(NetworkConfig(**{"in_channels": 3, **TINY, **changes})).eval()
+    network = build_network(network_config(**{"in_channels": 3, **TINY, **changes})).eval()
     load_published_state_dict(network, state_dict)
     return network
 
@@ -220,7 +220,7 @@ def test_sampling_geometry_of_the_adapter() -> None:
 def test_backbone_with_swiglu_and_without_qkv_bias() -> None:
     vectors = load_file(shared("parity/backbone_swiglu_and_rope.safetensors"))
     sizes = {"embed_dim": 64, "depth": 2, "num_heads": 2, "mlp_ratio": 2}
-    config = NetworkConfig(
+    config = network_config(
         backbone="dinov3_vit7b16", taps=(0, 1, 2, 3), backbone_args={**sizes, "depth": 4},
         backbone_precision="fp32",  # by default it is held in bf16
     )  # fmt: skip
@@ -244,7 +244,7 @@ def test_rope_tables(table: str) -> None:
     vectors = load_file(shared("parity/backbone_swiglu_and_rope.safetensors"))
     head_width, height, width = map(int, re.findall(r"\d+", table))
     args = {"embed_dim": 2 * head_width, "depth": 4, "num_heads": 2}
-    rope = build_backbone(NetworkConfig(taps=(0, 1, 2, 3), backbone_args=args)).vit.rope
+    rope = build_backbone(network_config(taps=(0, 1, 2, 3), backbone_args=args)).vit.rope
     sine, cosine = rope.get_embed((height, width)).chunk(2, dim=-1)
     assert_parity(f"rope.{table}.sin", sine, vectors[f"rope.{table}.sin"])
     assert_parity(f"rope.{table}.cos", cosine, vectors[f"rope.{table}.cos"])
@@ -262,7 +262,7 @@ def test_a_published_checkpoint_with_all_its_aliases(published: dict[str, Tensor
 
 
 def test_a_published_checkpoint_that_does_not_fit_is_refused_by_name(published: dict[str, Tensor]) -> None:
-    network = build_network(NetworkConfig(in_channels=3, **TINY))
+    network = build_network(network_config(in_channels=3, **TINY))
     before = {key: tensor.clone() for key, tensor in network.state_dict().items()}
     renamed = dict(published)
     renamed["encoder.fapm.surprise"] = renamed.pop("encoder.fapm.shared_basis.bias")

@@ -22,8 +22,9 @@ from dinounet.data.layouts import Case
 from dinounet.errors import ConfigError, DataError, Interrupted
 from dinounet.evaluation.postprocessing_search import choose, improves
 from dinounet.inference.postprocessing import Segmentation, SegmentationBuilder, agree, apply, describe
-from dinounet.io import read_record, write_json
+from dinounet.io import write_json
 from dinounet.planning.data_plan import plan_data
+from dinounet.schema.base import read_record
 from dinounet.schema.labels import Labels, Region
 from dinounet.schema.plan import Plan
 from dinounet.schema.prediction import Postprocessing, Steps, read_postprocessing
@@ -134,13 +135,16 @@ def test_the_record_is_read_strictly_and_told_in_words(tmp_path: Path) -> None:
     path.write_text('{"classes": {"a": {"fill_holes": true}}}')  # by hand
     assert read_postprocessing(tmp_path) == Postprocessing({"a": FILL})
     for text, message in [
-        ('{"classes": {"a": {"keep_biggest": true}}}', "unknown key 'keep_biggest'; did you mean 'keep_largest'"),
+        (
+            '{"classes": {"a": {"keep_biggest": true}}}',
+            "'classes.a.keep_biggest'; did you mean 'keep_largest'",
+        ),
         ('{"classes": {"a": {"smallest": 0}}}', "smallest is 0.0; it must be above 0, or null"),
         ('{"classes": {"a": {"smallest": -3}}}', "smallest is -3.0; it must be above 0, or null"),
-        ('{"classes": {"a": {"smallest": "big"}}}', "has classes.smallest = 'big', which is no float | None; correct"),
+        ('{"classes": {"a": {"smallest": "big"}}}', "classes.a.smallest is 'big'; it must be a number"),
         ('{"classes": {}, "unit": "mm3"}', "unit is mm3 and spacing None; give a spacing with mm3, and null with px"),
         ('{"classes": {}, "unit": "mm3", "spacing": [1, 0, 1]}', r"spacing is \[1.0, 0.0, 1.0\]; give three distances"),
-        ('{"classes": {}, "format": 2}', "format is 2 but this version of dinounet reads 1"),
+        ('{"classes": {}, "format": 2}', "has the format 2, of a newer dinounet than this one, which reads 1; upgrade"),
     ]:
         path.write_text(text)
         with pytest.raises(ConfigError, match=message):

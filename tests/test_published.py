@@ -109,7 +109,7 @@ def test_it_sees_images_as_nnunet_planned(tmp_path: Path) -> None:
     assert data.channels[1].intensities.mean == 101.0
     assert (data.dataset, data.patch, data.slice_axis, data.file_ending) == ("Dataset007_Cells", (64, 96), 0, ".png")
     assert (data.spacing, data.unknown_spacing) == ((1.0, 1.0), 1.0)
-    assert data.labels == DATASET["labels"]
+    assert data.labels.classes == DATASET["labels"]
     assert data.fingerprint.cases == 12
     assert record.networks[0].training is None
     assert "trainer DinoUNetTrainer, epoch 200, fold 0" in record.origin
@@ -147,7 +147,7 @@ def test_regions_come_along(tmp_path: Path) -> None:
         tmp_path / "run", dataset={**DATASET, "labels": labels, "regions_class_order": [1, 2, 3]}, init_args={}
     )
     assert main(words) == 0
-    assert list(dinounet.load(tmp_path / "run" / "bundle").plan.data.meaning.outputs) == ["whole", "core", "tip"]
+    assert list(dinounet.load(tmp_path / "run" / "bundle").plan.data.labels.outputs) == ["whole", "core", "tip"]
 
 
 def planned(**changes: Any) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import dinounet
 from conftest import shared
 from datasets import write_nifti_dataset, write_png_dataset
 from dinounet.backbones.frozen import build_backbone, build_network
+from dinounet.backbones.registry import network_config
 from dinounet.backbones.weights import fill_backbone, hash_backbone
 from dinounet.cli.main import main
 from dinounet.data.dataset import read_dataset
@@ -99,7 +100,7 @@ def test_the_papers_batch_is_nnunets_for_a_plain_unet(png: Path) -> None:
 
 def test_the_paper_makes_the_median_image_512_squared(tmp_path: Path) -> None:
     flat = write_png_dataset(tmp_path / "flat", size=(72, 80))
-    plan = plan_dataset(read_dataset(flat), "paper", "dinov3_vits16")
+    plan = plan_dataset(read_dataset(flat), "paper", network_config())
     assert plan.data.spacing == (72 / 512, 80 / 512)  # pixels count as 1 apart
     assert (plan.data.patch, plan.data.unknown_spacing, plan.recipe.batch) == ((512, 512), 1.0, 2)
     from dinounet.data.images import read_image
@@ -115,7 +116,7 @@ def test_the_paper_makes_the_median_image_512_squared(tmp_path: Path) -> None:
 
 
 def test_the_paper_trains_and_predicts_pictures_at_their_own_size(png: Path, tmp_path: Path) -> None:
-    plan = plan_dataset(read_dataset(png), "paper", "dinov3_vits16", (64, 64), changes={"steps": 2})
+    plan = plan_dataset(read_dataset(png), "paper", network_config(), (64, 64), changes={"steps": 2})
     data = replace(plan.data, spacing=(1.5, 1.25))  # as if the median image were smaller
     write_json(tmp_path / "plan.json", replace(plan, data=data, network=tiny_config(num_classes=3)))
     run = dinounet.train(
@@ -251,7 +252,7 @@ def test_a_backbone_with_patches_of_14_has_the_grid_of_16() -> None:
 
 
 def test_real_dinov2_weights_fit() -> None:
-    backbone = build_backbone(NetworkConfig(backbone="dinov2_vits14"))
+    backbone = build_backbone(network_config("dinov2_vits14"))
     path = shared("weights/dinov2_vits14_fp16.safetensors")
     record = fill_backbone(backbone, "dinov2_vits14", str(path))
     assert record.licence == "Apache-2.0"

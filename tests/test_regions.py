@@ -65,12 +65,12 @@ def ignoring(tmp_path_factory: pytest.TempPathFactory) -> DataPlan:
 
 def test_dataset_json_tells_regions_and_ignore_label(both: Path, tmp_path: Path) -> None:
     dataset = read_dataset(both)
-    assert dataset.labels == {"background": 0, "label 1": 1, "square": 2}
-    assert dataset.regions == (Region("whole", (1, 2), 1), Region("square", (2,), 2))
-    assert dataset.ignore == 3
+    assert dataset.labels.classes == {"background": 0, "label 1": 1, "square": 2}
+    assert dataset.labels.regions == (Region("whole", (1, 2), 1), Region("square", (2,), 2))
+    assert dataset.labels.ignore == 3
     plan = Plan(plan_data(dataset), planned(num_classes=2), Recipe())
     pixels = [np.asarray(Image.open(path)) for path in (both / "labelsTr").iterdir()]
-    counts = {name: sum((p == label).sum() for p in pixels) for name, label in dataset.labels.items()}
+    counts = {name: sum((p == label).sum() for p in pixels) for name, label in dataset.labels.classes.items()}
     assert plan.data.fingerprint.label_pixels == counts | {"ignore": 6 * 72 * 30}
     write_json(tmp_path / "plan.json", plan)
     assert read_plan(tmp_path / "plan.json") == plan
@@ -106,7 +106,7 @@ def test_plain_masks_may_name_an_ignore_label(tmp_path: Path) -> None:
     Image.fromarray(image).save(tmp_path / "images" / "a.png")
     Image.fromarray(mask).save(tmp_path / "masks" / "a.png")
     dataset = read_dataset(tmp_path, {"background": 0, "lesion": 7, "ignore": 255})
-    assert (dataset.labels, dataset.ignore) == ({"background": 0, "lesion": 7}, 255)
+    assert (dataset.labels.classes, dataset.labels.ignore) == ({"background": 0, "lesion": 7}, 255)
     plan = plan_data(dataset)
     assert plan.channels[0].intensities.mean == 50  # nothing from ignored pixels
     (case,) = build_cache(dataset.cases, plan, tmp_path / "cache")
@@ -189,7 +189,7 @@ def test_evaluation_joins_regions_and_leaves_out_what_the_truth_ignores(tmp_path
     labels = {"background": 0, "label 1": 1, "square": 2}
     regions = (Region("whole", (1, 2), 1), Region("square", (2,), 2))
     pair = folders["predictions"], folders["truth"]
-    metrics = evaluate_folders(*pair, labels, regions=regions, ignore=3)
+    metrics = evaluate_folders(*pair, Labels(labels, regions, 3))
     found = metrics.cases[0]
     assert found.classes["whole"].dice == pytest.approx(2 * 2 / (3 + 2))
     assert found.classes["square"].dice == pytest.approx(2 * 1 / (1 + 2))
@@ -199,7 +199,7 @@ def test_evaluation_joins_regions_and_leaves_out_what_the_truth_ignores(tmp_path
     assert "predicted, not there" not in errors
     with pytest.raises(DataError, match=r"predictions/a\.png holds the values 3"):
         Image.fromarray(truth).save(folders["predictions"] / "a.png")
-        evaluate_folders(*pair, labels, regions=regions, ignore=3)
+        evaluate_folders(*pair, Labels(labels, regions, 3))
 
 
 def test_from_training_to_report(both: Path, tmp_path: Path) -> None:
@@ -216,7 +216,7 @@ def test_from_training_to_report(both: Path, tmp_path: Path) -> None:
         assert set(np.unique(Image.open(path))) <= {0, 1, 2}
     metrics = dinounet.evaluate(masks, both / "labelsTs")  # as prediction.json tells
     assert list(metrics.mean_over_cases) == ["whole", "square"]
-    assert (metrics.ignore, metrics.ignored_pixels) == (3, 2 * 72 * 30)
+    assert (metrics.labels.ignore, metrics.ignored_pixels) == (3, 2 * 72 * 30)
     (masks / "prediction.json").unlink()
     again = dinounet.evaluate(masks, both / "labelsTs")  # as dataset.json tells, which knows of no training
     assert (again.cases, again.mean_over_cases) == (metrics.cases, metrics.mean_over_cases)

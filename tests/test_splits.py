@@ -63,7 +63,7 @@ def write_plan(data: Path, path: Path, test: tuple[str, ...] = (), **recipe: obj
     """A plan with a tiny network that takes pixels as they are."""
     found = plan_data(read_dataset(data, test=test), (64, 64))
     recipe = Recipe(**{"steps": 2, "augmentation": "none", "warmup": 0, "validate_every": 2, **recipe})
-    write_json(path, Plan(found, planned(num_classes=len(found.labels)), recipe))
+    write_json(path, Plan(found, planned(num_classes=len(found.labels.classes)), recipe))
     content = json.loads(path.read_text())
     for channel in content["data"]["channels"]:
         channel["normalisation"] = "none"

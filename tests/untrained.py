@@ -20,7 +20,7 @@ GAIN = 30.0
 
 def write_run(folder: Path, data: DataPlan, *, seed: int = 0) -> Path:
     """A finished run of the tiny network whose answers to noise are spread over all classes."""
-    network = planned(num_classes=len(data.meaning.outputs), in_channels=len(data.channels))
+    network = planned(num_classes=len(data.labels.outputs), in_channels=len(data.channels))
     plan = Plan(data, network, Recipe(steps=1, augmentation="none", seed=seed))
     frozen = build_backbone(network)
     backbone = fill_backbone(frozen, network.backbone, "random", seed)

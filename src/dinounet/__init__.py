@@ -17,6 +17,7 @@ from dinounet.errors import UserError, naming_the_extra
 if TYPE_CHECKING:
     from dinounet.backbones.frozen import build_backbone
     from dinounet.backbones.key_names import load_published_state_dict
+    from dinounet.backbones.registry import network_config
     from dinounet.backbones.weights import fill_backbone
     from dinounet.bundle.load import load
     from dinounet.cli.dataset import plan, relabel
@@ -50,6 +51,7 @@ _HOMES = {
     "NetworkConfig": "dinounet.schema.network",
     "DinoUNet": "dinounet.network.dinounet",
     "build_backbone": "dinounet.backbones.frozen",
+    "network_config": "dinounet.backbones.registry",
     "load_published_state_dict": "dinounet.backbones.key_names",
     "fill_backbone": "dinounet.backbones.weights",
     "Recipe": "dinounet.schema.recipe",
@@ -57,8 +59,8 @@ _HOMES = {
 
 __all__ = [
     "DinoUNet", "NetworkConfig", "Predictor", "Recipe", "UserError", "build_backbone", "compare", "demo", "evaluate",
-    "export", "fill_backbone", "import_", "info", "load", "load_published_state_dict", "plan", "predict", "push",
-    "relabel", "report", "train",
+    "export", "fill_backbone", "import_", "info", "load", "load_published_state_dict", "network_config", "plan",
+    "predict", "push", "relabel", "report", "train",
 ]  # fmt: skip
 
 

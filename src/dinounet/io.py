@@ -1,4 +1,4 @@
-"""Files that are either whole or absent, and JSON that is a dataclass.
+"""Files that are either whole or absent, and JSON.
 
 Every output is written under a temporary name beside its own and renamed when it is complete, so that neither an error
 nor a kill leaves half a file that looks like a whole one.
@@ -7,7 +7,6 @@ nor a kill leaves half a file that looks like a whole one.
 from __future__ import annotations
 
 import codecs
-import difflib
 import errno
 import json
 import os
@@ -15,18 +14,15 @@ import re
 import shutil
 import stat
 import time
-import types
 import typing
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, fields, is_dataclass
+from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-import dacite
-
-from dinounet.errors import ConfigError, DataError, UnreachableError, UserError
+from dinounet.errors import DataError, UnreachableError, UserError
 
 PREDICTION = "prediction.json"
 """Among predicted masks: what made them. Written by `dinounet predict`, read by `dinounet evaluate`."""
@@ -279,125 +275,6 @@ def write_json(path: Path, content: Any) -> None:
         )
 
 
-def read_record(kind: type[T], path: Path, *, what: str) -> T:
-    """Read a JSON file as the dataclass that it was written from.
-
-    Raises:
-        DataError: the file is missing or no JSON.
-        ConfigError: a key is unknown (the nearest known one is named), missing, or of a wrong type or value.
-    """
-    return to_record(kind, read_json(path, what=what), where=str(path))
-
-
-def to_record(kind: type[T], content: Any, *, where: str) -> T:
-    """Make a dataclass from what JSON gave, strictly; `where` stands first in the message of an error."""
-    if not isinstance(content, Mapping):
-        raise ConfigError(f"{where} holds {type(content).__name__} where {kind.__name__} wants an object with keys")
-    _refuse_unknown_keys(kind, content, where)
-    try:
-        return dacite.from_dict(kind, _with_tuples(content), dacite.Config(type_hooks={float: _to_float}, strict=True))
-    except dacite.UnionMatchError as error:
-        for where_inside, part in _at(content, (error.field_path or "").split("."), where):
-            inner = _record_of(error.field_type, part, where_inside) if isinstance(part, Mapping) else None
-            if inner is None:
-                raise ConfigError(f"{where_inside} has {part!r}, which is no {error.field_type}") from None
-            to_record(inner, part, where=where_inside)  # tells what is wrong with it, if it is this one
-        raise
-    except dacite.MissingValueError as error:
-        raise ConfigError(f"{where} lacks {error.field_path}; add it") from None
-    except dacite.WrongTypeError as error:
-        given: Any = content
-        for key in (error.field_path or "").split("."):
-            given = given[key] if isinstance(given, Mapping) and key in given else error.value  # paths leave out names
-        raise ConfigError(
-            f"{where} has {error.field_path} = {given!r}, which is no {_type_name(error.field_type)}; correct it"
-        ) from None
-    except RecursionError:
-        raise ConfigError(f"{where} holds brackets too deep for a {kind.__name__}; correct it") from None
-    except ConfigError as error:
-        raise ConfigError(f"{where}: {error}") from None
-    except (TypeError, ValueError, AttributeError) as error:  # an object in place of a list, of which dacite makes one
-        raise ConfigError(f"{where} holds a value that fits no {kind.__name__} ({error}); correct it") from None
-
-
 def summarize(items: Sequence[str], most: int = 10) -> str:
     """The first items in a row, and how many more there are."""
     return "; ".join(items[:most]) + (f"; and {len(items) - most} more" if len(items) > most else "")
-
-
-def _at(content: Any, path: Sequence[str], where: str) -> Iterator[tuple[str, Any]]:
-    """What stands at a path of keys, each with its place: of a list on the way, that of every item."""
-    if isinstance(content, list):
-        for index, item in enumerate(content):
-            yield from _at(item, path, f"{where}[{index}]")
-    elif path:
-        yield from _at(content[path[0]], path[1:], f"{where}, {path[0]}")
-    else:
-        yield where, content
-
-
-def _to_float(value: Any) -> Any:
-    return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
-
-
-def _with_tuples(content: Any) -> Any:
-    """JSON knows lists only, records hold tuples only."""
-    if isinstance(content, Mapping):
-        return {key: _with_tuples(value) for key, value in content.items()}
-    return tuple(map(_with_tuples, content)) if isinstance(content, list) else content
-
-
-def _type_name(kind: Any) -> str:
-    return kind.__name__ if isinstance(kind, type) and not typing.get_args(kind) else str(kind).replace("typing.", "")
-
-
-def _refuse_unknown_keys(kind: type, content: Mapping[str, Any], where: str) -> None:
-    hints = typing.get_type_hints(kind)
-    known = {field.name: hints[field.name] for field in fields(kind)}
-    for key, value in content.items():
-        if key not in known:
-            near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
-            raise ConfigError(f"{where} has the unknown key {key!r}; did you mean {near[0]!r}?")
-        for inner, part in _records_in(known[key], value, f"{where}, {key}"):
-            _refuse_unknown_keys(inner, part[1], part[0])
-
-
-def _records_in(hint: Any, value: Any, where: str) -> Iterator[tuple[type, tuple[str, Mapping[str, Any]]]]:
-    """The dataclasses that a field of this type holds, each with its place and content."""
-    arguments = typing.get_args(hint)
-    if is_dataclass(hint) and isinstance(hint, type) and isinstance(value, Mapping):
-        yield hint, (where, value)
-    elif typing.get_origin(hint) in (typing.Union, types.UnionType):
-        inner = _record_of(hint, value, where) if isinstance(value, Mapping) else None
-        for argument in [inner] if inner else arguments:
-            yield from _records_in(argument, value, where)
-    elif isinstance(value, Mapping) and len(arguments) == 2:
-        for key, part in value.items():
-            yield from _records_in(arguments[1], part, f"{where}, {key}")
-    elif isinstance(value, list | tuple) and arguments:
-        for index, part in enumerate(value):
-            yield from _records_in(arguments[0], part, f"{where}[{index}]")
-
-
-def _record_of(union: Any, content: Mapping[str, Any], where: str) -> type | None:
-    """Which of a union's dataclasses the content is meant for: a field of one possible value, such as architecture,
-    tells them apart. None if the union holds none.
-
-    Raises:
-        ConfigError: that field has a value of none of them.
-    """
-    kinds = [kind for kind in typing.get_args(union) if is_dataclass(kind) and isinstance(kind, type)]
-    tags = {kind: {f.name: f.default for f in fields(kind) if _is_tag(kind, f.name)} for kind in kinds}
-    for kind, tag in tags.items():
-        # the first kind's tag may be left out: files from before there were others lack it
-        if all(content.get(key, value if kind is kinds[0] else None) == value for key, value in tag.items()):
-            return kind
-    for key in {key for tag in tags.values() for key in tag}:
-        known = ", ".join(str(tag[key]) for tag in tags.values() if key in tag)
-        raise ConfigError(f"{where} has {key} = {content.get(key)!r}; known are {known}")
-    return None
-
-
-def _is_tag(kind: type, name: str) -> bool:
-    hint = typing.get_type_hints(kind)[name]
-    return typing.get_origin(hint) is typing.Literal and len(typing.get_args(hint)) == 1

@@ -21,16 +21,17 @@ from dinounet.data.layouts import Case, known_files
 from dinounet.errors import DataError, WeightsError, naming_the_extra
 from dinounet.evaluation.evaluate import evaluate_cases
 from dinounet.evaluation.groups import NOT_LEARNED
-from dinounet.evaluation.means import describe_basis, is_above_floor
+from dinounet.evaluation.means import describe_basis, is_above_floor, read_metrics
 from dinounet.evaluation.metrics import find_probabilities, write_number
 from dinounet.evaluation.postprocessing_search import choose
 from dinounet.inference.folder import at_the_detector, predict_files, record_prediction
 from dinounet.inference.postprocessing import describe
 from dinounet.inference.predictor import Predictor
-from dinounet.io import METRICS, PREDICTION, PROBABILITIES, atomic_dir, read_record, remove_leftovers, write_json
+from dinounet.io import METRICS, PREDICTION, PROBABILITIES, atomic_dir, remove_leftovers, write_json
 from dinounet.reporting.case_images import picture_cases
 from dinounet.reporting.report import write_report
-from dinounet.schema.metrics import Metrics, read_metrics
+from dinounet.schema.base import read_record
+from dinounet.schema.metrics import Metrics
 from dinounet.schema.prediction import POSTPROCESSING, PredictionRecord, read_postprocessing
 from dinounet.schema.recipe import Recipe
 from dinounet.schema.run import RECORD, REPORT, Result, read_log, read_run, tell
@@ -225,7 +226,7 @@ def _predict_and_evaluate(cases: Sequence[Case], run: Path, folder: Path, postpr
     write_json(folder / PREDICTION, made)
     with progress("evaluating", len(cases)) as advance:
         evaluate_cases(
-            cases, _masks_in(folder), predictor.plan.data.meaning, folder / METRICS, lambda _: advance(),
+            cases, _masks_in(folder), predictor.plan.data.labels, folder / METRICS, lambda _: advance(),
             probabilities=find_probabilities(folder, [case.name for case in cases]),
             in_pixels=predictor.plan.data.fingerprint.mixes_units,
             left_out=dict.fromkeys(record.data.absent_classes, NOT_LEARNED),
@@ -235,11 +236,11 @@ def _predict_and_evaluate(cases: Sequence[Case], run: Path, folder: Path, postpr
 
 def _bytes_of_probabilities(predictor: Predictor, cases: int) -> int:
     data = predictor.plan.data
-    return 2 * cases * len(data.meaning.outputs) * math.prod(data.fingerprint.median_shape)
+    return 2 * cases * len(data.labels.outputs) * math.prod(data.fingerprint.median_shape)
 
 
 def _choose_postprocessing(cases: Sequence[Case], run: Path) -> None:
-    post = choose(cases, _masks_in(run / "validation"), read_run(run).plan.data.meaning)
+    post = choose(cases, _masks_in(run / "validation"), read_run(run).plan.data.labels)
     write_json(run / POSTPROCESSING, post)
     say("postprocessing", describe(post) or "no postprocessing helps", classes=asdict(post)["classes"])
 

@@ -177,7 +177,7 @@ def test_what_contradicts_or_would_be_passed_over_is_refused(
     meant = {"RUN": str(place / "run"), "DEMO": str(demo)}
     if verb == "report":  # whose metrics come first
         pytest.importorskip("matplotlib")
-        monkeypatch.setattr("dinounet.schema.metrics.read_metrics", lambda _: None)
+        monkeypatch.setattr("dinounet.evaluation.means.read_metrics", lambda _: None)
     words = [meant.get(word, word) for word in words]
     call = [meant.get(one, one) if isinstance(one, str) else one for one in positional]
     refused(words, (verb, call, {key: meant.get(str(value), value) for key, value in named.items()}), [told], capsys)

@@ -15,9 +15,10 @@ from sklearn.metrics import f1_score, jaccard_score, precision_score, recall_sco
 import dinounet
 from dinounet.cli.main import main
 from dinounet.errors import ConfigError
+from dinounet.evaluation.means import read_metrics
 from dinounet.evaluation.metrics import measure
 from dinounet.reporting.report import write_report
-from dinounet.schema.metrics import CaseMetrics, Metrics, read_metrics
+from dinounet.schema.metrics import CaseMetrics, Metrics
 
 LABELS = "background=0,a=1,b=2"
 PATIENTS = {"p1": 4, "p2": 3, "p3": 5, "p4": 2, "p5": 1, "p6": 3}

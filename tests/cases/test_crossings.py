@@ -121,7 +121,7 @@ def test_grey_that_is_a_colour_is_its_class(labels: str, grey: list[int], classe
     levels = np.array(grey, np.uint8)
     save_pictures(tmp_path, a=levels[numbers()[0]])
     dataset = read_dataset(tmp_path, parse_labels(labels))
-    truth = read_truth(dataset.cases[0], dataset.meaning)
+    truth = read_truth(dataset.cases[0], dataset.labels)
     np.testing.assert_array_equal(truth.array[0], np.array(classes)[numbers()[0]])
 
 

@@ -67,8 +67,8 @@ def test_every_type_is_learned_from_by_its_names(
     options = {name: value() if callable(value) else value for name, value in options.items()}
     write_segments(tmp_path / "data" / "masks" / "a.dcm", series, truth(), NAMES, kind, **options)
     dataset = read_dataset(tmp_path / "data")
-    assert dataset.labels == KNOWN
-    np.testing.assert_array_equal(read_truth(dataset.cases[0], dataset.meaning).array, truth())
+    assert dataset.labels.classes == KNOWN
+    np.testing.assert_array_equal(read_truth(dataset.cases[0], dataset.labels).array, truth())
     counts = plan_data(dataset).fingerprint.label_pixels
     assert counts == {name: int((truth() == number).sum()) for name, number in KNOWN.items()}
 
@@ -76,7 +76,7 @@ def test_every_type_is_learned_from_by_its_names(
 def test_two_segments_of_one_name_are_one_class(series: list[Dataset], tmp_path: Path) -> None:
     write_segments(tmp_path / "data" / "masks" / "a.dcm", series, truth(), ["lesion", "lesion"])
     dataset = read_dataset(tmp_path / "data")
-    np.testing.assert_array_equal(read_truth(dataset.cases[0], dataset.meaning).array, truth() > 0)
+    np.testing.assert_array_equal(read_truth(dataset.cases[0], dataset.labels).array, truth() > 0)
 
 
 def test_fractions_are_answered_with_a_command_that_works(
@@ -107,7 +107,7 @@ def test_fractions_are_answered_with_a_command_that_works(
     dataset = read_dataset(data)
     expected = truth()
     expected[1, 2, 3], expected[1, 3, 3] = 2, 0
-    np.testing.assert_array_equal(read_truth(dataset.cases[0], dataset.meaning).array, expected)
+    np.testing.assert_array_equal(read_truth(dataset.cases[0], dataset.labels).array, expected)
     content = highdicom.seg.segread(data / "masks" / "a.dcm")
     assert content.segmentation_type.value == "BINARY"
     volume = content.get_volume(combine_segments=True, allow_missing_positions=True)
@@ -121,7 +121,7 @@ def test_segments_that_overlap_are_regions_where_one_lies_in_the_other(series: l
     assert pydicom.dcmread(path).SegmentsOverlap == "YES"
     dataset = read_dataset(tmp_path / "data")
     inner, outer = NAMES[1], NAMES[0]
-    assert [region.name for region in dataset.regions] == [outer, inner]
+    assert [region.name for region in dataset.labels.regions] == [outer, inner]
     pixels = plan_data(dataset).fingerprint.label_pixels
     assert (pixels[f"{outer} alone"], pixels[inner]) == ((truth() == 1).sum(), (truth() == 2).sum())
     both[1, 2, 3] = 0, 1

@@ -13,7 +13,7 @@ from dinounet.cli.main import main
 from dinounet.data.dataset import read_dataset
 from dinounet.errors import ConfigError
 from dinounet.planning.data_plan import plan_data
-from dinounet.schema.labels import Region
+from dinounet.schema.labels import Labels, Region
 from dinounet.schema.plan import DataPlan
 from untrained import write_run
 
@@ -37,7 +37,7 @@ def image(tmp_path: Path) -> Path:
 
 
 def relabelled(data: DataPlan, labels: dict[str, int], regions: tuple[Region, ...] | None = None) -> DataPlan:
-    return replace(data, labels=labels, regions=regions)
+    return replace(data, labels=Labels(labels, regions))
 
 
 def proba(run: Path, image: Path) -> np.ndarray:
@@ -65,7 +65,7 @@ def test_classes_are_averaged_by_name(data: DataPlan, image: Path, tmp_path: Pat
 
 
 def test_regions_are_averaged_by_name(data: DataPlan, image: Path, tmp_path: Path) -> None:
-    first = write_run(tmp_path / "first", relabelled(data, data.labels, REGIONS), seed=0)
+    first = write_run(tmp_path / "first", relabelled(data, data.labels.classes, REGIONS), seed=0)
     turned = (Region("square", (1,), 1), Region("all", (1, 2), 2))
     second = write_run(tmp_path / "second", relabelled(data, OTHER_NUMBERS, turned), seed=1)
     mean = (proba(first, image) + proba(second, image)[::-1]) / 2
@@ -75,13 +75,13 @@ def test_regions_are_averaged_by_name(data: DataPlan, image: Path, tmp_path: Pat
 
 def test_what_can_not_be_matched_is_refused(data: DataPlan, image: Path, tmp_path: Path) -> None:
     first = write_run(tmp_path / "first", data)
-    of_regions = write_run(tmp_path / "regions", relabelled(data, data.labels, REGIONS))
+    of_regions = write_run(tmp_path / "regions", relabelled(data, data.labels.classes, REGIONS))
     fewer = (Region("all", (2,), 2), Region("square", (2,), 2))
     wrong = {
         write_run(tmp_path / "names", relabelled(data, {"background": 0, "disc": 1, "ring": 2})): first,
-        write_run(tmp_path / "more", relabelled(data, data.labels | {"ring": 3})): first,
+        write_run(tmp_path / "more", relabelled(data, data.labels.classes | {"ring": 3})): first,
         of_regions: first,
-        write_run(tmp_path / "fewer", relabelled(data, data.labels, fewer)): of_regions,
+        write_run(tmp_path / "fewer", relabelled(data, data.labels.classes, fewer)): of_regions,
     }
     told = [
         r"outputs are \(background=0, disc=1, ring=2\) and \(background=0, disc=1, square=2\); train them by one plan",

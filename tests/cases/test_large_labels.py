@@ -70,7 +70,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("large")
     data = write(root / "data", 70000)
     plan = replace(plan_data(read_dataset(data), (32, 32)), spacing=None)  # which pictures don't tell
-    assert plan.labels == {"background": 0, "foreground": 70000}
+    assert plan.labels.classes == {"background": 0, "foreground": 70000}
     network = planned(num_classes=2)
     save_file(build_backbone(network).vit.state_dict(), root / "backbone.safetensors")
     write_json(root / "plan.json", Plan(plan, network, Recipe(steps=1, augmentation="none")))

@@ -100,12 +100,12 @@ def write_two(root: Path, liver: int = 1, tumour: int = 2, ending: str = ".seg.n
 def test_names_decide_where_numbers_are_swapped(ending: str, tmp_path: Path) -> None:
     root = write_two(tmp_path / "data", liver=2, tumour=1, ending=ending)
     dataset = read_dataset(root)
-    assert dataset.labels == {"background": 0, "liver": 1, "tumour": 2}
+    assert dataset.labels.classes == {"background": 0, "liver": 1, "tumour": 2}
     plan = plan_data(dataset, (32, 32))
     pixels = {"background": LIVER.size - LIVER.sum(), "liver": (LIVER & ~TUMOUR).sum(), "tumour": TUMOUR.sum()}
     assert plan.fingerprint.label_pixels == {name: 2 * count for name, count in pixels.items()}
     for case, cached in zip(dataset.cases, build_cache(dataset.cases, plan, tmp_path / "cache"), strict=True):
-        np.testing.assert_array_equal(read_truth(case, plan.meaning).array, numbered(1, 2))
+        np.testing.assert_array_equal(read_truth(case, plan.labels).array, numbered(1, 2))
         np.testing.assert_array_equal(cached.mask, numbered(1, 2))
     given = plan_data(read_dataset(root, {"background": 0, "tumour": 7, "liver": 9}), (32, 32))
     assert given.fingerprint.label_pixels["tumour"] == 2 * TUMOUR.sum()
@@ -137,7 +137,7 @@ def test_numbers_on_which_all_files_agree_are_kept(tmp_path: Path) -> None:
     root = write_two(tmp_path, liver=1, tumour=2)
     write_slicer(root / "masks" / "a.seg.nrrd", [numbered(5, 2)], [("tumour", 2, 0), ("liver", 5, 0)])
     write_slicer(root / "masks" / "b.seg.nrrd", [numbered(0, 2)], [("tumour", 2, 0)])
-    assert read_dataset(root).labels == {"background": 0, "tumour": 2, "liver": 5}
+    assert read_dataset(root).labels.classes == {"background": 0, "tumour": 2, "liver": 5}
     assert plan_data(read_dataset(root)).fingerprint.label_pixels["liver"] == (LIVER & ~TUMOUR).sum()
 
 
@@ -151,16 +151,16 @@ def write_layers(root: Path, tumours: dict[str, np.ndarray]) -> Path:
 def test_layers_become_regions_where_one_segment_lies_in_another(tmp_path: Path) -> None:
     root = write_layers(tmp_path / "data", {"a": TUMOUR, "b": TUMOUR & False})
     dataset = read_dataset(root)
-    assert [(region.name, region.labels, region.written_as) for region in dataset.regions] == [
+    assert [(region.name, region.labels, region.written_as) for region in dataset.labels.regions] == [
         ("liver", (1, 2), 1), ("tumour", (2,), 2),
     ]  # fmt: skip
     plan = plan_data(dataset, (32, 32))
-    np.testing.assert_array_equal(read_truth(dataset.cases[0], plan.meaning).array, numbered(1, 2))
+    np.testing.assert_array_equal(read_truth(dataset.cases[0], plan.labels).array, numbered(1, 2))
     counted = plan.fingerprint.label_pixels
     assert (counted["tumour"], sum(counted.values())) == (TUMOUR.sum(), 2 * LIVER.size)
     predicted = write_plain(tmp_path / "predicted")
     record = {
-        "labels": dataset.labels,
+        "labels": dataset.labels.classes,
         "regions": [
             {"name": "liver", "labels": [1, 2], "written_as": 1},
             {"name": "tumour", "labels": [2], "written_as": 2},
@@ -181,8 +181,8 @@ def test_layers_that_regions_cannot_tell_are_refused_in_a_sentence(tmp_path: Pat
     ):
         read_dataset(root)
     apart = write_layers(tmp_path / "apart", {"a": TUMOUR & ~LIVER, "b": np.roll(TUMOUR, 7, axis=1) & ~LIVER})
-    assert read_dataset(apart).regions is None
-    assert read_dataset(apart).labels == {"background": 0, "liver": 1, "tumour": 2}
+    assert read_dataset(apart).labels.regions is None
+    assert read_dataset(apart).labels.classes == {"background": 0, "liver": 1, "tumour": 2}
 
 
 def test_old_files_have_a_layer_a_segment_and_no_numbers(tmp_path: Path) -> None:
@@ -232,7 +232,7 @@ def test_extents_of_one_class_each_and_of_plain_files_with_names_are_placed(tmp_
             path = tmp_path / "masks" / organ / f"{name}{ending}"
             write_slicer(path, [crop(mask, first, size)], [(organ, 1, 0)], first)
     plan = plan_data(read_dataset(tmp_path))
-    assert plan.labels == {"background": 0, "liver": 1, "tumour": 2}
+    assert plan.labels.classes == {"background": 0, "liver": 1, "tumour": 2}
     assert plan.fingerprint.label_pixels["tumour"] == 2 * TUMOUR.sum()
     assert plan.fingerprint.label_pixels["liver"] == 2 * (LIVER & ~TUMOUR).sum()
     large = read_dataset(tmp_path, {"background": 0, "liver": 300, "tumour": 70000})
@@ -346,7 +346,7 @@ def test_palettes_that_differ_are_read_by_colour_or_refused(ending: str, tmp_pat
     counted = {"background": (SHOWN == 0).sum(), "one": (SHOWN == 1).sum(), "two": (SHOWN == 2).sum()}
     assert plan.fingerprint.label_pixels == {name: 3 * count for name, count in counted.items()}
     for case in read_dataset(root, parse_labels(BY_COLOUR)).cases:
-        np.testing.assert_array_equal(read_truth(case, plan.meaning).array[0], SHOWN)
+        np.testing.assert_array_equal(read_truth(case, plan.labels).array[0], SHOWN)
     numbered = plan_data(read_dataset(root, {"background": 0, "one": 1, "two": 2}))
     assert "shows the number 0 as #ffffff" in numbered.groups.remarks_on_pixels[0]
     copies = dinounet.relabel(root / "masks", tmp_path / "clean", labels=BY_COLOUR)
@@ -357,7 +357,7 @@ def test_palettes_that_differ_are_read_by_colour_or_refused(ending: str, tmp_pat
 
 def test_equal_palettes_and_other_entries_of_no_pixel_are_numbers(tmp_path: Path) -> None:
     root = write_palettes(tmp_path, [(WHITE, RED, BLACK), (WHITE, RED, BLACK, GREEN), (WHITE, RED, BLACK)])
-    assert plan_data(read_dataset(root)).labels == {"background": 0, "class 1": 1, "class 2": 2}
+    assert plan_data(read_dataset(root)).labels.classes == {"background": 0, "class 1": 1, "class 2": 2}
     empty = Image.new("P", SHOWN.shape[::-1])
     empty.putpalette([*WHITE, *GREEN, *RED])
     empty.save(root / "masks" / "c1.png")

@@ -43,7 +43,7 @@ def test_white_is_zero_swaps_no_classes(mask: np.ndarray, how: dict, number: int
     path = tmp_path / "masks" / "c0.tif"
     with tifffile.TiffFile(path) as file:
         assert file.pages[0].photometric == tifffile.PHOTOMETRIC.MINISWHITE
-    assert plan.labels == {"background": 0, "foreground": number}
+    assert plan.labels.classes == {"background": 0, "foreground": number}
     assert plan.fingerprint.label_pixels == {"background": 3 * (24 * 30 - 7 * 14), "foreground": 3 * 7 * 14}
     np.testing.assert_array_equal(read_mask(path).array[0], tifffile.imread(path))
     truth = write_png(tmp_path / "png", LESION * np.uint16(number))

@@ -18,10 +18,10 @@ import dinounet
 from dinounet.cli.main import main
 from dinounet.data.layouts import Case
 from dinounet.evaluation.evaluate import evaluate_cases
+from dinounet.evaluation.means import read_metrics
 from dinounet.evaluation.postprocessing_search import choose
 from dinounet.reporting.report import write_report
 from dinounet.schema.labels import Labels
-from dinounet.schema.metrics import read_metrics
 
 LABELS = "background=0,a=1,b=2,c=3"
 HELD = [(), (), (), (), (), (1,), (1, 2, 3), (1, 2, 3), (1, 2, 3)]
@@ -85,7 +85,7 @@ def test_a_prediction_of_nothing_is_called_so(folders: dict[str, Path], capsys: 
     assert "not clearly above what an all-background prediction would score" in told["text"]
     assert "0.630 against 0.630" in told["text"]
     stored = json.loads((folders["nothing"] / "metrics.json").read_text())
-    assert stored["format"] == 3
+    assert stored["format"] == 4
     a = stored["basis"]["a"]
     assert (a["present"], a["absent"], a["floor"], a["above_floor"]) == (4, 5, pytest.approx(5 / 9), 0)
     assert a["mean_where_present"]["dice"] == 0 and a["false_alarm_volume"] is None
@@ -190,7 +190,8 @@ def test_metrics_of_format_2_are_read_with_what_their_cases_tell(folders: dict[s
         del old[key]
     for case in old["cases"]:
         del case["group"], case["pooled"]
-    (tmp_path / "old.json").write_text(json.dumps({**old, "format": 2}))
+    flat = {"labels": old["labels"].pop("classes"), **old["labels"]}
+    (tmp_path / "old.json").write_text(json.dumps({**old, **flat, "format": 2}))
     assert read_metrics(tmp_path / "old.json") == metrics
 
 

@@ -36,7 +36,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two runs, two of regions, and images larger than a tile."""
     root = tmp_path_factory.mktemp("beside")
     data = plan_data(read_dataset(write_png_dataset(root / "pictures", cases=2, size=(40, 48))), (32, 32))
-    of_regions = replace(data, regions=(Region("all", (1, 2), 1), Region("square", (2,), 2)))
+    regions = (Region("all", (1, 2), 1), Region("square", (2,), 2))
+    of_regions = replace(data, labels=replace(data.labels, regions=regions))
     for seed in (0, 1):
         write_run(root / "runs" / str(seed), data, seed=seed)
         write_run(root / "regions" / str(seed), of_regions, seed=seed)

@@ -20,9 +20,9 @@ from datasets import picture, write_png_dataset
 from dinounet.data.dataset import read_dataset
 from dinounet.errors import UserError
 from dinounet.evaluation.evaluate import evaluate_folders
+from dinounet.evaluation.means import read_metrics
 from dinounet.io import write_json
 from dinounet.planning.data_plan import plan_data
-from dinounet.schema.metrics import read_metrics
 from dinounet.schema.network import plan_unet
 from dinounet.schema.plan import Plan, read_plan
 from dinounet.schema.recipe import Recipe

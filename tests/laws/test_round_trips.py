@@ -16,7 +16,8 @@ from dinounet.data.geometry import Geometry, Volume, require_same_grid
 from dinounet.data.images import ENDINGS, FLAT_ENDINGS, ending_for_labels, write_mask
 from dinounet.data.masks import read_mask
 from dinounet.errors import ConfigError
-from dinounet.io import read_record, write_json
+from dinounet.io import write_json
+from dinounet.schema.base import read_record
 from dinounet.schema.bundle import Estimate, Measured, OnnxFile, Training
 from dinounet.schema.labels import name_labels, parse_labels, write_labels
 from dinounet.schema.metrics import Basis, Bin, Calibration, CaseMetrics, ClassMetrics, EmptyCounts

@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from dinounet.backbones.low_precision import Held, hold_linears, outlined
-from dinounet.backbones.registry import SIDE, STAGE_STRIDES, TIMM, BackboneVariant, find_variant
+from dinounet.backbones.registry import SIDE, STAGE_STRIDES, TIMM, BackboneVariant, check_taps, find_variant
 from dinounet.errors import ConfigError, reason_of
 from dinounet.network.dinounet import DinoUNet
 from dinounet.network.unet import UNet
@@ -136,9 +136,11 @@ def build_backbone(config: NetworkConfig, *, offload: bool = False) -> FrozenBac
         offload: leave its blocks' weights on the disk, from where each is brought when it computes.
 
     Raises:
-        ConfigError: timm can't build it so, or it has not the layers that the precision or the disk is for.
+        ConfigError: timm can't build it so, it is another than the configuration says, or it has not the layers that
+            the precision or the disk is for.
     """
-    variant, precision = find_variant(config.backbone), config.precision_of_backbone
+    check_taps(config)
+    variant, precision = find_variant(config.backbone), config.backbone_precision
     arguments = {**({} if variant.stages else {"dynamic_img_size": True}), **config.backbone_args}
     is_plain = precision == "fp32" and not offload
     if not is_plain:
@@ -155,7 +157,13 @@ def build_backbone(config: NetworkConfig, *, offload: bool = False) -> FrozenBac
         raise ConfigError(f"backbone {config.backbone} can't be built with {config.backbone_args}: {error}") from error
     if not is_plain:
         hold_linears(vit, config.backbone, precision, on_disk=offload)
-    return FrozenBackbone(vit, config.taps or variant.taps, config.backbone_scale, precision, offload)
+    backbone = FrozenBackbone(vit, config.taps, config.backbone_scale, precision, offload)
+    if backbone.width != config.backbone_width:
+        raise ConfigError(
+            f"network.backbone_width is {config.backbone_width}, but {config.backbone} has {backbone.width} channels; "
+            "correct it, or leave the choice to `dinounet.network_config`"
+        )
+    return backbone
 
 
 @torch.no_grad()

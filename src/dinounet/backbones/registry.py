@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from dinounet.errors import ConfigError
+from dinounet.schema.network import NetworkConfig
 
 DINOV3_LICENCE = "DINOv3 License (https://ai.meta.com/resources/models-and-libraries/dinov3-license)"
 DINOV2_LICENCE = "Apache-2.0"
 DINOV3_PAGE = "https://github.com/facebookresearch/dinov3"
 DINOV2_PAGE = "https://github.com/facebookresearch/dinov2"
+
+DEFAULT = "dinov3_vits16"
+"""Name of the backbone that is taken unless another is asked for."""
 
 TIMM = "timm:"
 """Begins the name of a backbone that isn't in the table but in timm."""
@@ -159,6 +164,52 @@ LARGE = 2_000_000_000
 def usual_precision(variant: BackboneVariant) -> Literal["fp32", "bf16"]:
     """How the weights of its linear layers are held if nothing else is asked for."""
     return "bf16" if variant.frozen > LARGE else "fp32"
+
+
+def network_config(backbone: str = DEFAULT, **fields: Any) -> NetworkConfig:
+    """The configuration of a network on this backbone, whose width, taps and precision are the usual unless given.
+
+    Raises:
+        ConfigError: no backbone has that name, it hasn't the blocks that are asked for, or a field is wrong.
+    """
+    config = NetworkConfig(**with_facts({**fields, "backbone": backbone}))
+    check_taps(config)
+    return config
+
+
+def with_facts(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of a configuration, of which those that follow from the backbone's name are found out where they are None
+    or not there.
+
+    Raises:
+        ConfigError: no backbone has that name.
+    """
+    variant = find_variant(fields.get("backbone", DEFAULT))
+    changed = fields.get("backbone_args") or {}
+    width = changed["dims"][2] if variant.stages and "dims" in changed else changed.get("embed_dim", variant.width)
+    facts = {
+        "backbone": variant.name,
+        "backbone_width": width,
+        "taps": variant.taps,
+        "backbone_precision": usual_precision(variant),
+    }
+    return facts | {name: value for name, value in fields.items() if value is not None or name not in facts}
+
+
+def check_taps(config: NetworkConfig) -> None:
+    """Raise a ConfigError if a backbone lacks the blocks that are to be read."""
+    variant = find_variant(config.backbone)
+    if variant.stages and config.taps != variant.taps:
+        raise ConfigError(
+            f"network.taps is {list(config.taps)} but {config.backbone} has four stages, which are all read; leave "
+            "taps out"
+        )
+    blocks = config.backbone_args.get("depth", variant.depth)
+    if not variant.stages and config.taps[-1] >= blocks:
+        raise ConfigError(
+            f"network.taps names block {config.taps[-1]} but {config.backbone} ends with block {blocks - 1}; "
+            "choose smaller numbers"
+        )
 
 
 def trained_parameters(variant: BackboneVariant) -> int:

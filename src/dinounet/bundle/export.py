@@ -17,7 +17,7 @@ from dinounet.bundle.card import read_kept, write_card
 from dinounet.bundle.load import find_models, is_bundle
 from dinounet.console import say
 from dinounet.errors import ConfigError
-from dinounet.evaluation.means import warn_of_floor
+from dinounet.evaluation.means import read_metrics, warn_of_floor
 from dinounet.inference.models import TrainedModel, require_alike
 from dinounet.inference.postprocessing import agree
 from dinounet.io import METRICS, atomic_write, require_new, require_outside, write_json
@@ -33,7 +33,7 @@ from dinounet.schema.bundle import (
     Measured,
     Training,
 )
-from dinounet.schema.metrics import NAMES, MeanMetrics, Metrics, read_metrics
+from dinounet.schema.metrics import NAMES, MeanMetrics, Metrics
 from dinounet.schema.network import BackboneRecord
 from dinounet.schema.plan import PlannedGroups
 from dinounet.schema.prediction import Postprocessing

@@ -15,8 +15,8 @@ from dinounet.errors import ConfigError, DataError, naming_the_extra
 from dinounet.inference.models import TrainedModel, require_alike
 from dinounet.inference.postprocessing import agree
 from dinounet.inference.predictor import Engine, Predictor, Settings
-from dinounet.io import read_record
 from dinounet.schema.arguments import checked
+from dinounet.schema.base import read_record
 from dinounet.schema.bundle import BACKBONE_FILE, BUNDLE, EXPORTED, is_onnx_file
 from dinounet.schema.network import BackboneRecord
 from dinounet.schema.prediction import (
@@ -94,7 +94,7 @@ def _read_run(folder: Path) -> TrainedModel:
         raise DataError(f"{folder} holds no {MODEL}: its training is not finished; go on with it by --resume")
     post = read_postprocessing(folder)
     if post:
-        check_names(post, record.plan.data.meaning, str(folder / POSTPROCESSING))
+        check_names(post, record.plan.data.labels, str(folder / POSTPROCESSING))
     seed = record.plan.recipe.seed
     absent = record.data.absent_classes
     return TrainedModel(
@@ -217,7 +217,7 @@ def _postprocessing(choice: PostprocessingChoice, models: Sequence[TrainedModel]
     """What is done with masks; of several models what was chosen for all of them."""
     if choice == "none":
         return None
-    known = models[0].plan.data.meaning
+    known = models[0].plan.data.labels
     if choice != "auto":
         post = read_record(Postprocessing, Path(choice), what="a postprocessing, as a run's folder holds it")
         check_names(post, known, str(choice))

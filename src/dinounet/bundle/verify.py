@@ -3,28 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import mmap
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import psutil
 
-from dinounet.errors import ConfigError, DataError, WeightsError
-from dinounet.io import read_json, to_record
-from dinounet.schema.bundle import (
-    BUNDLE,
-    EXPORTED,
-    FORMAT,
-    LARGEST_JSON,
-    ONNX_FORMAT,
-    UPGRADES,
-    BundledNetwork,
-    BundleRecord,
-    OnnxFile,
-    OnnxRecord,
-)
+from dinounet.errors import DataError, WeightsError
+from dinounet.schema.base import LARGEST_JSON, read_record
+from dinounet.schema.bundle import BUNDLE, EXPORTED, BundledNetwork, BundleRecord, OnnxFile, OnnxRecord
 from dinounet.schema.network import NetworkConfig, UNetConfig
 from dinounet.schema.plan import Plan
 
@@ -35,44 +22,7 @@ def read_bundle(folder: Path) -> BundleRecord:
     Raises:
         UserError: it is missing or damaged, has unknown, missing or wrong keys, or is of a newer dinounet.
     """
-    path = folder / BUNDLE
-    content = upgrade(read_untrusted(path, what="the record of a bundle"), str(path))
-    return to_record(BundleRecord, content, where=str(path))
-
-
-def read_untrusted(path: Path, *, what: str) -> Any:
-    """The content of a record that came from somebody else.
-
-    Raises:
-        DataError: it is missing, no JSON, or holds what no such record does.
-    """
-    if path.is_file() and path.stat().st_size > LARGEST_JSON:
-        raise DataError(f"{path} is larger than any record of a bundle; get the bundle again")
-    content = read_json(path, what=what)
-    try:
-        json.dumps(content, allow_nan=False)
-    except ValueError:
-        raise DataError(f"{path} holds a number that is NaN or infinite, as no bundle does; get it again") from None
-    return content
-
-
-def upgrade(content: Any, where: str) -> Any:
-    """The content of a `model.json` in today's format.
-
-    Raises:
-        ConfigError: it has another format than any that is known.
-    """
-    while isinstance(content, Mapping) and content.get("format") != FORMAT:
-        found = content.get("format")
-        if isinstance(found, int) and found > FORMAT:
-            raise ConfigError(
-                f"{where} has the format {found}, of a newer dinounet than this one, which reads {FORMAT}; upgrade "
-                "dinounet (pip install -U dinounet)"
-            )
-        if not isinstance(found, int) or found not in UPGRADES:
-            raise ConfigError(f"{where} has the format {found!r}, which no version of dinounet writes; get it again")
-        content = UPGRADES[found](dict(content))
-    return content
+    return read_record(BundleRecord, folder / BUNDLE, what="the record of a bundle", largest=LARGEST_JSON)
 
 
 def checked_weights(folder: Path, record: BundleRecord) -> list[Path]:
@@ -168,15 +118,7 @@ def read_exported(folder: Path, only: str | None = None) -> OnnxRecord:
             f"{folder / (only or '')} has no {EXPORTED} beside it, which says how images become its input; give it "
             "in the folder that `dinounet export --format onnx` wrote"
         )
-    content = read_untrusted(path, what="the record of exported networks")
-    if isinstance(content, Mapping) and content.get("format") != ONNX_FORMAT:
-        raise ConfigError(
-            f"{path} has the format {content.get('format')!r}, and this dinounet reads {ONNX_FORMAT}; export the "
-            "bundle anew, or use the dinounet that wrote it"
-        )
-    if isinstance(content, Mapping) and "bundle" in content:
-        content = {**content, "bundle": upgrade(content["bundle"], f"{path}, bundle,")}
-    return to_record(OnnxRecord, content, where=str(path))
+    return read_record(OnnxRecord, path, what="the record of exported networks", largest=LARGEST_JSON)
 
 
 def checked_networks(

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+from dinounet.backbones.registry import DEFAULT
 from dinounet.io import summarize
 from dinounet.schema.arguments import UNSET, Default, checked, given
 from dinounet.schema.network import NetworkConfig
@@ -79,7 +80,7 @@ def plan(
     recipe: Annotated[Recipe | RecipeName, Default("default")] = UNSET,
     changes: Mapping[str, Any] = {},
     network: Architecture = "dinounet",
-    backbone: Annotated[str, Default(NetworkConfig.backbone)] = UNSET,
+    backbone: Annotated[str, Default(DEFAULT)] = UNSET,
     taps: tuple[int, int, int, int] | None = None,
     backbone_scale: Annotated[float, Default(NetworkConfig.backbone_scale)] = UNSET,
     backbone_precision: Annotated[Literal["auto", "fp32", "bf16", "int8"], Default("auto")] = UNSET,
@@ -124,6 +125,7 @@ def plan(
     Returns:
         The plan.
     """
+    from dinounet.backbones.registry import network_config
     from dinounet.console import say
     from dinounet.data.dataset import parse_channels, read_dataset, with_twins
     from dinounet.data.splits import read_test_list
@@ -151,11 +153,9 @@ def plan(
     found = plan_dataset(
         dataset,
         recipe,
-        backbone or NetworkConfig.backbone,
+        network_config(backbone or DEFAULT, **options.of_backbone) if network == "dinounet" else None,
         patch,
         changes=changes,
-        architecture=network,
-        backbone_options=options.of_backbone,
     )
     try:
         chosen = choose_training_device(device)
@@ -205,8 +205,8 @@ def _print(dataset: Dataset, plan: Plan) -> None:
         + (f"; {len(data.groups.twins)} of identical pixels" if data.groups.twins else ""),
         "paired by": dataset.paired_by,
         "masks": "numbers"
-        if data.colours is None
-        else "colours " + ", ".join(f"{c} {n}" for n, c in data.colours.items()),
+        if data.labels.colours is None
+        else "colours " + ", ".join(f"{c} {n}" for n, c in data.labels.colours.items()),
         "first case": f"{first.name}: {' + '.join(path.name for path in first.images)} with {first.mask.name}",
         "slices x rows x columns": sizes[1] + (f" (from {sizes[0]} to {sizes[2]})" if sizes[0] != sizes[2] else ""),
         "median spacing": _spacing(seen, dataset),
@@ -217,11 +217,11 @@ def _print(dataset: Dataset, plan: Plan) -> None:
         },
         **{
             f"label {name} = {label}": f"{seen.label_pixels[name]:,} pixels, {seen.label_pixels[name] / total:.2%}"
-            for name, label in data.meaning.given.items()
+            for name, label in data.labels.given.items()
         },
         **{
             f"region {region.name}": f"labels {', '.join(map(str, region.labels))}, written as {region.written_as}"
-            for region in data.regions or ()
+            for region in data.labels.regions or ()
         },
         "slices": f"along {'zyx'[data.slice_axis]}"
         + (f", resampled to {_times(data.spacing)} {seen.unit}" if data.spacing else ", pixels as they are"),

@@ -17,7 +17,6 @@ import textwrap
 import types
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import fields
 from inspect import Parameter
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
@@ -26,7 +25,6 @@ import docstring_parser
 
 from dinounet.errors import ConfigError
 from dinounet.schema.arguments import UNSET, Default, describe
-from dinounet.schema.recipe import RECIPES, Recipe
 
 METAVARS = {int: "INT", float: "NUMBER", Path: "PATH", str: "TEXT"}
 """What help calls the values of each type that is read from a word."""
@@ -96,19 +94,24 @@ def _add_parameters(parser: Parser, function: Callable[..., Any]) -> None:
 
 
 def _add_recipe(parser: Parser) -> list[str]:
-    """Add a flag for each field of the recipe but its name, and return their names."""
+    """Add a flag for each field of the recipe but its name, and return their names.
+
+    Records are imported here, since they import pydantic, which most verbs' help does without.
+    """
+    from dinounet.schema.base import field_docstrings
+    from dinounet.schema.recipe import RECIPES, Recipe
+
     group = parser.add_argument_group("recipe", "What is to differ from the named recipe.")
-    texts = {one.arg_name: one.description or "" for one in docstring_parser.parse_from_object(Recipe).params}
     hints = get_type_hints(Recipe)
-    names = [field.name for field in fields(Recipe) if field.name != "base"]
-    for name in names:
+    texts = {name: text for name, text in field_docstrings(Recipe).items() if name != "base"}
+    for name in texts:
         values = {recipe: getattr(record, name) for recipe, record in RECIPES.items()}
         if len(set(values.values())) == 1:
             told = _tell_default(values["default"], hints[name])
         else:
             told = f" ({', '.join(f'{recipe}: {value}' for recipe, value in values.items())})"
         _add_flag(group, name, _reading(name, hints[name]), texts[name] + told)
-    return names
+    return list(texts)
 
 
 def _add_flag(group: Any, name: str, options: dict[str, Any], text: str, required: bool = False) -> argparse.Action:

@@ -88,7 +88,7 @@ def predict(
         step=step, batch=batch, postprocessing=postprocessing,
     )  # fmt: skip
     cases = find_inputs(inputs, predictor.plan.data)
-    endings = choose_endings(cases, format, predictor.plan.data.meaning.largest)
+    endings = choose_endings(cases, format, predictor.plan.data.labels.largest)
     outputs = Outputs(output, endings, probabilities, uncertainty, overlay)
     record = record_prediction(predictor)
     with context.fail_together() if context else nullcontext(), progress("predicting", len(cases)) as advance:

@@ -41,10 +41,10 @@ def report(
         The page's path.
     """
     from dinounet.console import say
+    from dinounet.evaluation.means import read_metrics
     from dinounet.io import METRICS, require_file
     from dinounet.reporting.case_images import make_pictures
     from dinounet.reporting.report import write_report
-    from dinounet.schema.metrics import read_metrics
     from dinounet.schema.run import read_log, read_run, tell
 
     require_file(output)
@@ -258,8 +258,8 @@ def evaluate(
     require_file(path.with_suffix(".csv"))
     with progress("evaluating", cases) as advance:
         metrics = evaluate_folders(
-            predictions, truth, found.labels, path, lambda _: advance(),
-            regions=found.regions, ignore=found.ignore, colours=found.colours, tolerance=tolerance, by=by,
+            predictions, truth, found, path, lambda _: advance(),
+            tolerance=tolerance, by=by,
             groups=Path(groups) if groups is not None else None,
         )  # fmt: skip
     if sys.stdout.isatty():

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from dinounet.backbones.registry import DEFAULT
 from dinounet.schema.arguments import UNSET, Default, checked, given
 from dinounet.schema.network import NetworkConfig
 from dinounet.schema.plan import Fold, GroupRule
@@ -72,7 +73,7 @@ def train(
     recipe: Annotated[Recipe | RecipeName, Default("default")] = UNSET,
     changes: Mapping[str, Any] = {},
     network: Annotated[Architecture, Default("dinounet")] = UNSET,
-    backbone: Annotated[str, Default(NetworkConfig.backbone)] = UNSET,
+    backbone: Annotated[str, Default(DEFAULT)] = UNSET,
     taps: tuple[int, int, int, int] | None = None,
     backbone_scale: Annotated[float, Default(NetworkConfig.backbone_scale)] = UNSET,
     backbone_precision: Annotated[Literal["auto", "fp32", "bf16", "int8"], Default("auto")] = UNSET,

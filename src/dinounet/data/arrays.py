@@ -98,8 +98,8 @@ def to_targets(mask: Tensor, plan: DataPlan) -> tuple[Tensor, Tensor]:
     """
     import torch  # which who predicts by ONNX does without
 
-    covers = [[label in numbers for numbers in plan.meaning.outputs.values()] for label in plan.labels.values()]
-    ignored = mask == IGNORED if plan.ignore is not None else torch.zeros_like(mask, dtype=torch.bool)
+    covers = [[label in numbers for numbers in plan.labels.outputs.values()] for label in plan.labels.classes.values()]
+    ignored = mask == IGNORED if plan.labels.ignore is not None else torch.zeros_like(mask, dtype=torch.bool)
     target = torch.tensor(covers, dtype=torch.float32, device=mask.device)[mask.masked_fill(ignored, 0).long()]
     known = (~ignored)[:, None].float()
     return target.movedim(-1, 1) * known, known
@@ -107,18 +107,18 @@ def to_targets(mask: Tensor, plan: DataPlan) -> tuple[Tensor, Tensor]:
 
 def to_classes(scores: Array, plan: DataPlan, threshold: float = 0.0) -> Array:
     """Classes in the plan's order, (B, H, W) int64, of logits (B, K, H, W); of probabilities with the threshold 0.5."""
-    if plan.regions is None:
+    if plan.labels.regions is None:
         return scores.argmax(1)
-    numbers = list(plan.labels.values())
+    numbers = list(plan.labels.classes.values())
     classes = beside(np.zeros(scores[:, 0].shape, np.int64), scores)
-    for place, region in enumerate(plan.regions):
+    for place, region in enumerate(plan.labels.regions):
         classes[scores[:, place] > threshold] = numbers.index(region.written_as)
     return classes
 
 
 def to_probabilities(logits: Array, plan: DataPlan) -> Array:
     """Of the classes, or of each region by itself: (B, K, H, W) of logits of the same shape."""
-    return softmax(logits, 1) if plan.regions is None else sigmoid(logits)
+    return softmax(logits, 1) if plan.labels.regions is None else sigmoid(logits)
 
 
 class Reservoir:

@@ -16,7 +16,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -42,8 +42,7 @@ from dinounet.system import free_memory
 
 FORMAT = 4
 NOT_OF_THE_PIXELS = frozenset(
-    {"dataset", "file_ending", "patch", "fingerprint", "channel_projection", "regions", "test_cases"}
-    | {"groups", "readers"}
+    {"dataset", "file_ending", "patch", "fingerprint", "channel_projection", "test_cases"} | {"groups", "readers"}
 )
 """Fields of a plan that preprocessed slices don't depend on; they do on all others, also on those to come."""
 
@@ -223,14 +222,14 @@ def _prepare(case: Case, plan: DataPlan, folder: Path, memory: int) -> str | Odd
         with collect_errors(problems):
             image = open_image(case.images, memory // 2, plan.slice_axis)
         with collect_errors(problems), collect_odd_values(odd):
-            mask = open_truth(case, plan.meaning, memory // 2, plan.slice_axis)
+            mask = open_truth(case, plan.labels, memory // 2, plan.slice_axis)
         if image is None or mask is None:
             return summarize([*problems, *describe_problems(odd)]) if problems else odd[0]
         mask = on_one_grid(mask, image)[0]
-        check_case(image, mask, [channel.name for channel in plan.channels], plan.meaning.given)
+        check_case(image, mask, [channel.name for channel in plan.channels], plan.labels.given)
         moments = measure_channels(image, plan.channels)
         slices, size = image.shape[slice_axis(image, plan)], resampled_size(image, plan)
-        background = [0] if plan.ignore is None else [0, IGNORED]
+        background = [0] if plan.labels.ignore is None else [0, IGNORED]
         chosen: dict[int, Reservoir] = {}
         with atomic_dir(folder) as temporary:
             with array_file(temporary / "image.npy", (slices, len(plan.channels), *size), np.float32) as write:
@@ -242,7 +241,7 @@ def _prepare(case: Case, plan: DataPlan, folder: Path, memory: int) -> str | Odd
                     classes = mask_to_slices(mask, plan, slice(index, index + 1))
                     write(classes)
                     wanted = {label: classes == label for label in np.setdiff1d(classes, background).tolist()}
-                    if plan.ignore is not None:
+                    if plan.labels.ignore is not None:
                         wanted[KNOWN] = classes != IGNORED
                     for label, here in wanted.items():
                         places = np.argwhere(here).astype(np.int32)
@@ -367,5 +366,6 @@ def require_room(wanted: int, root: Path, tell: Callable[[str], None]) -> None:
 
 def _key(case: Case, plan: DataPlan) -> str:
     """Hash of all that the slices depend on; files count by place, size and time of change, and how they are read."""
-    decisions = {key: value for key, value in asdict(plan).items() if key not in NOT_OF_THE_PIXELS}
+    of_pixels = asdict(replace(plan, labels=replace(plan.labels, regions=None)))  # slices hold classes
+    decisions = {key: value for key, value in of_pixels.items() if key not in NOT_OF_THE_PIXELS}
     return hashlib.sha256(json.dumps([FORMAT, READERS, case.state, decisions]).encode()).hexdigest()[:16]

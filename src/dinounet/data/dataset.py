@@ -34,7 +34,7 @@ from dinounet.data.masks import refuse_fractions, refuse_jpegs
 from dinounet.data.splits import group_cases, hold_out, read_splits, split_cases
 from dinounet.errors import ConfigError, DataError, collect_errors
 from dinounet.io import read_json, read_patiently, summarize
-from dinounet.schema.labels import Given, Labels, Region, name_labels, read_nnunet_labels
+from dinounet.schema.labels import Given, Labels, name_labels, read_nnunet_labels
 from dinounet.schema.plan import GroupBy, Split
 
 
@@ -49,9 +49,8 @@ class Dataset:
     """Names of the channels; as in nnU-Net they decide the normalisation ("CT", "noNorm", "rgb_to_0_1", others), and
     beyond it "rgb". None where only the images can tell."""
 
-    labels: dict[str, int] | None
-    """Names of the classes and the numbers that stand for them in masks, background (0) first; None where only the
-    masks can tell."""
+    labels: Labels | None
+    """Classes and the numbers that stand for them in masks; None where only the masks can tell."""
 
     file_ending: str | None
     """Ending of all images and masks; None where each file has its own and holds all channels."""
@@ -61,15 +60,6 @@ class Dataset:
 
     splits: tuple[Split, ...]
     """Names of the training and validation cases of each fold; none where there is nothing to split."""
-
-    regions: tuple[Region, ...] | None = None
-    """What is predicted instead of classes; they may overlap."""
-
-    ignore: int | None = None
-    """Number that stands in masks for pixels that nobody has judged."""
-
-    colours: dict[str, str] | None = None
-    """Of colour-coded masks, what stands for each class."""
 
     paired_by: str = ""
     """What images and masks were matched by, for people."""
@@ -90,11 +80,6 @@ class Dataset:
     def test_cases(self) -> tuple[str, ...]:
         """Names of the cases that are held out."""
         return tuple(case.name for case in self.held_out)
-
-    @property
-    def meaning(self) -> Labels | None:
-        """What masks hold; None where only they can tell."""
-        return None if self.labels is None else Labels(self.labels, self.regions, self.ignore, self.colours)
 
 
 def read_dataset(
@@ -146,13 +131,10 @@ def read_dataset(
     name = root.stem if is_table else root.resolve().name
     splits = split_cases(cases)
     paired_by = "the table's rows" if is_table else describe_pairs(cases)
-    dataset = Dataset(
-        name, channels, None, None, cases, splits, paired_by=paired_by, held_out=held_out, group=grouping.by,
+    return Dataset(
+        name, channels, named, None, cases, splits, paired_by=paired_by, held_out=held_out, group=grouping.by,
         remarks=remarks + grouping.remarks,
     )  # fmt: skip
-    if named is None:
-        return dataset
-    return replace(dataset, labels=named.labels, regions=named.regions, ignore=named.ignore, colours=named.colours)
 
 
 def with_twins(dataset: Dataset, twins: Sequence[Sequence[str]]) -> Dataset:
@@ -180,7 +162,7 @@ def _of_class_files(cases: Sequence[Case], named: Labels | None) -> Labels | Non
         return named
     if named is None:
         return Labels({"background": 0} | {name: index for index, name in enumerate(classes, start=1)})
-    if {name for name, label in named.labels.items() if label} != {*classes} or named.colours or named.ignore:
+    if {name for name, label in named.classes.items() if label} != {*classes} or named.colours or named.ignore:
         raise ConfigError(
             f"the masks have a file for each of {', '.join(classes)}, but the labels are {named.as_given}; name these, "
             "by numbers, or leave --labels out"
@@ -253,7 +235,7 @@ def _read_nnunet(root: Path, test: Sequence[str], group: GroupBy) -> Dataset:
         read_splits(of_its_own, cases, [case.name for case in held_out]) if of_its_own.exists() else split_cases(cases)
     )
     return Dataset(
-        root.resolve().name, channels, labels.labels, ending, cases, splits, labels.regions, labels.ignore,
+        root.resolve().name, channels, labels, ending, cases, splits,
         paired_by="nnU-Net's layout", held_out=held_out, group=grouping.by, remarks=grouping.remarks,
         has_own_splits=of_its_own.exists(),
     )  # fmt: skip
@@ -355,8 +337,8 @@ def _read_channels(numbered: Mapping[str, Any], path: Path) -> tuple[str, ...]:
 
 def _read_labels(description: Mapping[str, Any], path: Path) -> Labels:
     labels = read_nnunet_labels(description, path)
-    numbers = [*labels.labels.values(), *(() if labels.ignore is None else (labels.ignore,))]
-    if numbers != list(range(len(numbers))) or labels.labels.get("background") != 0 or len(labels.labels) < 2:
+    numbers = [*labels.classes.values(), *(() if labels.ignore is None else (labels.ignore,))]
+    if numbers != list(range(len(numbers))) or labels.classes.get("background") != 0 or len(labels.classes) < 2:
         raise DataError(
             f"{path} has the labels {description['labels']}; they must be background = 0, then 1, 2 ... without gaps, "
             "ignore last"

@@ -170,7 +170,7 @@ def _infer_colours(found: Counter[int], dataset: str, masks: Path) -> tuple[Labe
     for value in sorted(found.keys() - {0}):
         colours["foreground" if len(found) == 2 else f"class {to_colour(value)}"] = to_colour(value)
     known = name_labels(colours)
-    return known, Counter({known.labels[name]: found[int(to_mask_value(colour))] for name, colour in colours.items()})
+    return known, Counter({known.classes[name]: found[int(to_mask_value(colour))] for name, colour in colours.items()})
 
 
 def common_folder(paths: Sequence[Path]) -> Path:

@@ -119,13 +119,13 @@ def by_name(volume: Volume, segments: Sequence[Segment], known: Labels) -> np.nd
         _write_regions(labels, where, known, volume.source)
     else:
         for name, mask in where.items():
-            if name not in known.labels:
+            if name not in known.classes:
                 raise other_names(volume.source, segments, known)
             both = mask & (labels > 0)
             if both.any():
                 other = next(a for a in where if (where[a] & mask).any())
                 raise _overlap(volume.source, other, name, int(np.count_nonzero(both)))
-            labels[mask] = known.labels[name]
+            labels[mask] = known.classes[name]
     if ignored is not None and known.ignore is not None:
         labels[ignored] = known.ignore
     return labels
@@ -268,7 +268,7 @@ def _write_regions(labels: np.ndarray, where: Mapping[str, np.ndarray], known: L
     left = np.zeros(labels.shape, bool)
     for mask in where.values():
         left |= mask
-    for number in known.labels.values():
+    for number in known.classes.values():
         here = left.copy()
         for region in known.regions:
             mask = where.get(region.name, np.zeros((), bool))
@@ -280,7 +280,7 @@ def _write_regions(labels: np.ndarray, where: Mapping[str, np.ndarray], known: L
         joined = [name for name, mask in where.items() if mask[place]]
         raise DataError(
             f"{path} has {np.count_nonzero(left)} voxels that are {' and '.join(joined)} alone, which no label stands "
-            f"for ({write_labels(known.labels)}); correct the mask"
+            f"for ({write_labels(known.classes)}); correct the mask"
         )
 
 

@@ -255,9 +255,9 @@ def _join(files: ClassFiles, known: Labels) -> Volume:
                     "as nnU-Net's regions (dataset.json)"
                 )
         owner[path] = here
-        number = 0 if name.casefold() == "background" else known.labels.get(name)
+        number = 0 if name.casefold() == "background" else known.classes.get(name)
         if number is None:
-            raise DataError(f"{path} seems to be a mask of {name}, but the labels are {write_labels(known.labels)}")
+            raise DataError(f"{path} seems to be a mask of {name}, but the labels are {write_labels(known.classes)}")
         joined[here] = number
     return replace(masks[0][2], array=joined)
 

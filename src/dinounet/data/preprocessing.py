@@ -153,10 +153,10 @@ def mask_to_slices(mask: Volume, plan: DataPlan, part: slice = slice(None)) -> n
     for result, index in zip(slices, indices, strict=True):
         labels = _cut(mask, axis, index)
         classes = np.zeros_like(labels, np.uint8)
-        for place, label in enumerate(plan.labels.values()):
+        for place, label in enumerate(plan.labels.classes.values()):
             classes[labels == label] = place
-        if plan.ignore is not None:
-            classes[labels == plan.ignore] = IGNORED
+        if plan.labels.ignore is not None:
+            classes[labels == plan.labels.ignore] = IGNORED
         result[:] = classes if size == classes.shape else _resize_labels(classes, size)
     return slices
 

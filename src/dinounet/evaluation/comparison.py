@@ -192,9 +192,6 @@ def compare_models(
         by=like.by,
         groups=tuple(group.case for group in like.groups),
         left_out=like.left_out,
-        regions=like.regions,
-        ignore=like.ignore,
-        colours=like.colours,
     )
 
 

@@ -30,7 +30,7 @@ from dinounet.evaluation.groups import (
 from dinounet.evaluation.means import summarise
 from dinounet.evaluation.metrics import NUMBERS, count_decisions, find_probabilities, summarise_decisions, tally
 from dinounet.io import PREDICTION, summarize
-from dinounet.schema.labels import Labels, Region, write_labels
+from dinounet.schema.labels import Labels, write_labels
 from dinounet.schema.metrics import By, Metrics, Unit, VolumeUnit, group_of, write_metrics
 from dinounet.schema.plan import AT_THE_DETECTOR
 
@@ -71,13 +71,10 @@ def find_masks(folder: Path, cases: Iterable[str] = ()) -> dict[str, Path | Clas
 def evaluate_folders(
     predictions: Path,
     truth: Path,
-    labels: Mapping[str, int],
+    labels: Labels | Mapping[str, int],
     output: Path | None = None,
     on_case: Callable[[str], None] | None = None,
     *,
-    regions: tuple[Region, ...] | None = None,
-    ignore: int | None = None,
-    colours: dict[str, str] | None = None,
     tolerance: float = TOLERANCE,
     by: By = "case",
     groups: Path | Mapping[str, str] | None = None,
@@ -87,12 +84,10 @@ def evaluate_folders(
     Args:
         predictions: folder with a mask for each case of the truth, and no other.
         truth: folder of masks; their spacing is what distances are measured by.
-        labels: names and numbers of the classes; 0 is background and not evaluated.
+        labels: names and numbers of the classes, of which 0 is background and not evaluated; or all that is known of
+            them, with regions, which are evaluated instead, and the number of pixels that are left out.
         output: the file to write the metrics to as JSON; a table of them goes beside it as CSV.
         on_case: is called with the name of each case that is done.
-        regions: to evaluate instead of classes.
-        ignore: number of the truth's pixels that are left out of both masks.
-        colours: of a truth in colours, what stands for each class.
         tolerance: of NSD, in mm, or in px where the truth knows of no spacing.
         by: what is scored: each case, or each group with the pixels of its cases pooled.
         groups: of each case its group, such as the patient, or a CSV file with the columns case and group; intervals
@@ -104,7 +99,7 @@ def evaluate_folders(
         DataError: all that is wrong with the masks, together: a mask is missing, superfluous or unreadable, the grids
             of a pair differ, a value is no label, or some cases are measured in other units than others.
     """
-    known = Labels(dict(labels), regions, ignore, colours)
+    known = labels if isinstance(labels, Labels) else Labels(dict(labels))
     cases, predicted, problems = pair_folders(predictions, truth)
     with collect_errors(problems):
         cases, told = with_groups(cases, predictions, truth, by, groups)
@@ -164,7 +159,7 @@ def evaluate_cases(
         in_pixels: whether lengths count in pixels also where a spacing is known, since other cases have another unit.
     """
     if not known.foreground:
-        raise DataError(f"the labels {known.labels} name no class but background; name at least one, such as lesion=1")
+        raise DataError(f"the labels {known.classes} name no class but background; name at least one, such as lesion=1")
     if not 0 < tolerance < math.inf:
         raise ConfigError(f"the tolerance is {tolerance}; it must be above 0, in mm, or in px without a spacing")
     wrong: list[str] = []
@@ -194,7 +189,7 @@ def evaluate_cases(
             palettes += [
                 (mask.source, mask.palette, count_values(mask.array)) for mask in pair if mask.palette is not None
             ]
-        may_hold = known.given, known.labels
+        may_hold = known.given, known.classes
         wrong += [text for mask, may in zip(pair, may_hold, strict=True) if (text := _unknown(mask, may))]
         units.setdefault(_units(pair[0]), []).append(case.name)
         # measuring takes long; once something is wrong, only look for more of it

@@ -11,10 +11,13 @@ from dinounet.data.layouts import Case, ClassFiles, mask_files, mask_paths, read
 from dinounet.data.legends import labels_of_legends
 from dinounet.data.splits import spell_as_one
 from dinounet.errors import ConfigError, DataError
+from dinounet.evaluation.means import read_metrics
 from dinounet.evaluation.metrics import Tally, measure_tally, pool
-from dinounet.io import METRICS, PREDICTION, read_json, read_text, summarize, to_record
+from dinounet.io import METRICS, PREDICTION, read_json, read_text, summarize
+from dinounet.schema.base import to_record
 from dinounet.schema.labels import Labels, name_labels, parse_labels, read_nnunet_labels
-from dinounet.schema.metrics import EMPTY, By, CaseMetrics, ClassMetrics, Unit, VolumeUnit, read_metrics
+from dinounet.schema.metrics import EMPTY, By, CaseMetrics, ClassMetrics, Unit, VolumeUnit
+from dinounet.schema.migrations import embed_labels
 
 COLUMNS = ("case", "group")
 
@@ -214,7 +217,8 @@ def find_labels(predictions: Path, truth: Path, given: str | None = None) -> Lab
             if not isinstance(content, Mapping) or not isinstance(content.get("labels"), Mapping):
                 raise ConfigError(f"{path} has no labels; pass --labels background=0,lesion=1")
             if path.name == PREDICTION:
-                known = {key: content[key] for key in ("labels", "regions", "ignore", "colours") if key in content}
+                of_today = isinstance(content["labels"].get("classes"), Mapping)
+                known = content["labels"] if of_today else embed_labels(dict(content))["labels"]
                 return to_record(Labels, known, where=str(path))
             return read_nnunet_labels(content, path)
     masks = [path for folder in (predictions, truth) if folder.is_dir() for path in mask_files(folder)]

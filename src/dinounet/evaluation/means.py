@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
 from dinounet.errors import ConfigError
 from dinounet.evaluation.metrics import POLICY, write_number
-from dinounet.io import summarize
+from dinounet.io import read_json, summarize
+from dinounet.schema.base import to_record
 from dinounet.schema.labels import Labels
 from dinounet.schema.metrics import (
     NAMES,
@@ -159,9 +162,9 @@ def summarise(
     basis, basis_over_classes = rest_on(scored, left_out)
     over = "groups of cases" if groups or drawn else "cases"
     return Metrics(
-        known.labels, POLICY, describe_bootstrap(over), tolerance, tuple(cases), dict(zip(names, means, strict=True)),
+        known, POLICY, describe_bootstrap(over), tolerance, tuple(cases), dict(zip(names, means, strict=True)),
         overall, empties, basis, basis_over_classes, "group" if groups else "case", tuple(groups), left_out,
-        calibration=calibration, regions=known.regions, ignore=known.ignore, colours=known.colours,
+        calibration=calibration,
     )  # fmt: skip
 
 
@@ -322,3 +325,19 @@ def groups_drawn(cases: Sequence[CaseMetrics]) -> list[str] | None:
 
 def _mean_metrics(mean: np.ndarray, around: Sequence[Interval | None]) -> MeanMetrics:
     return MeanMetrics(**dict(zip(NAMES, mean.tolist(), strict=True)), intervals=dict(zip(NAMES, around, strict=True)))
+
+
+def read_metrics(path: Path) -> Metrics:
+    """Read what `dinounet evaluate` wrote; files of format 2 lack what means rest on, which their cases tell.
+
+    Raises:
+        DataError: the file is missing or no JSON.
+        ConfigError: it is of an unknown format, or has been changed.
+    """
+    content = read_json(path, what="what `dinounet evaluate` wrote")
+    if isinstance(content, dict) and content.get("format") == 2 and isinstance(content.get("cases"), list):
+        cases = [to_record(CaseMetrics, case, where=f"{path}: cases[{i}]") for i, case in enumerate(content["cases"])]
+        by_class, overall = rest_on(cases)
+        basis = {name: asdict(one) for name, one in by_class.items()}
+        content = {**content, "format": 3, "basis": basis, "basis_over_classes": asdict(overall)}
+    return to_record(Metrics, content, where=str(path))

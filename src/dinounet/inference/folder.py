@@ -25,7 +25,8 @@ from dinounet.inference.models import TrainedModel
 from dinounet.inference.outputs import Outputs, allocated, choose_endings
 from dinounet.inference.postprocessing import OutputOptions, Segmentation, describe
 from dinounet.inference.predictor import Predictor
-from dinounet.io import PREDICTION, read_record, remove_leftovers, require_new, summarize, write_json
+from dinounet.io import PREDICTION, remove_leftovers, require_new, summarize, write_json
+from dinounet.schema.base import read_record
 from dinounet.schema.labels import Labels
 from dinounet.schema.plan import BodyAxis
 from dinounet.schema.prediction import ModelRecord, Postprocessing, PredictionRecord
@@ -39,9 +40,7 @@ def record_prediction(predictor: Predictor) -> PredictionRecord:
     """The record of what a predictor that was loaded is about to predict."""
     data, settings = predictor.plan.data, predictor.settings
     return PredictionRecord(
-        labels=predictor.labels,
-        regions=data.regions,
-        ignore=data.ignore,
+        labels=data.labels,
         models=tuple(ModelRecord(model.named, model.sha256, _hash_decisions(model)) for model in predictor.models),
         backbone=predictor.backbone,
         device=predictor.engine.device,
@@ -55,9 +54,8 @@ def record_prediction(predictor: Predictor) -> PredictionRecord:
         versions=versions() | predictor.engine.versions(),
         machine=predictor.engine.describe_machine(),
         started=now(),
-        colours=data.colours,
         absent_classes=tuple(
-            name for name in data.meaning.foreground if all(name in model.absent_classes for model in predictor.models)
+            name for name in data.labels.foreground if all(name in model.absent_classes for model in predictor.models)
         ),
     )
 
@@ -85,7 +83,8 @@ def differences(known: PredictionRecord, new: PredictionRecord) -> str:
     }
     told = [f"{name} {before}, and now {now}" for name, (before, now) in settings.items() if before != now]
     told += ["another plan"] if any(before not in (None, now) for before, now in decided) else []
-    others = [name for name in ("labels", "regions", "ignore", "colours") if getattr(known, name) != getattr(new, name)]
+    both = asdict(known.labels), asdict(new.labels)
+    others = [name for name in both[0] if both[0][name] != both[1][name]]
     told += [f"other {name}" for name in others]
     if known.postprocessing != new.postprocessing:
         posts = [_in_words(record.postprocessing) for record in (known, new)]
@@ -115,8 +114,8 @@ def _hash_decisions(model: TrainedModel) -> str:
     data = model.plan.data
     decisions = {
         "channels": [asdict(channel) for channel in data.channels],
-        "labels": list(data.labels.items()),
-        "regions": [asdict(region) for region in data.regions or ()],
+        "labels": list(data.labels.classes.items()),
+        "regions": [asdict(region) for region in data.labels.regions or ()],
         "slices": (data.slice_axis, data.spacing, data.unknown_spacing),
         "patch": data.patch,
         "network": asdict(model.plan.network),
@@ -150,7 +149,7 @@ def predict_files(
     Raises:
         UserError: after the others are done, names those that failed.
     """
-    outputs = Outputs(folder, choose_endings(cases, None, predictor.plan.data.meaning.largest), probabilities)
+    outputs = Outputs(folder, choose_endings(cases, None, predictor.plan.data.labels.largest), probabilities)
     problems, cut = _predict(predictor, cases, outputs, on_case)
     if cut:
         say("note", tell_cut_otherwise(cut, predictor.plan.data))
@@ -228,7 +227,7 @@ def _predict(
     """
     problems: Problems = {}
     cut: dict[str, BodyAxis] = {}
-    meaning = predictor.plan.data.meaning
+    meaning = predictor.plan.data.labels
     with allocated(outputs.folder) as allocate, ThreadPoolExecutor(1) as writer:
         wanted = OutputOptions(outputs.probabilities, outputs.uncertainty, allocate)
         writing: list[Future[None]] = []

@@ -82,16 +82,19 @@ def require_alike(model: TrainedModel, first: TrainedModel, *, in_one_order: boo
         if getattr(data, name) != getattr(other, name):
             raise ConfigError(f"{both}: their plans differ in data.{name}; {BY_ONE_PLAN}")
     meanings, wanted = _outputs(data), _outputs(other)
-    if meanings != wanted or (data.regions is None) != (other.regions is None):
+    if meanings != wanted or (data.labels.regions is None) != (other.labels.regions is None):
         raise ConfigError(f"{both}: their outputs are {_tell(data)} and {_tell(other)}; {BY_ONE_PLAN}")
-    if in_one_order and (list(data.labels.items()), data.regions) != (list(other.labels.items()), other.regions):
+    if in_one_order and (list(data.labels.classes.items()), data.labels.regions) != (
+        list(other.labels.classes.items()),
+        other.labels.regions,
+    ):
         raise ConfigError(
             f"{model.named} and {first.named} can't be exported together: they number their classes otherwise, "
             f"{_tell(data)} and {_tell(other)}; predict by both (--also), which goes by the names, or {BY_ONE_PLAN}"
         )
-    if data.ignore != other.ignore and in_one_order:
+    if data.labels.ignore != other.labels.ignore and in_one_order:
         raise ConfigError(
-            f"{model.named} and {first.named} can't be exported together: their plans differ in data.ignore; "
+            f"{model.named} and {first.named} can't be exported together: their plans differ in data.labels.ignore; "
             f"{BY_ONE_PLAN}"
         )
 
@@ -104,16 +107,18 @@ def output_order(data: DataPlan, first: DataPlan) -> list[int] | None:
 
 def _outputs(data: DataPlan) -> dict[str, tuple[frozenset[str], str]]:
     """What each output stands for, in their order: the names of classes, and which of them it is written as."""
-    if data.regions is None:
-        return {name: (frozenset([name]), name) for name in data.labels}
-    called = {number: name for name, number in data.labels.items()}
+    if data.labels.regions is None:
+        return {name: (frozenset([name]), name) for name in data.labels.classes}
+    called = {number: name for name, number in data.labels.classes.items()}
     return {
         region.name: (frozenset(called.get(label, str(label)) for label in region.labels), called[region.written_as])
-        for region in data.regions
+        for region in data.labels.regions
     }
 
 
 def _tell(data: DataPlan) -> str:
-    classes = ", ".join(f"{name}={number}" for name, number in data.labels.items())
-    regions = "; ".join(f"{one.name} of {', '.join(sorted(_outputs(data)[one.name][0]))}" for one in data.regions or ())
+    classes = ", ".join(f"{name}={number}" for name, number in data.labels.classes.items())
+    regions = "; ".join(
+        f"{one.name} of {', '.join(sorted(_outputs(data)[one.name][0]))}" for one in data.labels.regions or ()
+    )
     return f"({classes})" + (f" with regions ({regions})" if regions else "")

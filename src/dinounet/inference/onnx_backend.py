@@ -112,7 +112,7 @@ def _open(model: TrainedModel, device: str) -> Any:
     """A session with the inputs and outputs that the record tells."""
     session = open_session(model.file, device)
     data = model.plan.data
-    expected = {INPUT: len(data.channels), OUTPUT: len(data.meaning.outputs)}
+    expected = {INPUT: len(data.channels), OUTPUT: len(data.labels.outputs)}
     ends = [*session.get_inputs(), *session.get_outputs()]
     found = {one.name: one.shape[1] if len(one.shape) == 4 else one.shape for one in ends}
     if found != expected:

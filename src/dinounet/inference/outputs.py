@@ -117,7 +117,7 @@ class Outputs:
         if ending_of(path) == SEGMENTATION_ENDING:
             with atomic_write(path) as temporary:
                 write_segmentation(
-                    temporary, found.labels, found.volume.source, meaning.labels, versions().get("dinounet", "unknown")
+                    temporary, found.labels, found.volume.source, meaning.classes, versions().get("dinounet", "unknown")
                 )
         else:
             write_mask(path, found.labels, like=found.volume, colours=meaning.palette)

@@ -200,13 +200,13 @@ class SegmentationBuilder:
         self._axis = slice_axis(volume, plan)
         self._pixels_left = math.prod(volume.shape)
         self._width = slice_size(volume, plan)[1]
-        numbers = list(plan.labels.values())
+        numbers = list(plan.labels.classes.values())
         self._numbers = np.array(numbers, np.min_scalar_type(max(numbers)))
         self._labels = np.zeros(volume.shape, self._numbers.dtype)
         self._probabilities: np.ndarray | None = None
         self._entropy: np.ndarray | None = None
         self._disagreement: np.ndarray | None = None
-        outputs = len(plan.meaning.outputs)
+        outputs = len(plan.labels.outputs)
         if wanted.probabilities:
             self._probabilities = wanted.allocate((outputs, *volume.shape), np.float16)
         if wanted.uncertainty:
@@ -262,12 +262,12 @@ class SegmentationBuilder:
         """What was found."""
         labels = self._labels
         if postprocessing is not None:
-            labels = apply(postprocessing, labels, self.volume.box, self.plan.meaning)
+            labels = apply(postprocessing, labels, self.volume.box, self.plan.labels)
         return Segmentation(self.volume, self._axis, labels, self._probabilities, self._entropy, self._disagreement)
 
 
 def _entropy(probabilities: Array, plan: DataPlan) -> Array:
     """(rows, W) of (K, rows, W), from 0 to 1."""
-    if plan.regions is None:
+    if plan.labels.regions is None:
         return entropy(probabilities).sum(0) / math.log(len(probabilities))
     return (entropy(probabilities) + entropy(1 - probabilities)).mean(0) / math.log(2)

@@ -137,7 +137,7 @@ class Predictor:
     @property
     def labels(self) -> dict[str, int]:
         """Names and numbers of the classes."""
-        return self.plan.data.labels
+        return self.plan.data.labels.classes
 
     def predict(self, image: Image, axes: str | None = None) -> np.ndarray:
         """Labels of an image.

@@ -46,10 +46,10 @@ class DinoUNet(nn.Module):
         self.config = config
         self.backbone = backbone
         width = self.backbone.width
-        if (width // 2) % config.attention_heads:
+        if width != config.backbone_width:
             raise ConfigError(
-                f"network.attention_heads is {config.attention_heads}, which does not divide {width // 2}, "
-                f"half the width of {config.backbone}"
+                f"network.backbone_width is {config.backbone_width}, but the backbone has {width} channels; give "
+                "the one that `dinounet.build_backbone` makes of the same configuration"
             )
         mixes = config.in_channels not in (1, 3)
         self.adapter = Adapter(

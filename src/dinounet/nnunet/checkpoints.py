@@ -21,7 +21,7 @@ from torch.serialization import safe_globals
 
 from dinounet.backbones.frozen import build_backbone, build_network
 from dinounet.backbones.key_names import BACKBONE, load_published_state_dict, mismatches
-from dinounet.backbones.registry import VARIANTS
+from dinounet.backbones.registry import VARIANTS, network_config
 from dinounet.errors import DataError, WeightsError
 from dinounet.network.dinounet import DinoUNet
 from dinounet.schema.network import NetworkConfig
@@ -144,7 +144,7 @@ def build_published(held: Mapping[str, Any], data: DataPlan, path: Path) -> Dino
         config = _read_sizes(weights, len(data.channels))
     except (KeyError, IndexError, ValueError) as error:
         raise WeightsError(f"{path} lacks a part of a Dino U-Net ({error}); download it again") from None
-    outputs = data.meaning.outputs
+    outputs = data.labels.outputs
     if config.num_classes != len(outputs):
         raise WeightsError(
             f"{path} predicts {config.num_classes} classes but the dataset.json given has {len(outputs)} "
@@ -170,7 +170,7 @@ def _read_sizes(weights: Mapping[str, Tensor], channels: int) -> NetworkConfig:
         heads = width // (4 * len(weights[f"{BACKBONE}rope_embed.periods"]))
         taps = tuple(round(quarter * depth / 4) - 1 for quarter in (1, 2, 3, 4))
         sizes = {"backbone_args": {"embed_dim": width, "depth": depth, "num_heads": heads}, "taps": taps}
-    return NetworkConfig(
+    return network_config(
         backbone=known[0] if known else BACKBONES[0],
         backbone_precision="fp32",  # nothing of the checkpoint is rounded
         in_channels=channels,

@@ -121,16 +121,14 @@ def import_trained(
         assert part is not None
         named = read_arguments(part["architecture"].get("arch_kwargs"))
         data = replace(data, channel_projection=named.channel_projection)
-        config, seed = named.configure(len(data.channels), len(data.meaning.outputs)), named.seed
+        config, seed = named.configure(len(data.channels), len(data.labels.outputs)), named.seed
         weights = [one["network_weights"] for one in held]
         for path, tensors in zip(checkpoints, weights, strict=True):
             require_shapes(tensors, config, path)
         is_random = named.weights == "random"
         licence_of_backbone = "none (random weights)" if is_random else find_variant(config.backbone).licence
         backbone = without_path(
-            BackboneRecord(
-                config.backbone, named.weights, named.sha256, licence_of_backbone, config.precision_of_backbone
-            )
+            BackboneRecord(config.backbone, named.weights, named.sha256, licence_of_backbone, config.backbone_precision)
         )
         origin = "Trained in nnU-Net"
     with tempfile.TemporaryDirectory() as folder:
@@ -198,9 +196,11 @@ def export_to_nnunet(models: Sequence[Path], output: Path) -> Path:
 
 def _tell_differences(data: DataPlan, models: Sequence[TrainedModel]) -> None:
     """Say what nnU-Net will do otherwise."""
-    numbers = list(data.labels.values())
+    numbers = list(data.labels.classes.values())
     if numbers != list(range(len(numbers))):
-        told = ", ".join(f"{name} {index} for {label}" for index, (name, label) in enumerate(data.labels.items()))
+        told = ", ".join(
+            f"{name} {index} for {label}" for index, (name, label) in enumerate(data.labels.classes.items())
+        )
         say("labels", f"nnU-Net wants labels without gaps, so its masks hold {told}")
     steps = [step for model in models if model.postprocessing for step in model.postprocessing.classes.values()]
     if any(step.does_something for step in steps):
@@ -281,13 +281,13 @@ def _describe(data: DataPlan) -> dict[str, Any]:
             f"the images end with {data.file_ending}, and nnU-Net reads {', '.join(endings)} of their kind; predict "
             "with dinounet"
         )
-    place = {label: index for index, label in enumerate(data.labels.values())}
-    labels: dict[str, Any] = {name: place[label] for name, label in data.labels.items()}
+    place = {label: index for index, label in enumerate(data.labels.classes.values())}
+    labels: dict[str, Any] = {name: place[label] for name, label in data.labels.classes.items()}
     order = {}
-    if data.regions is not None:
-        labels = {"background": 0} | {one.name: [place[label] for label in one.labels] for one in data.regions}
-        order["regions_class_order"] = [place[region.written_as] for region in data.regions]
-    if data.ignore is not None:
+    if data.labels.regions is not None:
+        labels = {"background": 0} | {one.name: [place[label] for label in one.labels] for one in data.labels.regions}
+        order["regions_class_order"] = [place[region.written_as] for region in data.labels.regions]
+    if data.labels.ignore is not None:
         labels["ignore"] = len(place)
     return {
         "channel_names": {str(index): channel.name for index, channel in enumerate(data.channels)},
@@ -363,15 +363,13 @@ def read_nnunet_plan(planned: Any, described: Any, plans: Path, dataset: Path, c
             ChannelPlan(channel, NORMALISATIONS[rule], found)
             for channel, rule, found in zip(channels, rules, intensities, strict=True)
         ),
-        labels=labels.labels,
+        labels=labels,
         file_ending=ending,
         slice_axis=order[0],
         spacing=(spacing[0], spacing[1]),
         patch=(patch[0], patch[1]),
         fingerprint=Fingerprint(int(described.get("numTraining", 0)), median, median, median, None, {}),
         unknown_spacing=1.0 if reader == "NaturalImage2DIO" else None,  # which counts flat images so
-        regions=labels.regions,
-        ignore=labels.ignore,
         readers=READERS,
     )
 

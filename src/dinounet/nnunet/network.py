@@ -8,19 +8,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict
+from typing import Any, ClassVar, Literal
 
 import torch
 
 from dinounet.backbones.frozen import build_backbone
 from dinounet.backbones.weights import fill_backbone
 from dinounet.errors import ConfigError, WeightsError
-from dinounet.io import to_record
 from dinounet.network.dinounet import DinoUNet
+from dinounet.schema.base import Migrations, record, to_record
+from dinounet.schema.migrations import resolve_backbone
 from dinounet.schema.network import BackboneRecord, NetworkConfig
-
-FORMAT = 1
 
 CONFIGURATION = "2d"
 NETWORK_CLASS = f"{__name__}.PlannedDinoUNet"
@@ -39,7 +38,7 @@ FROM_NNUNET = ("in_channels", "num_classes", "deep_supervision")
 """Fields of the network's configuration that nnU-Net decides, from the dataset and the trainer."""
 
 
-@dataclass(frozen=True)
+@record
 class PlannedNetwork:
     """What a plan's `arch_kwargs` hold.
 
@@ -65,8 +64,10 @@ class PlannedNetwork:
     strides: tuple[tuple[int, int], ...] = STRIDES
     """Read by nnU-Net alone."""
 
-    format: int = FORMAT
+    format: Literal[2] = 2
     """Version of these keys."""
+
+    MIGRATIONS: ClassVar[Migrations] = {1: resolve_backbone}
 
     def configure(self, channels: int, outputs: int, deep_supervision: bool = False) -> NetworkConfig:
         """The configuration for a dataset of so many channels and outputs."""
@@ -105,12 +106,6 @@ def read_arguments(arguments: Any) -> PlannedNetwork:
     Raises:
         ConfigError: a key is unknown, missing or wrong, or another version of dinounet wrote them.
     """
-    found = arguments.get("format") if isinstance(arguments, dict) else None
-    if found is not None and found != FORMAT:
-        raise ConfigError(
-            f"the plan names a network of format {found} and this version of dinounet reads {FORMAT}; train anew, "
-            "or use the version that planned"
-        )
     return to_record(PlannedNetwork, arguments, where="the plan's arch_kwargs")
 
 

@@ -16,13 +16,14 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.file_path_utilities import get_output_folder
 
 from dinounet.backbones.frozen import build_backbone
-from dinounet.backbones.registry import SIDE, find_variant, memory_at, usual_precision
+from dinounet.backbones.registry import SIDE, find_variant, memory_at, usual_precision, with_facts
 from dinounet.backbones.weights import fill_backbone
 from dinounet.data.dataset import read_dataset
 from dinounet.errors import ConfigError
-from dinounet.io import read_json, to_record
+from dinounet.io import read_json
 from dinounet.nnunet.network import WEIGHTS, PlannedDinoUNet, architecture_of, find_configuration, names_dinounet
 from dinounet.planning.data_plan import LARGEST_PATCH, PATCH_STEP, plan_data
+from dinounet.schema.base import to_record
 from dinounet.schema.network import NetworkConfig
 from dinounet.schema.recipe import RECIPES, STEPS_AN_EPOCH, Recipe, RecipeName
 from dinounet.training.step import learning_rate_at, make_optimizer
@@ -92,7 +93,7 @@ def _asked_for() -> dict[str, Any]:
 def _plan(
     plans: Mapping[str, Any], part: Mapping[str, Any], dataset: Mapping[str, Any], asked: dict[str, Any]
 ) -> dict[str, Any]:
-    network = to_record(NetworkConfig, asked, where=NETWORK)
+    network = to_record(NetworkConfig, with_facts(asked), where=NETWORK)
     backbone = fill_backbone(build_backbone(network), network.backbone, os.environ.get(WEIGHTS) or "hub")
     variant = find_variant(network.backbone)
     weights_alone = variant.frozen * (2 if usual_precision(variant) == "bf16" else 4) / 1e9

@@ -82,7 +82,7 @@ def plan_data(
     Raises:
         DataError: what is wrong with the images and masks, all together.
     """
-    known = dataset.meaning
+    known = dataset.labels
     sizes = [_bytes_of_files(case) for case in (*dataset.cases, *dataset.held_out)]
     workers = workers_for(len(sizes), DECODED * sum(sizes), DECODED * max(sizes))
     most = free_memory() // 4 // max(workers, 1)
@@ -131,8 +131,7 @@ def plan_data(
         refuse_differing_palettes(palettes)
         folder = common_folder([path for case in dataset.cases for path in mask_paths(case.mask)])
         known, pixels = infer_labels(pixels, dataset.name, folder)
-    labels = known.labels
-    if not any(pixels[label] for label in labels.values() if label):
+    if not any(pixels[label] for label in known.classes.values() if label):
         raise DataError(f"the masks of {dataset.name} hold nothing but background; there is nothing to learn")
 
     shapes = [one.shape for one in seen]
@@ -158,7 +157,7 @@ def plan_data(
     return DataPlan(
         dataset=dataset.name,
         channels=planned,
-        labels=labels,
+        labels=known,
         file_ending=dataset.file_ending,
         slice_axis=slice_axis,
         spacing=(median_spacing[in_plane[0]], median_spacing[in_plane[1]])
@@ -179,9 +178,6 @@ def plan_data(
         channel_projection=None
         if len(channels) in (1, 3)
         else principal_components(normalise_samples(samples, planned)),
-        regions=known.regions,
-        ignore=known.ignore,
-        colours=known.colours,
         test_cases=dataset.test_cases,
         groups=replace(groups, remarks_on_pixels=remarks),
         readers=READERS,

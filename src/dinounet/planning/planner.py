@@ -13,9 +13,9 @@ from dinounet.data.layouts import Case
 from dinounet.data.splits import FOLDS, by_group
 from dinounet.errors import ConfigError
 from dinounet.planning.data_plan import PATCH, largest_batch, plan_as_published, plan_data
-from dinounet.schema.network import NetworkConfig, UNetConfig, plan_unet
+from dinounet.schema.network import NetworkConfig, plan_unet
 from dinounet.schema.plan import DataPlan, Fold, Plan
-from dinounet.schema.recipe import RECIPES, Architecture, Recipe, RecipeName
+from dinounet.schema.recipe import RECIPES, Recipe, RecipeName
 
 
 def choose_recipe(name: RecipeName, changes: Mapping[str, Any], data: DataPlan | None = None) -> Recipe:
@@ -76,55 +76,36 @@ def choose_any_recipe(recipe: Recipe | RecipeName, changes: Mapping[str, Any]) -
     return recipe
 
 
-def make_plan(
-    data: DataPlan,
-    recipe: Recipe,
-    backbone: str,
-    architecture: Architecture = "dinounet",
-    backbone_options: Mapping[str, Any] | None = None,
-) -> Plan:
-    """Join what the data asks for with a recipe and a network; a U-Net has no backbone, and no options of one."""
-    network: NetworkConfig | UNetConfig
-    channels, outputs = len(data.channels), len(data.meaning.outputs)
-    if architecture == "unet":
-        network = plan_unet(data.patch, in_channels=channels, num_classes=outputs)
-    else:
-        network = NetworkConfig(
-            backbone=backbone,
-            in_channels=channels,
-            num_classes=outputs,
-            deep_supervision=recipe.deep_supervision,
-            **(backbone_options or {}),
-        )
-    return Plan(data, network, recipe)
+def make_plan(data: DataPlan, recipe: Recipe, network: NetworkConfig | None) -> Plan:
+    """Join what the data asks for with a recipe and a network, by default nnU-Net's U-Net for the patch."""
+    channels, outputs = len(data.channels), len(data.labels.outputs)
+    if network is None:
+        return Plan(data, plan_unet(data.patch, in_channels=channels, num_classes=outputs), recipe)
+    deep = recipe.deep_supervision
+    return Plan(data, replace(network, in_channels=channels, num_classes=outputs, deep_supervision=deep), recipe)
 
 
 def plan_dataset(
     dataset: Dataset,
     recipe: Recipe | RecipeName,
-    backbone: str,
+    network: NetworkConfig | None,
     patch: tuple[int, int] | None = None,
     *,
     changes: Mapping[str, Any] | None = None,
-    architecture: Architecture = "dinounet",
-    backbone_options: Mapping[str, Any] | None = None,
 ) -> Plan:
     """Look at every case of a dataset, telling how far that is, and plan.
 
     Args:
         dataset: what to look at.
         recipe: one with every decision made, or a name.
-        backbone: of Dino U-Net.
+        network: Dino U-Net, whose channels and outputs the dataset decides; None for nnU-Net's U-Net.
         patch: rows and columns; by default what covers the median slice, or the recipe's.
         changes: fields of a named recipe that are to be other than it says.
-        architecture: which network.
-        backbone_options: `taps` and `backbone_scale` of Dino U-Net, where they are asked for.
 
     Raises:
         DataError: what is wrong with the images and masks, all together.
-        ConfigError: no backbone or recipe has that name, or a change is none.
+        ConfigError: no recipe has that name, or a change is none.
     """
-    NetworkConfig(backbone=backbone, **(backbone_options or {}))  # before the pixels, which take longer
     base: RecipeName = choose_any_recipe(recipe, changes or {}).base
     with progress("looking at the data", len(dataset.cases) + len(dataset.held_out)) as advance:
         data = plan_data(dataset, patch or (PATCH if base == "paper" else None), on_case=advance)
@@ -132,7 +113,7 @@ def plan_dataset(
         data = plan_as_published(data)
     if not isinstance(recipe, Recipe):
         recipe = choose_recipe(recipe, changes or {}, data)
-    return make_plan(data, recipe, backbone, architecture, backbone_options)
+    return make_plan(data, recipe, network)
 
 
 def require_fold(dataset: Dataset, fold: Fold | None) -> None:

@@ -138,8 +138,8 @@ def picture_cases(
     for found in metrics.worst_first[:most]:
         case = by_name[found.case]
         image = read_image(case.images[:1])
-        truth = on_one_grid(read_truth(case, metrics.meaning), image)[0]
-        prediction = on_one_grid(read_mask(predicted[case.name], metrics.meaning), image)[0]
+        truth = on_one_grid(read_truth(case, metrics.labels), image)[0]
+        prediction = on_one_grid(read_mask(predicted[case.name], metrics.labels), image)[0]
         for other in (image, prediction):
             require_same_grid(other, truth)
         pictures.append(_make_picture(found, image, truth, prediction, metrics))
@@ -147,8 +147,8 @@ def picture_cases(
 
 
 def _make_picture(case: CaseMetrics, image: Volume, truth: Volume, prediction: Volume, metrics: Metrics) -> CasePicture:
-    if metrics.ignore is not None:  # left out here as in the numbers
-        counts = truth.array != metrics.ignore
+    if metrics.labels.ignore is not None:  # left out here as in the numbers
+        counts = truth.array != metrics.labels.ignore
         truth, prediction = (replace(mask, array=mask.array * counts) for mask in (truth, prediction))
     spacing = truth.spacing or (1.0, 1.0, 1.0)
     axis = coarsest_axis(truth.shape, spacing)

@@ -15,7 +15,7 @@ import reprlib
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Literal, ParamSpec, TypeVar, Union
@@ -75,13 +75,6 @@ def checked(function: Callable[P, T]) -> Callable[P, T]:
             return function(*bound.args, **bound.kwargs)
 
     return call
-
-
-def check_fields(record: Any, where: str) -> None:
-    """Raise a ConfigError if a field of a dataclass is of another kind than it says."""
-    hints = typing.get_type_hints(type(record))
-    for field in fields(record):
-        convert(getattr(record, field.name), hints[field.name], f"{where}.{field.name}")
 
 
 def convert(value: Any, hint: Any, name: str) -> Any:

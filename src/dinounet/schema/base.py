@@ -22,7 +22,7 @@ import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeAlias, TypeVar
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
@@ -34,6 +34,8 @@ from dinounet.io import read_json
 
 T = TypeVar("T")
 
+Positive: TypeAlias = Annotated[int, Field(ge=1)]
+
 Migrations = dict[int, Callable[[dict[str, Any]], dict[str, Any]]]
 """By the format that it reads: what makes a file's content one of the next format, but for the number itself."""
 
@@ -42,6 +44,17 @@ LARGEST_JSON = 1 << 24
 
 TAG = "architecture"
 """Field whose value tells the records of a union apart."""
+
+WORDS = {
+    "Input should be ": "",
+    "greater than or equal to": "at least",
+    "less than or equal to": "at most",
+    "a valid integer": "a whole number",
+    "a valid array": "a list",
+    "a valid ": "a ",
+    "'": "",
+}
+"""In pydantic's messages, what stands for what, in this order."""
 
 CONFIG = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
@@ -115,6 +128,11 @@ def json_schema(kind: type) -> dict[str, Any]:
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **TypeAdapter(kind).json_schema()}
 
 
+def field_docstrings(kind: Any) -> dict[str, str]:
+    """What stands below each field of a record, by its name."""
+    return {name: field.description or "" for name, field in kind.__pydantic_fields__.items()}
+
+
 def _to_newest(hint: Any, content: Any, where: str, place: str) -> Any:
     """The content with every record in it of today's format, and of known keys alone."""
     parts = typing.get_args(hint)
@@ -174,13 +192,13 @@ def _describe(errors: Sequence[ErrorDetails], kind: type, content: Any, where: s
     if first["type"] in ("missing", "union_tag_not_found"):
         return f"{where} lacks {place if first['type'] == 'missing' else _join(place, TAG)}; add it"
     if first["type"] == "union_tag_invalid":
-        return f"{name}.{TAG} is {value[TAG]!r}; it must be one of {first['ctx']['expected_tags']}"
-    said = [error["msg"] for error in errors if _place(error["loc"], content) == place]
-    wanted = " or ".join(dict.fromkeys(one.removeprefix("Input should be ") for one in said))
+        return f"{name}.{TAG} is {value[TAG]!r}; it must be {first['ctx']['expected_tags'].replace(', ', ' or ')}"
+    said = " or ".join(dict.fromkeys(error["msg"] for error in errors if _place(error["loc"], content) == place))
+    wanted = functools.reduce(lambda text, word: text.replace(word, WORDS[word]), WORDS, said)
     shown = " ".join(reprlib.repr(value).split())
     if not place:
         return f"{where} holds {shown}; it must be {wanted}"
-    return f"{name} is {shown}; it must be {wanted}" if "Input should be" in said[0] else f"{name} is {shown}: {wanted}"
+    return f"{name} is {shown}; it must be {wanted}" if "Input should be" in said else f"{name} is {shown}: {wanted}"
 
 
 def _place(loc: Sequence[str | int], content: Any) -> str:

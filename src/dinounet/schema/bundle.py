@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from dinounet.errors import ConfigError
-from dinounet.schema.network import BackboneRecord, NetworkConfig, UNetConfig
+from dinounet.schema.base import Migrations, record
+from dinounet.schema.migrations import resolve_bundle, units_at_the_detector
+from dinounet.schema.network import AnyNetworkConfig, BackboneRecord, NetworkConfig
 from dinounet.schema.plan import DataPlan, Fold, Plan
 from dinounet.schema.prediction import Postprocessing, check_names
 from dinounet.schema.recipe import Recipe
@@ -18,26 +20,14 @@ CARD = "README.md"
 BACKBONE_FILE = "backbone.safetensors"
 """Beside an imported network: the frozen backbone that its checkpoint held. It is used here and pushed nowhere."""
 
-FORMAT = 2
-
-LARGEST_JSON = 1 << 24
-"""Bytes that a record may have; those of real bundles have some thousand."""
-
 LARGEST_NUMBER = 8192
 """Of channels, or pixels along a patch: twice what the largest backbone has."""
 
 MOST_BLOCKS = 256
 """Of a backbone, or numbers in one list: six times what the largest backbone has."""
 
-Upgrade = Callable[[dict[str, Any]], dict[str, Any]]
 
-UPGRADES: dict[int, Upgrade] = {
-    1: lambda content: {**content, "format": 2},  # lengths "at the detector", and data.readers, came to be
-}
-"""By the format that it reads: what makes the content of a `model.json` one of the next format."""
-
-
-@dataclass(frozen=True)
+@record
 class Estimate:
     """A mean over cases."""
 
@@ -51,7 +41,7 @@ class Estimate:
     """Its upper end."""
 
 
-@dataclass(frozen=True)
+@record
 class Basis:
     """What a mean Dice rests on, of a class, or over classes of pairs of case and class."""
 
@@ -74,7 +64,7 @@ class Basis:
     """Mean Dice minus the floor."""
 
 
-@dataclass(frozen=True)
+@record
 class Measured:
     """How well a network did on cases that it had not learned from."""
 
@@ -118,7 +108,7 @@ class Measured:
     """Classes that are not in the means over classes."""
 
 
-@dataclass(frozen=True)
+@record
 class Training:
     """What made a network. It names no case, no person and no path."""
 
@@ -171,11 +161,11 @@ class Training:
     """Classes, or regions, without a pixel in the training cases."""
 
 
-@dataclass(frozen=True)
+@record
 class BundledNetwork:
     """One of the networks."""
 
-    network: NetworkConfig | UNetConfig
+    network: AnyNetworkConfig
     """What it takes to build it again."""
 
     sha256: str
@@ -195,7 +185,7 @@ class BundledNetwork:
     """Of this network alone."""
 
 
-@dataclass(frozen=True)
+@record
 class BundleRecord:
     """What `model.json` holds."""
 
@@ -220,8 +210,10 @@ class BundleRecord:
     origin: str | None = None
     """Of imported networks, what they were imported from, in words."""
 
-    format: int = FORMAT
+    format: Literal[3] = 3
     """Version of this file's keys."""
+
+    MIGRATIONS: ClassVar[Migrations] = {1: units_at_the_detector, 2: resolve_bundle}
 
     def __post_init__(self) -> None:
         if not self.networks:
@@ -240,7 +232,7 @@ class BundleRecord:
                     f"networks[{index}] names two backbones, {one.backbone.name} and {one.network.backbone}"
                 )
         if self.postprocessing:
-            check_names(self.postprocessing, self.data.meaning)
+            check_names(self.postprocessing, self.data.labels)
 
     @property
     def plans(self) -> list[Plan]:
@@ -278,10 +270,8 @@ EXPORTED = "onnx.json"
 INPUT, OUTPUT = "image", "logits"
 """Of each network: float32 (batch, channels, height, width) and (batch, classes or regions, height, width)."""
 
-ONNX_FORMAT = 1
 
-
-@dataclass(frozen=True)
+@record
 class OnnxFile:
     """One network's file."""
 
@@ -292,7 +282,7 @@ class OnnxFile:
     """Of the file beside it that holds the weights; None: it holds them itself."""
 
 
-@dataclass(frozen=True)
+@record
 class OnnxRecord:
     """What `onnx.json` holds."""
 
@@ -316,7 +306,7 @@ class OnnxRecord:
     calibration_images: int = 0
     """On which the scales were measured."""
 
-    format: int = ONNX_FORMAT
+    format: Literal[1] = 1
     """Version of this file's keys."""
 
     def __post_init__(self) -> None:

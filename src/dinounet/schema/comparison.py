@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
+from typing import Literal
 
-from dinounet.schema.labels import Region
+from dinounet.schema.base import record
+from dinounet.schema.labels import Labels
 from dinounet.schema.metrics import Basis, By, EmptyCounts, Interval, MeanMetrics, Unit, VolumeUnit
 
-FORMAT = 2
 
-
-@dataclass(frozen=True)
+@record
 class Difference:
     """A model against the first one in one measure, over the same cases."""
 
@@ -33,7 +33,7 @@ class Difference:
     """Cases in which the first one is better."""
 
 
-@dataclass(frozen=True)
+@record
 class Origin:
     """What is known of how masks came about; null where nobody knows."""
 
@@ -47,7 +47,7 @@ class Origin:
     """Spent predicting."""
 
 
-@dataclass(frozen=True)
+@record
 class ComparedModel:
     """One folder of predictions."""
 
@@ -88,7 +88,7 @@ class ComparedModel:
     """As `differences`, over the cases alone whose truth has the class; null of a class that none has."""
 
 
-@dataclass(frozen=True)
+@record
 class Comparison:
     """What `dinounet compare` writes."""
 
@@ -113,8 +113,8 @@ class Comparison:
     bootstrap: str
     """How the intervals came about."""
 
-    labels: dict[str, int]
-    """Names and numbers of the classes, with the background, which is not evaluated."""
+    labels: Labels
+    """Of masks and truth, as in `metrics.json`."""
 
     models: tuple[ComparedModel, ...]
     """In the order given; the others are compared with the first."""
@@ -134,14 +134,5 @@ class Comparison:
     left_out: dict[str, str] = field(default_factory=dict)
     """Classes that are in no model's means over classes, since some model could not learn them, and why."""
 
-    regions: tuple[Region, ...] | None = None
-    """What was evaluated instead of classes."""
-
-    ignore: int | None = None
-    """Number in the truth's masks of the pixels that were left out."""
-
-    colours: dict[str, str] | None = None
-    """Of a truth in colours, what stands for each class, whose numbers are ours."""
-
-    format: int = FORMAT
+    format: Literal[3] = 3
     """Version of this file's keys."""

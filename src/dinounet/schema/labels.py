@@ -9,11 +9,11 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dinounet.errors import ConfigError, DataError
+from dinounet.schema.base import record
 
 IGNORE = "ignore"
 """The name that makes a label the ignore label."""
@@ -38,7 +38,7 @@ _MARK = re.compile(r"\d+(\.\d+)?|#[0-9a-fA-F]{6}", re.ASCII)
 """What may stand for a class: a number, or a colour."""
 
 
-@dataclass(frozen=True)
+@record
 class Region:
     """Several classes under one name, such as a tumour and all its parts."""
 
@@ -52,7 +52,7 @@ class Region:
     """Number, one of these, that predicted masks hold where it is; regions are written in order, later over earlier."""
 
 
-@dataclass(frozen=True)
+@record
 class Labels:
     """All that is known of the numbers in a dataset's masks.
 
@@ -60,7 +60,7 @@ class Labels:
         ConfigError: they contradict each other.
     """
 
-    labels: dict[str, int]
+    classes: dict[str, int]
     """Names of the classes and their numbers, background (0) first."""
 
     regions: tuple[Region, ...] | None = None
@@ -73,7 +73,7 @@ class Labels:
     """Of colour-coded masks the colour of each class, and of "ignore", as "#ff0000"; the numbers then are ours."""
 
     def __post_init__(self) -> None:
-        numbers = list(self.labels.values())
+        numbers = list(self.classes.values())
         if len(numbers) > MOST:
             raise ConfigError(f"there are {len(numbers)} classes; there can be {MOST} at most, background included")
         if self.largest > LARGEST:
@@ -106,7 +106,7 @@ class Labels:
     @property
     def given(self) -> dict[str, int]:
         """The labels and the ignore label by name, as a mask of numbers may hold them."""
-        return self.labels | ({} if self.ignore is None else {IGNORE: self.ignore})
+        return self.classes | ({} if self.ignore is None else {IGNORE: self.ignore})
 
     @property
     def largest(self) -> int:
@@ -128,7 +128,7 @@ class Labels:
         """Of each output of the network its name and numbers: the regions, or else the classes with background."""
         if self.regions is not None:
             return {region.name: region.labels for region in self.regions}
-        return {name: (label,) for name, label in self.labels.items()}
+        return {name: (label,) for name, label in self.classes.items()}
 
     @property
     def foreground(self) -> dict[str, tuple[int, ...]]:

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import csv
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import field
 from pathlib import Path
-from typing import Any, Literal
+from typing import ClassVar, Literal
 
 from dinounet.errors import ConfigError
-from dinounet.io import atomic_write, read_json, to_record, write_json
-from dinounet.schema.labels import Labels, Region
+from dinounet.io import atomic_write, write_json
+from dinounet.schema.base import Migrations, record
+from dinounet.schema.labels import Labels
+from dinounet.schema.migrations import embed_labels
 
 NAMES = ("dice", "iou", "nsd", "precision", "recall", "hd95", "assd", "volume_difference")
 """Of all measures, in the order of tables."""
 
 
-@dataclass(frozen=True)
+@record
 class Measures:
     """How well something was found."""
 
@@ -45,16 +46,6 @@ class Measures:
     volume_difference: float
     """Prediction minus truth, in `volume_unit`."""
 
-    def __post_init__(self) -> None:
-        wrong = [f"{name} = {getattr(self, name)}" for name in NAMES if not math.isfinite(getattr(self, name))]
-        if wrong:  # as no measurement gives, but Python reads from JSON
-            raise ConfigError(f"has {', '.join(wrong)}, which is no finite number; evaluate again")
-
-
-FORMAT = 3
-
-OLDEST = 2
-"""Format from which on files are still read: what later ones hold beside is computed from the cases."""
 
 Empty = Literal["both", "truth", "prediction"]
 Unit = Literal["mm", "mm at the detector", "px"]
@@ -73,7 +64,7 @@ WORDS = {"both": "empty in both", "truth": "not in the truth", "prediction": "mi
 """What it means that a class is empty there."""
 
 
-@dataclass(frozen=True)
+@record
 class ClassMetrics(Measures):
     """How well one class of one case was found."""
 
@@ -81,7 +72,7 @@ class ClassMetrics(Measures):
     """Where the class has no pixel, if anywhere; the numbers are then the policy's."""
 
 
-@dataclass(frozen=True)
+@record
 class CaseMetrics:
     """How well one case was segmented, or all cases of a group with their pixels pooled."""
 
@@ -122,7 +113,7 @@ class CaseMetrics:
         return float(sum(numbers) / len(numbers))
 
 
-@dataclass(frozen=True)
+@record
 class MeanMetrics(Measures):
     """Means, empty masks counted as the policy says."""
 
@@ -130,7 +121,7 @@ class MeanMetrics(Measures):
     """Of each mean by its name, where it lies with a confidence of 95 %; null where there is one case only."""
 
 
-@dataclass(frozen=True)
+@record
 class Basis:
     """What the mean Dice of a class rests on, or over classes that of pairs of case and class.
 
@@ -167,7 +158,7 @@ class Basis:
     """Cases that have the class; groups of them where these are drawn by the bootstrap."""
 
 
-@dataclass(frozen=True)
+@record
 class EmptyCounts:
     """In how many cases one class is empty where."""
 
@@ -181,7 +172,7 @@ class EmptyCounts:
     """There, but missed."""
 
 
-@dataclass(frozen=True)
+@record
 class Bin:
     """Decisions of about the same confidence."""
 
@@ -201,7 +192,7 @@ class Bin:
     """Share that is right; null without any."""
 
 
-@dataclass(frozen=True)
+@record
 class Calibration:
     """Whether probabilities are what they say: of pixels that are 80 % certain, 80 % should be right."""
 
@@ -216,12 +207,13 @@ class Calibration:
     """Decisions altogether: pixels that the truth doesn't ignore, with regions times the number of regions."""
 
 
-@dataclass(frozen=True)
+@record
 class Metrics:
     """What `metrics.json` holds."""
 
-    labels: dict[str, int]
-    """Names and numbers of the classes, with the background, which is not evaluated."""
+    labels: Labels
+    """Classes and their numbers, of which the background is not evaluated; regions, which are evaluated instead; the
+    number of the truth's pixels that were left out; colours of a truth in colours, whose numbers are ours."""
 
     policy: str
     """What an empty mask counts."""
@@ -263,17 +255,10 @@ class Metrics:
     calibration: Calibration | None = None
     """Of the probabilities, where they were kept beside the predicted masks."""
 
-    regions: tuple[Region, ...] | None = None
-    """What was evaluated instead of classes."""
-
-    ignore: int | None = None
-    """Number in the truth's masks of the pixels that were left out."""
-
-    colours: dict[str, str] | None = None
-    """Of a truth in colours, what stands for each class, whose numbers are ours."""
-
-    format: int = FORMAT
+    format: Literal[4] = 4
     """Version of this file's keys."""
+
+    MIGRATIONS: ClassVar[Migrations] = {3: embed_labels}
 
     def __post_init__(self) -> None:
         if not self.cases or len({(case.unit, case.volume_unit) for case in self.cases}) > 1:
@@ -297,14 +282,9 @@ class Metrics:
         return self.cases[0].volume_unit
 
     @property
-    def meaning(self) -> Labels:
-        """What masks hold."""
-        return Labels(self.labels, self.regions, self.ignore, self.colours)
-
-    @property
     def classes(self) -> dict[str, tuple[int, ...]]:
         """What was evaluated, classes or regions, and the numbers that stand for it in masks."""
-        return self.meaning.foreground
+        return self.labels.foreground
 
     @property
     def ignored_pixels(self) -> int:
@@ -314,9 +294,11 @@ class Metrics:
     @property
     def remark_on_ignored(self) -> str:
         """What an ignore label left out, as the beginning of a sentence; empty without one."""
-        if self.ignore is None:
+        if self.labels.ignore is None:
             return ""
-        return f"{self.ignored_pixels:,} pixels that the truth ignores ({self.ignore}) are left out of both masks; "
+        return (
+            f"{self.ignored_pixels:,} pixels that the truth ignores ({self.labels.ignore}) are left out of both masks; "
+        )
 
     @property
     def worst_first(self) -> tuple[CaseMetrics, ...]:
@@ -348,38 +330,6 @@ def describe_empties(metrics: Metrics) -> str:
         f"{counts.prediction}; found where there is nothing (only the truth is empty): {counts.truth}; empty in both: "
         f"{counts.both}."
     )
-
-
-def read_metrics(path: Path) -> Metrics:
-    """Read what `dinounet evaluate` wrote.
-
-    Raises:
-        DataError: the file is missing or no JSON.
-        ConfigError: another version of dinounet wrote it, or it has been changed.
-    """
-    content = read_json(path, what="what `dinounet evaluate` wrote")
-    found = content.get("format") if isinstance(content, Mapping) else None
-    if found == OLDEST:
-        content = _upgrade(content, str(path))
-    elif found is not None and found != FORMAT:
-        raise ConfigError(
-            f"{path} has the format {found} but this version of dinounet reads {OLDEST} to {FORMAT}; evaluate again"
-        )
-    return to_record(Metrics, content, where=str(path))
-
-
-def _upgrade(content: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """The content of a file of format 2 with what means rest on, which its cases tell."""
-    from dinounet.evaluation.means import rest_on
-
-    new = {**content, "format": FORMAT}
-    if isinstance(cases := content.get("cases"), list) and cases:
-        by_class, overall = rest_on([to_record(CaseMetrics, case, where=f"{where}, cases") for case in cases])
-        new |= {
-            "basis": {name: asdict(basis) for name, basis in by_class.items()},
-            "basis_over_classes": asdict(overall),
-        }
-    return new
 
 
 def write_metrics(path: Path, metrics: Metrics) -> None:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from dinounet.errors import ConfigError
-from dinounet.io import read_record
-from dinounet.schema.labels import Labels, Region
-from dinounet.schema.network import NetworkConfig, UNetConfig
+from dinounet.schema.base import Migrations, read_record, record
+from dinounet.schema.labels import Labels
+from dinounet.schema.migrations import resolve_plan
+from dinounet.schema.network import AnyNetworkConfig, NetworkConfig, UNetConfig
 from dinounet.schema.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ GroupBy = Literal[GroupRule, "column"]
 """What did so, or is to do so again; column: a table's column if there is one, and nothing else."""
 
 
-@dataclass(frozen=True)
+@record
 class PlannedGroups:
     """Which cases belong together, and what a reader of the results must know of them."""
 
@@ -56,7 +57,7 @@ LengthUnit = Literal["mm", "mm at the detector"]
 AT_THE_DETECTOR: LengthUnit = "mm at the detector"
 
 
-@dataclass(frozen=True)
+@record
 class Intensities:
     """Statistics of one channel over foreground pixels, in the image's own units."""
 
@@ -66,7 +67,7 @@ class Intensities:
     percentile_99_5: float
 
 
-@dataclass(frozen=True)
+@record
 class Fingerprint:
     """What was measured, so that a person can check the decisions."""
 
@@ -105,7 +106,7 @@ class Fingerprint:
 Normalisation = Literal["zscore", "ct", "rgb", "rescale_to_0_1", "rgb_to_0_1", "none"]
 
 
-@dataclass(frozen=True)
+@record
 class ChannelPlan:
     """What happens to one channel."""
 
@@ -131,7 +132,7 @@ Split = tuple[tuple[str, ...], tuple[str, ...]]
 """Names of the cases to learn from, and of those to watch."""
 
 
-@dataclass(frozen=True)
+@record
 class DataPlan:
     """Every decision between a file and a patch."""
 
@@ -141,8 +142,8 @@ class DataPlan:
     channels: tuple[ChannelPlan, ...]
     """The image's channels, in order."""
 
-    labels: dict[str, int]
-    """Names of the classes and the numbers that stand for them in masks, background (0) first."""
+    labels: Labels
+    """Classes and the numbers that stand for them in masks, regions, the ignore label, colours."""
 
     file_ending: str | None
     """Ending of all images; None where each file has its own and holds all channels."""
@@ -167,14 +168,6 @@ class DataPlan:
     unknown_spacing: float | None = None
     """Taken for the spacing of images that don't tell theirs; None: their pixels are taken as they are."""
 
-    regions: tuple[Region, ...] | None = None
-    """What the network predicts instead of classes, an output each; they may overlap. None: classes."""
-
-    ignore: int | None = None
-    """Number that stands in masks for pixels that nobody has judged, which nothing is learned from; None: all are."""
-
-    colours: dict[str, str] | None = None
-    """Of colour-coded masks, what stands for each class, as "#ff0000"; None: masks hold the numbers themselves."""
     test_cases: tuple[str, ...] = ()
     """Names of cases that are held out: in no fold, and in no decision; they are looked at for twins alone."""
 
@@ -184,13 +177,9 @@ class DataPlan:
     readers: int = 1
     """Version of how the files were read that it was decided from, `data.formats.READERS`."""
 
-    @property
-    def meaning(self) -> Labels:
-        """What the numbers in masks stand for."""
-        return Labels(self.labels, self.regions, self.ignore, self.colours)
+    PLACE: ClassVar[str] = "data"
 
     def __post_init__(self) -> None:
-        _ = self.meaning  # which checks itself
         if self.slice_axis not in (0, 1, 2):
             raise ConfigError(f"data.slice_axis is {self.slice_axis}; it must be 0, 1 or 2")
         if min(self.patch) < 1:
@@ -206,14 +195,11 @@ class DataPlan:
             )
 
 
-FORMAT = 1
-
-
 SHARE_OF_MEMORY = 0.8
 """Of what is free; the rest is for the processes that prepare patches, and for what no trial foresees."""
 
 
-@dataclass(frozen=True)
+@record
 class StepMemory:
     """What a training step takes, in bytes, by a trial step."""
 
@@ -238,7 +224,7 @@ class StepMemory:
         return (self.fixed + self.a_pixel * math.prod(patch)) / SHARE_OF_MEMORY
 
 
-@dataclass(frozen=True)
+@record
 class FeatureChoice:
     """Whether the backbone's features are cached, where that was asked for, or to be found out."""
 
@@ -255,14 +241,14 @@ class FeatureChoice:
     """Of the time of a step without cache; None if it was not measured."""
 
 
-@dataclass(frozen=True)
+@record
 class Plan:
     """All of it."""
 
     data: DataPlan
     """From a file to a patch."""
 
-    network: NetworkConfig | UNetConfig
+    network: AnyNetworkConfig
     """From a patch to logits; its architecture says which network it is."""
 
     recipe: Recipe
@@ -274,14 +260,12 @@ class Plan:
     features: FeatureChoice | None = None
     """Whether they are cached; a run finds it out anew."""
 
-    format: int = FORMAT
+    format: Literal[2] = 2
     """Version of this file's keys."""
 
+    MIGRATIONS: ClassVar[Migrations] = {1: resolve_plan}
+
     def __post_init__(self) -> None:
-        if self.format != FORMAT:
-            raise ConfigError(
-                f"format is {self.format} but this version of dinounet reads {FORMAT}; use another version"
-            )
         if self.network.in_channels != len(self.data.channels):
             raise ConfigError(
                 f"network.in_channels is {self.network.in_channels} but data names {len(self.data.channels)} channels"
@@ -290,9 +274,9 @@ class Plan:
             raise ConfigError("network.deep_supervision and recipe.deep_supervision differ; make them equal")
         if isinstance(self.network, UNetConfig) and self.recipe.cache_features == "on":
             raise ConfigError("a U-Net has no backbone whose features could be cached; leave out --cache-features")
-        outputs = self.data.meaning.outputs
+        outputs = self.data.labels.outputs
         if self.network.num_classes != len(outputs):
-            what = "labels" if self.data.regions is None else "regions"
+            what = "labels" if self.data.labels.regions is None else "regions"
             raise ConfigError(f"network.num_classes is {self.network.num_classes} but data names {len(outputs)} {what}")
 
 

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from dinounet.errors import ConfigError
-from dinounet.io import read_record
-from dinounet.schema.labels import Labels, Region
+from dinounet.schema.base import Migrations, read_record, record
+from dinounet.schema.labels import Labels
+from dinounet.schema.migrations import embed_labels
 from dinounet.schema.network import BackboneRecord
 
 POSTPROCESSING = "postprocessing.json"
 """In a run's folder: what is done to the masks that it predicts."""
 
-POSTPROCESSING_FORMAT = 1
 
-
-@dataclass(frozen=True)
+@record
 class Steps:
     """What is done to one class or region, in the order of the fields, and why."""
 
@@ -47,7 +46,7 @@ class Steps:
         return self.keep_largest or self.smallest is not None or self.fill_holes
 
 
-@dataclass(frozen=True)
+@record
 class Postprocessing:
     """What is done to predicted masks."""
 
@@ -64,15 +63,10 @@ class Postprocessing:
     cases: tuple[str, ...] = ()
     """That it was chosen on."""
 
-    format: int = POSTPROCESSING_FORMAT
+    format: Literal[1] = 1
     """Version of this file's keys."""
 
     def __post_init__(self) -> None:
-        if self.format != POSTPROCESSING_FORMAT:
-            raise ConfigError(
-                f"format is {self.format} but this version of dinounet reads "
-                f"{POSTPROCESSING_FORMAT}; use another version"
-            )
         if (self.unit == "mm3") != (self.spacing is not None):
             raise ConfigError(
                 f"unit is {self.unit} and spacing {self.spacing}; give a spacing with mm3, and null with px"
@@ -112,10 +106,7 @@ Batch = int | Literal["auto"]
 """Tiles that go through the network together; auto: as many as the device works on well, fewer if memory runs out."""
 
 
-FORMAT = 2
-
-
-@dataclass(frozen=True)
+@record
 class ModelRecord:
     """One of the trained networks."""
 
@@ -130,18 +121,13 @@ class ModelRecord:
     in records of versions before they were compared."""
 
 
-@dataclass(frozen=True)
+@record
 class PredictionRecord:
     """What made a folder of masks."""
 
-    labels: dict[str, int]
-    """Names and numbers of the classes in the masks."""
-
-    regions: tuple[Region, ...] | None
-    """What was predicted instead of classes."""
-
-    ignore: int | None
-    """Number for pixels that nobody has judged in the truth; no predicted mask holds it."""
+    labels: Labels
+    """Of the masks: classes and their numbers, or regions; no predicted mask holds the number that is ignored, and
+    colours, of colour-coded data, are the masks' palette."""
 
     models: tuple[ModelRecord, ...]
     """Whose probabilities were averaged."""
@@ -179,9 +165,6 @@ class PredictionRecord:
     seconds: float = 0.0
     """In so much time, reading and writing included, loading the model not."""
 
-    colours: dict[str, str] | None = None
-    """Of colour-coded data, the colour of each class in the truth, which predicted masks have as their palette."""
-
     postprocessing: Postprocessing | None = None
     """What was done to the masks after the network."""
 
@@ -206,11 +189,7 @@ class PredictionRecord:
     """Of each image, by name, a hash of its files' sizes and times of change, so that no mask is kept for another image
     of the same name; none for those predicted by versions before this was recorded."""
 
-    format: int = FORMAT
+    format: Literal[3] = 3
     """Version of this file's keys."""
 
-    def __post_init__(self) -> None:
-        if self.format != FORMAT:
-            raise ConfigError(
-                f"format is {self.format} but this version of dinounet reads {FORMAT}; predict into another folder"
-            )
+    MIGRATIONS: ClassVar[Migrations] = {2: embed_labels}

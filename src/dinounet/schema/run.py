@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, field
 from pathlib import Path
 from typing import Any, Literal
 
-from dinounet.errors import ConfigError, DataError
-from dinounet.io import read_record
+from dinounet.errors import DataError
+from dinounet.schema.base import read_record, record
 from dinounet.schema.network import BackboneRecord
 from dinounet.schema.plan import Fold, Plan
 from dinounet.schema.recipe import TrackerName
@@ -23,10 +23,8 @@ CACHE = "cache"
 REPORT = "report.html"
 EXAMPLES = "examples"
 
-RUN_FORMAT = 1
 
-
-@dataclass(frozen=True)
+@record
 class DataRecord:
     """Which data it was."""
 
@@ -50,7 +48,7 @@ class DataRecord:
     classes."""
 
 
-@dataclass(frozen=True)
+@record
 class Result:
     """How the finished network did on some of the cases, in short; `metrics.json` beside their masks has all of it."""
 
@@ -73,7 +71,7 @@ class Result:
     """Whether `dice` is above the floor by more than chance among the cases; null of too few cases to tell."""
 
 
-@dataclass(frozen=True)
+@record
 class RunRecord:
     """Everything that made a run."""
 
@@ -149,14 +147,8 @@ class RunRecord:
     readers: int = 1
     """Version of how its files were read when it was started, `data.formats.READERS`."""
 
-    format: int = RUN_FORMAT
+    format: Literal[1] = 1
     """Version of this file's keys."""
-
-    def __post_init__(self) -> None:
-        if self.format != RUN_FORMAT:
-            raise ConfigError(
-                f"format is {self.format} but this version of dinounet reads {RUN_FORMAT}; use another version"
-            )
 
 
 def read_run(folder: Path) -> RunRecord:

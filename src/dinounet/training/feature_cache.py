@@ -294,7 +294,7 @@ def _key(record: RunRecord, cases: Sequence[CachedCase], *more: object) -> str:
     """Hash of all that taps depend on; the slices are named by one of what they depend on."""
     plan, known, running = record.plan, record.backbone, versions()
     assert isinstance(plan.network, NetworkConfig) and known is not None
-    names = ("backbone", "taps", "backbone_scale", "precision_of_backbone", "backbone_args")
+    names = ("backbone", "taps", "backbone_scale", "backbone_precision", "backbone_args")
     network = [getattr(plan.network, name) for name in names]
     decisions = [plan.data.patch, plan.data.channel_projection, plan.recipe.seed, record.precision]
     packages = [running.get(package) for package in ("torch", "timm", "batchgeneratorsv2")]

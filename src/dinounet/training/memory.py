@@ -130,12 +130,13 @@ def watch_memory(device: str) -> Iterator[list[int]]:
 def check_plan(plan: Plan, dataset: Dataset) -> None:
     """Raise a ConfigError unless an edited plan still fits this dataset."""
     names = tuple(channel.name for channel in plan.data.channels)
-    if dataset.channels not in (None, names) or dataset.labels not in (None, plan.data.labels):
+    classes = dataset.labels and dataset.labels.classes
+    if dataset.channels not in (None, names) or classes not in (None, plan.data.labels.classes):
         raise ConfigError(
-            f"the plan is for channels {list(names)} and labels {plan.data.labels}, but {dataset.name} has "
-            f"{list(dataset.channels or names)} and {dataset.labels}; plan anew"
+            f"the plan is for channels {list(names)} and labels {plan.data.labels.classes}, but {dataset.name} has "
+            f"{list(dataset.channels or names)} and {classes}; plan anew"
         )
-    if dataset.meaning not in (None, plan.data.meaning):
+    if dataset.labels not in (None, plan.data.labels):
         raise ConfigError(f"the plan has other regions, colours or another ignore label than {dataset.name}; plan anew")
     if plan.data.test_cases != dataset.test_cases:
         raise ConfigError(

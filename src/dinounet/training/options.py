@@ -133,15 +133,14 @@ def require_agreement(asked: Mapping[str, Any], held: Mapping[str, Any], told: s
 def decisions_of(plan: Plan) -> dict[str, Any]:
     """The values in a plan that arguments of `dinounet.train` decide, by the arguments' names."""
     network = plan.network
-    variant = find_variant(network.backbone) if isinstance(network, NetworkConfig) else None
     return {
         **asdict(plan.recipe),
         "recipe": plan.recipe.base,
         "network": network.architecture,
         "backbone": getattr(network, "backbone", None),
-        "taps": variant and (getattr(network, "taps", None) or variant.taps),
+        "taps": getattr(network, "taps", None),
         "backbone_scale": getattr(network, "backbone_scale", None),
-        "backbone_precision": getattr(network, "precision_of_backbone", None),
+        "backbone_precision": getattr(network, "backbone_precision", None),
         "patch": plan.data.patch,
     }
 
@@ -157,7 +156,7 @@ def require_as_started(data: Path, output: Path, record: RunRecord, options: Tra
         "fold": record.fold,
         "test": record.data.test_cases,
         "group": groups.by,
-        "labels": plan.data.meaning.as_given,
+        "labels": plan.data.labels.as_given,
         "channels": tuple(channel.name for channel in plan.data.channels),
         "precision": record.precision,
         "weights": record.backbone and record.backbone.weights,

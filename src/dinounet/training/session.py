@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from dinounet.backbones.frozen import FrozenBackbone, build_backbone
+from dinounet.backbones.registry import DEFAULT, network_config
 from dinounet.backbones.weights import fill_backbone
 from dinounet.console import progress, say
 from dinounet.data.cache import CachedCase, build_cache
@@ -107,21 +108,21 @@ def _make_run(data: Path, output: Path, options: TrainOptions, context: Distribu
         dataset = with_twins(dataset, edited.data.groups.twins)
     require_fold(dataset, options.fold)
     # weights before pixels: what can fail fast, fails first
+    config: NetworkConfig | None = None
     frozen = known = None
     if architecture == "dinounet":
-        named = options.backbone or NetworkConfig.backbone
-        config = edited.network if edited else NetworkConfig(backbone=named, **options.of_backbone)
-        assert isinstance(config, NetworkConfig)
+        named = options.backbone or DEFAULT
+        found = edited.network if edited else network_config(named, **options.of_backbone)
+        assert isinstance(found, NetworkConfig)
+        config = found
         frozen = build_backbone(config, offload=bool(options.offload))
         known = fill_backbone(frozen, config.backbone, options.weights or "hub", planned.seed)
     plan = edited or plan_dataset(
         dataset,
         recipe,
-        options.backbone or NetworkConfig.backbone,
+        config,
         options.patch,
         changes=changes,
-        architecture=architecture,
-        backbone_options=options.of_backbone,
     )
     for remark in plan.data.groups.remarks_on_pixels:
         say("note", remark)
@@ -338,8 +339,8 @@ def record_absent_classes(record: RunRecord, training: Sequence[CachedCase]) -> 
     Raises:
         DataError: none holds any, so that there is nothing to learn.
     """
-    meaning = record.plan.data.meaning
-    places = {label: place for place, label in enumerate(meaning.labels.values())}
+    meaning = record.plan.data.labels
+    places = {label: place for place, label in enumerate(meaning.classes.values())}
     held = {place for case in training for place in case.classes}
     absent = tuple(
         name for name, labels in meaning.foreground.items() if not held & {places[label] for label in labels}

@@ -43,7 +43,8 @@ def make_loss(plan: DataPlan | None = None) -> Loss:
         plan: of the data, whose regions and ignore label count; None for neither.
     """
     # on CUDA PyTorch's cross-entropy of class numbers has no deterministic form, that of shares has
-    if plan is None or (plan.regions is None and plan.ignore is None and not are_deterministic_algorithms_enabled()):
+    plain = plan is None or (plan.labels.regions is None and plan.labels.ignore is None)
+    if plan is None or (plain and not are_deterministic_algorithms_enabled()):
         loss_at_scale = dice_and_cross_entropy
     else:
         loss_at_scale = partial(masked_dice_and_cross_entropy, plan=plan)
@@ -72,7 +73,7 @@ def dice_and_cross_entropy(logits: Tensor, mask: Tensor) -> Tensor:
 def masked_dice_and_cross_entropy(logits: Tensor, mask: Tensor, plan: DataPlan) -> Tensor:
     """Of logits (B, K, H, W), one a class or region of the plan, and a mask (B, H, W) with pixels that are ignored."""
     target, known = to_targets(mask, plan)
-    if plan.regions is None:
+    if plan.labels.regions is None:
         probability, target_of_dice = logits.softmax(1)[:, 1:], target[:, 1:]
         wrong = F.cross_entropy(logits, target, reduction="none")[:, None]
     else:

@@ -57,8 +57,8 @@ def validate(
         "validation_loss": round(sum(losses) / len(losses), 5),
         "validation_dice": {
             name: round(dice[output].item(), 5)
-            for output, name in enumerate(plan.data.meaning.outputs)
-            if name in plan.data.meaning.foreground and both[output]  # what is nowhere has no Dice
+            for output, name in enumerate(plan.data.labels.outputs)
+            if name in plan.data.labels.foreground and both[output]  # what is nowhere has no Dice
         },
     }, examples[0]
 
@@ -98,12 +98,12 @@ def _draw(image: torch.Tensor, mask: torch.Tensor, predicted: torch.Tensor, plan
     step = max(1, -(-max(image.shape[-2:]) // LONGEST))
     channels = image[0].numpy() if image.shape[1] == 3 else image[0, :1].numpy()
     base = to_grey_levels(channels, *np.percentile(channels, (0.5, 99.5)))[::step, ::step]
-    colours = colours_of(plan.data.meaning.foreground)
+    colours = colours_of(plan.data.labels.foreground)
     panels = [base]
     known = to_targets(mask, plan.data)[1]
     for classes in (mask, predicted):
         outputs = to_targets(classes, plan.data)[0] * known
-        where = dict(zip(plan.data.meaning.outputs, outputs[0].numpy() > 0, strict=True))
+        where = dict(zip(plan.data.labels.outputs, outputs[0].numpy() > 0, strict=True))
         regions = [(where[name][::step, ::step], colour) for name, colour in colours.items()]
         panels.append(paint(base, regions, opacity=0.5))
     return _beside(panels, axis=1)
