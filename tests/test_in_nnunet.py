@@ -21,8 +21,7 @@ from dinounet.data.dataset import read_dataset
 from dinounet.errors import ConfigError, UserError, WeightsError
 from dinounet.io import write_json
 from dinounet.nnunet.conversions import read_nnunet_plan
-from dinounet.nnunet.network import NETWORK_CLASSES, PlannedDinoUNet, architecture_of
-from dinounet.nnunet.trainer import plan_network
+from dinounet.nnunet.network import NETWORK_CLASSES, PlannedDinoUNet, architecture_of, plan_network
 from dinounet.planning.planner import plan_dataset
 from networks import TINY, tiny_config
 

@@ -40,8 +40,8 @@ from dinounet.data.dataset import read_dataset
 from dinounet.errors import ConfigError
 from dinounet.io import write_json
 from dinounet.nnunet import TRAINERS
-from dinounet.nnunet.network import NETWORK_CLASSES
-from dinounet.nnunet.trainer import DinoUNetPaperTrainer, DinoUNetTrainer, fit
+from dinounet.nnunet.network import NETWORK_CLASSES, fit
+from dinounet.nnunet.trainer import DinoUNetPaperTrainer, DinoUNetTrainer
 from dinounet.planning.planner import plan_dataset
 from networks import TINY, tiny_config
 
