@@ -83,7 +83,7 @@ def naming_the_extra(what: str, otherwise: str = "") -> Iterator[None]:
     except ModuleNotFoundError as error:
         if error.name not in BROUGHT_BY:
             raise
-        raise missing_package(what, error.name, otherwise) from None
+        raise missing_package(what, error.name, otherwise) from error
 
 
 class Interrupted(UserError):
