@@ -1,13 +1,16 @@
 """What a caller may rely on: any size, any channels, a backbone that stays frozen, precision and compilation."""
 
 import copy
-from dataclasses import replace
+import json
+import subprocess
+import sys
+from dataclasses import asdict, replace
 
 import pytest
 import torch
 from torch import nn
 
-from dinounet.backbones.frozen import build_network
+from dinounet.backbones.frozen import build_backbone, build_network
 from dinounet.backbones.registry import network_config
 from dinounet.errors import ConfigError
 from dinounet.network.cpu_kernels import SampleByBags, cpu_kernels
@@ -208,6 +211,31 @@ def test_compiles_as_one_graph_forward_and_backward() -> None:
 def test_a_configuration_that_cannot_be_built_is_answered(changes: dict, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         tiny(**changes)
+
+
+def test_a_configuration_and_a_backbone_that_contradict_each_other_are_refused_when_they_meet() -> None:
+    config, other = tiny_config(), tiny_config(backbone_args={"embed_dim": 128, "depth": 4, "num_heads": 4})
+    assert (config.backbone_width, other.backbone_width, config.backbone_precision) == (64, 128, "fp32")
+    with pytest.raises(ConfigError, match=r"backbone_width is 64, but the backbone has 128 channels; give"):
+        DinoUNet(config, build_backbone(other))
+    with pytest.raises(ConfigError, match=r"backbone_width is 128, but dinov3_vits16 has 64 channels; correct it, or"):
+        build_backbone(replace(config, backbone_width=128))
+    with pytest.raises(ConfigError, match=r"taps names block 4 but dinov3_vits16 ends with block 3"):
+        build_backbone(replace(config, taps=(0, 1, 2, 4)))
+
+
+def test_a_configuration_is_read_without_looking_its_backbone_up() -> None:
+    config = replace(tiny_config(), backbone="timm:of_a_newer_timm")
+    code = (
+        "import json, sys; from dinounet.schema.base import to_record; "
+        "from dinounet.schema.network import NetworkConfig; "
+        "to_record(NetworkConfig, json.load(sys.stdin), where='-'); print({'timm', 'torch'} & set(sys.modules))"
+    )
+    given = json.dumps(asdict(config))
+    found = subprocess.run([sys.executable, "-c", code], input=given, capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "set()"
+    with pytest.raises(ConfigError, match="timm has no model 'of_a_newer_timm'"):
+        build_backbone(config)
 
 
 def test_an_image_of_other_channels_is_refused() -> None:
