@@ -1,7 +1,10 @@
 """`dinounet train` alone: to a report on the cases that were kept from training."""
 
 import json
+import sys
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -10,7 +13,9 @@ from dinounet import pipeline as review
 from dinounet.cli.main import main
 from dinounet.data.dataset import read_dataset
 from dinounet.errors import DataError, Interrupted
+from dinounet.inference.folder import predict_folder
 from dinounet.io import write_json
+from dinounet.pipeline import read_prediction
 from dinounet.planning.data_plan import plan_data
 from dinounet.schema.plan import Plan
 from dinounet.schema.recipe import Recipe
@@ -18,6 +23,11 @@ from dinounet.schema.run import read_run
 from networks import planned
 
 OPTIONS = {"weights": "random", "device": "cpu", "precision": "fp32"}
+
+
+LISTENING: list[list[str]] = []
+"""Lists that get what this process opens, as far as Python does it; a hook can't be taken away again."""
+sys.addaudithook(lambda event, of: [paths.append(str(of[0])) for paths in LISTENING] if event == "open" else None)
 
 
 @pytest.fixture
@@ -32,7 +42,9 @@ def test_one_command_reaches_a_report_of_the_cases_kept_from_training(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     words = ["--plan", str(plan_file), "--weights", "random", "--device", "cpu", "--precision", "fp32"]
+    LISTENING.append([])
     assert main(["train", str(png), *words]) == 0
+    assert Counter(LISTENING.pop())[str(png / "dataset.json")] == 1
     run = tmp_path / "runs" / "pictures"
     watched = read_run(run).data.validation_cases
     assert len(watched) == 2
@@ -84,20 +96,25 @@ def test_where_no_case_was_kept_the_report_says_so(png: Path, plan_file: Path, t
 def test_a_review_that_was_interrupted_is_made_up_for(
     png: Path, plan_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def stop(*_: object, **__: object) -> None:
+    def stop_after_one(predictor: Any, cases: Any, *others: Any, **options: Any) -> None:
+        predict_folder(predictor, cases[:1], *others, **options)
         raise KeyboardInterrupt
 
     run = tmp_path / "run"
     with monkeypatch.context() as patch:
-        patch.setattr(review, "predict_files", stop)
+        patch.setattr(review, "predict_folder", stop_after_one)
         with pytest.raises(Interrupted, match="trained, but stopped before the report; go on with: dinounet"):
             dinounet.train(png, run, plan=plan_file, **OPTIONS)
     assert read_run(run).status == "finished"
-    assert not (run / "validation").exists()
+    (first,) = (run / "validation").glob("*.png")
+    made = first.stat().st_mtime_ns
     steps = (run / "log.jsonl").read_text()
     (run / ".partial-of-a-killed-review").mkdir()
     dinounet.train(png, run, resume=True)
     assert (run / "report.html").exists()
+    assert first.stat().st_mtime_ns == made  # one mask was there already, and only the other one was lacking
+    assert len(list((run / "validation").glob("*.png"))) == 2
+    assert read_prediction(run / "validation").images == 2
     record = json.loads((run / "run.json").read_text())
     del record["results"]  # as of a run of before
     write_json(run / "run.json", record)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import shutil
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -14,7 +13,7 @@ import numpy as np
 from dinounet.backbones.weights import find_weights
 from dinounet.bundle.load import load
 from dinounet.console import progress, say
-from dinounet.data.dataset import read_dataset, with_twins
+from dinounet.data.dataset import Dataset, with_twins
 from dinounet.data.geometry import Geometry, Volume
 from dinounet.data.images import stem_of, write_image, write_mask
 from dinounet.data.layouts import Case, known_files
@@ -24,7 +23,8 @@ from dinounet.evaluation.groups import NOT_LEARNED
 from dinounet.evaluation.means import describe_basis, is_above_floor, read_metrics
 from dinounet.evaluation.metrics import find_probabilities, write_number
 from dinounet.evaluation.postprocessing_search import choose
-from dinounet.inference.folder import at_the_detector, predict_files, record_prediction
+from dinounet.inference.folder import differences, predict_folder, record_prediction
+from dinounet.inference.outputs import Outputs, choose_endings
 from dinounet.inference.postprocessing import describe
 from dinounet.inference.predictor import Predictor
 from dinounet.io import METRICS, PREDICTION, PROBABILITIES, atomic_dir, remove_leftovers, write_json
@@ -35,7 +35,7 @@ from dinounet.schema.metrics import Metrics
 from dinounet.schema.prediction import POSTPROCESSING, PredictionRecord, read_postprocessing
 from dinounet.schema.recipe import Recipe
 from dinounet.schema.run import RECORD, REPORT, Result, read_log, read_run, tell
-from dinounet.training.options import TrainOptions, require_as_started
+from dinounet.training.options import TrainOptions, dataset_reader, require_as_started
 from dinounet.training.session import resume_run, start_run
 
 DATASET = "Dataset152_ICBM"
@@ -105,8 +105,9 @@ def train_demo(data: Path, run: Path, weights: str | None, recipe: Recipe = RECI
             can be resumed.
     """
     if (run / RECORD).exists():
-        require_as_started(data, run, read_run(run), TrainOptions(weights=weights))
-        if read_run(run).status != "finished":
+        record = read_run(run)
+        require_as_started(dataset_reader(data, record), run, record, TrainOptions(weights=weights))
+        if record.status != "finished":
             resume_run(data, run, TrainOptions())
         return
     notes: tuple[str, ...] = ()
@@ -142,8 +143,14 @@ def lacks_review(run: Path) -> bool:
     return (run / RECORD).is_file() and read_run(run).status == "finished" and not (run / REPORT).exists()
 
 
-def review_run(data: Path, run: Path) -> Path:
+def review_run(dataset: Dataset, run: Path) -> Path:
     """Predict and evaluate the cases that a finished run has not learned from, and write its report.
+
+    What an interrupted review has left, masks included, is not made again.
+
+    Args:
+        dataset: that the run learned from, as it was read.
+        run: its folder.
 
     Returns:
         The report's path.
@@ -153,20 +160,19 @@ def review_run(data: Path, run: Path) -> Path:
     """
     remove_leftovers(run)
     record = read_run(run)
-    dataset = with_twins(read_dataset(data, group=record.plan.data.groups.by), record.plan.data.groups.twins)
+    known = (*with_twins(dataset, record.plan.data.groups.twins).cases, *dataset.held_out)
     parts = {"validation": record.data.validation_cases, "test": record.data.test_cases}
     parts = {part: names for part, names in parts.items() if names}
     parts = parts or {"training": record.data.training_cases[:MOST_LEARNED]}
     notes = [NOTHING_KEPT] if "training" in parts else []
     for part, names in parts.items():
-        cases = [case for case in dataset.cases if case.name in names]
+        cases = [case for case in known if case.name in names]
         if len(cases) < len(names):
             raise DataError(
                 f"{dataset.name} lacks {len(names) - len(cases)} of the {part} cases of {run}; put them back"
             )
-        if not (run / part).exists():  # else a review that was interrupted goes on from there
-            with atomic_dir(run / part) as folder:
-                _predict_and_evaluate(cases, run, folder, "auto" if part == "test" else "none")
+        if not (run / part / METRICS).exists():
+            _predict_and_evaluate(cases, run, run / part, "auto" if part == "test" else "none")
         metrics = read_metrics(run / part / METRICS)
         mean = metrics.mean_over_cases_and_classes
         record = replace(record, results={**record.results, part: _result(metrics)})
@@ -217,13 +223,13 @@ def _predict_and_evaluate(cases: Sequence[Case], run: Path, folder: Path, postpr
     predictor = load(
         run, device=record.device, precision=record.precision, offload=record.offload, postprocessing=postprocessing
     )
-    made, started = record_prediction(predictor), time.monotonic()
-    calibrates = _bytes_of_probabilities(predictor, len(cases)) <= MOST_FOR_CALIBRATION
+    made = record_prediction(predictor)
+    endings = choose_endings(cases, None, predictor.plan.data.labels.largest)
+    outputs = Outputs(folder, endings, _bytes_of_probabilities(predictor, len(cases)) <= MOST_FOR_CALIBRATION)
+    if (folder / PREDICTION).is_file() and differences(read_prediction(folder), made):  # such as by another version
+        shutil.rmtree(folder)
     with progress("predicting", len(cases)) as advance:
-        predict_files(predictor, cases, folder, on_case=advance, probabilities=calibrates)
-    seconds = time.monotonic() - started
-    made = replace(made, images=len(cases), seconds=seconds, at_the_detector=at_the_detector(cases))
-    write_json(folder / PREDICTION, made)
+        predict_folder(predictor, cases, outputs, made, on_case=advance)
     with progress("evaluating", len(cases)) as advance:
         evaluate_cases(
             cases, _masks_in(folder), predictor.plan.data.labels, folder / METRICS, lambda _: advance(),
@@ -247,7 +253,7 @@ def _choose_postprocessing(cases: Sequence[Case], run: Path) -> None:
 
 def _tell_postprocessing(run: Path, part: str) -> list[str]:
     """What a reader must know of the steps that were chosen, if any, in a sentence."""
-    used = read_record(PredictionRecord, run / part / PREDICTION, what="the record of a prediction").postprocessing
+    used = read_prediction(run / part).postprocessing
     if used and used.does_something:
         return [f"These masks are postprocessed as chosen on {len(used.cases)} validation cases ({describe(used)})."]
     chosen = read_postprocessing(run)
@@ -255,6 +261,11 @@ def _tell_postprocessing(run: Path, part: str) -> list[str]:
         words = "These masks are as the network made them; on"
         return [f"{words} validation cases it was chosen how later masks are postprocessed ({describe(chosen)})."]
     return []
+
+
+def read_prediction(folder: Path) -> PredictionRecord:
+    """The record of a prediction, beside its masks."""
+    return read_record(PredictionRecord, folder / PREDICTION, what="the record of a prediction")
 
 
 def _masks_in(folder: Path) -> dict[str, Path]:

@@ -149,7 +149,7 @@ def train(
     from dinounet.pipeline import lacks_review, review_run
     from dinounet.schema.run import read_run
     from dinounet.system import dist_info
-    from dinounet.training.options import TrainOptions, require_as_started
+    from dinounet.training.options import TrainOptions, dataset_reader, require_as_started
     from dinounet.training.session import resume_hint, resume_run, start_run
 
     output = output or Path("runs", data.stem if data.suffix == ".csv" else data.resolve().name)
@@ -160,14 +160,17 @@ def train(
         offload=offload, cache=cache, deterministic=deterministic, checkpoint_minutes=checkpoint_minutes, track=track,
     ))  # fmt: skip
     if not resume:
-        start_run(data, output, options)
+        dataset = start_run(data, output, options)
     elif report and lacks_review(output):  # it was the review that was interrupted
-        require_as_started(data, output, read_run(output), options)
+        record = read_run(output)
+        read = dataset_reader(data, record)
+        require_as_started(read, output, record, options)
+        dataset = read(record.plan.data.groups.by)
     else:
-        resume_run(data, output, options)
+        dataset = resume_run(data, output, options)
     if report and dist_info().rank == 0:  # one of several processes does
         try:
-            review_run(data, output)
+            review_run(dataset, output)
         except KeyboardInterrupt:
             raise Interrupted(f"trained, but stopped before the report; {resume_hint(data, output)}") from None
     return output

@@ -19,6 +19,9 @@ from dinounet.io import summarize
 from dinounet.schema.labels import Labels
 from dinounet.schema.plan import BodyAxis, PlannedGroups
 
+UNLEARNABLE = "it can't be learned, and is in no mean over classes"
+"""What follows from no training case's having a class."""
+
 FREQUENCIES = 16
 """Frequencies of the cosine transform along rows, and along columns, that the hash compares."""
 
@@ -198,12 +201,12 @@ def on_classes(dataset: Dataset, pixels: Mapping[str, Mapping[int, int]], known:
         having = {case for case, values in held.items() if values & set(labels)}
         without = [str(fold) for fold, (training, _) in enumerate(dataset.splits) if not having & set(training)]
         if not having:
-            remarks.append(f"No case has a pixel of {name}: it can't be learned, and is in no mean over classes.")
+            remarks.append(f"No case has a pixel of {name}: {UNLEARNABLE}.")
         elif without:
             cases, folds = "case has" if len(having) == 1 else "cases have", "fold" if len(without) == 1 else "folds"
             remarks.append(
                 f"{len(having)} {cases} pixels of {name}, none of them a training case of the {folds} "
-                f"{', '.join(without)}: there it can't be learned, and is in no mean over classes."
+                f"{', '.join(without)}: there {UNLEARNABLE}."
             )
     return tuple(remarks)
 

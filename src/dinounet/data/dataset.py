@@ -8,6 +8,7 @@ channel or one file for all channels, `labelsTr/<case><ending>`, and optionally 
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -33,7 +34,7 @@ from dinounet.data.legends import labels_of_legends
 from dinounet.data.masks import refuse_fractions, refuse_jpegs
 from dinounet.data.splits import group_cases, hold_out, read_splits, split_cases
 from dinounet.errors import ConfigError, DataError, collect_errors
-from dinounet.io import read_json, read_patiently, summarize
+from dinounet.io import read_json, read_patiently, summarize, write_json
 from dinounet.schema.labels import Given, Labels, name_labels, read_nnunet_labels
 from dinounet.schema.plan import GroupBy, Split
 
@@ -181,6 +182,35 @@ def hash_dataset(dataset: Dataset, on_case: Callable[[], None] = lambda: None) -
             digest = read_patiently(path, partial(_with_content, digest, path))
         on_case()
     return digest.hexdigest()
+
+
+DIGESTS = "digests.json"
+"""In a cache's folder: the hashes of datasets, by what their files' places, sizes and times of change are."""
+
+
+def known_hash(dataset: Dataset, cache: Path) -> str | None:
+    """The hash of a dataset none of whose files has changed since `remember_hash`; None if there is none."""
+    found = _known_hashes(cache).get(_state_of(dataset))
+    return found if isinstance(found, str) else None
+
+
+def remember_hash(dataset: Dataset, digest: str, cache: Path) -> None:
+    """Keep the hash of a dataset in a cache's folder, so that unchanged files need not be read again."""
+    cache.mkdir(parents=True, exist_ok=True)
+    write_json(cache / DIGESTS, {**_known_hashes(cache), _state_of(dataset): digest})
+
+
+def _known_hashes(cache: Path) -> dict[str, Any]:
+    try:
+        known = read_json(cache / DIGESTS, what="the hashes of datasets")
+    except DataError:  # there is none yet, or a disk has damaged it: files are hashed anew
+        return {}
+    return known if isinstance(known, dict) else {}
+
+
+def _state_of(dataset: Dataset) -> str:
+    states = [(case.group, case.state) for case in dataset.cases]
+    return hashlib.sha256(json.dumps(states).encode()).hexdigest()
 
 
 def _with_content(digest: hashlib._Hash, path: Path) -> hashlib._Hash:

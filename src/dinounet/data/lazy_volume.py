@@ -12,7 +12,7 @@ import numpy as np
 from dinounet.console import without_standard_error
 from dinounet.data.formats.itk import probe_itk
 from dinounet.data.formats.nifti import NIFTI_ENDINGS, open_nifti
-from dinounet.data.formats.picture import ORIENTATION, TIFF_ENDINGS, open_picture
+from dinounet.data.formats.picture import ORIENTATION, TIFF_ENDINGS, depth_of_png, open_picture
 from dinounet.data.geometry import Geometry, Volume, require_same_grid
 from dinounet.data.images import FLAT_ENDINGS, VOLUME_ENDINGS, ending_of, read_image, unreadable
 from dinounet.data.layouts import Case
@@ -111,9 +111,8 @@ def _picture(path: Path) -> Found | None:
 
 def _libvips_differs(path: Path) -> bool:
     """Whether it is a PNG of less or more bits than Pillow's mode tells."""
-    with path.open("rb") as file:
-        header = file.read(26)
-    return header.startswith(b"\x89PNG") and (header[24] < 8 or (header[24] == 16 and header[25] != 0))
+    bits, coloured = depth_of_png(path)
+    return bits < 8 or (bits == 16 and coloured)
 
 
 def _tiff(path: Path) -> Found | None:

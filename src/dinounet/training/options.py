@@ -6,15 +6,16 @@ Whatever is given is done or refused: an argument that contradicts a plan isn't 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
 from dinounet.backbones.hub import source_of
 from dinounet.backbones.registry import find_variant, usual_precision
 from dinounet.data.dataset import Dataset, parse_channels, read_dataset
-from dinounet.data.splits import read_test_list
+from dinounet.data.splits import hold_out, read_test_list
 from dinounet.errors import ConfigError
 from dinounet.io import require_folder
 from dinounet.planning.planner import choose_any_recipe, require_fields, with_groups
@@ -145,8 +146,22 @@ def decisions_of(plan: Plan) -> dict[str, Any]:
     }
 
 
-def require_as_started(data: Path, output: Path, record: RunRecord, options: TrainOptions) -> None:
-    """Raise a ConfigError if a run was started with other options than these."""
+def dataset_reader(data: Path, record: RunRecord) -> Callable[[GroupBy], Dataset]:
+    """A function that reads a run's dataset, grouped by the run's own rule or another one; by each of them once."""
+    return cache(lambda by: read_dataset(data, test=record.data.test_cases, group=by))
+
+
+def require_as_started(
+    read: Callable[[GroupBy], Dataset], output: Path, record: RunRecord, options: TrainOptions
+) -> None:
+    """Raise a ConfigError if a run was started with other options than these.
+
+    Args:
+        read: of `dataset_reader`; called only where an option is about the cases.
+        output: the run's folder.
+        record: what it holds.
+        options: what is asked for.
+    """
     plan, groups = record.plan, record.plan.data.groups
     choose_any_recipe(options.recipe or "default", options.changes if isinstance(options.recipe, Recipe) else {})
     asked = {**options.of_plan, **{name: getattr(options, name) for name in OF_RUN}}
@@ -166,14 +181,16 @@ def require_as_started(data: Path, output: Path, record: RunRecord, options: Tra
     asked["labels"] = parse_labels(options.labels) if options.labels else None
     asked["channels"] = parse_channels(options.channels) if options.channels else None
     if options.test is not None:
-        asked["test"] = read_dataset(data, test=read_test_list(options.test), group=groups.by).test_cases
+        dataset = read(groups.by)
+        every = sorted((*dataset.cases, *dataset.held_out), key=lambda case: case.name)
+        held_out = hold_out(every, read_test_list(options.test), dataset.group)[1]
+        asked["test"] = tuple(case.name for case in held_out)
     if options.plan is not None:  # which doesn't decide on features, and may leave it to the data what a group is
         given = read_plan(options.plan)
-        as_read = read_dataset(data, test=record.data.test_cases, group=given.data.groups.by)
-        asked["plan"] = with_groups(replace(given, features=plan.features), as_read)
+        asked["plan"] = with_groups(replace(given, features=plan.features), read(given.data.groups.by))
     if options.group is not None:
         for found in (asked, started_with):
-            found["group"] = read_dataset(data, test=record.data.test_cases, group=found["group"]).group
+            found["group"] = read(found["group"]).group
     if options.precision == "auto":
         device = options.device or record.device
         asked["precision"] = choose_precision("auto", choose_training_device(device))

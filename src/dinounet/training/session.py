@@ -16,7 +16,16 @@ from dinounet.backbones.registry import DEFAULT, network_config
 from dinounet.backbones.weights import fill_backbone
 from dinounet.console import progress, say
 from dinounet.data.cache import CachedCase, build_cache
-from dinounet.data.dataset import Dataset, hash_dataset, parse_channels, read_dataset, with_twins
+from dinounet.data.checks import UNLEARNABLE
+from dinounet.data.dataset import (
+    Dataset,
+    hash_dataset,
+    known_hash,
+    parse_channels,
+    read_dataset,
+    remember_hash,
+    with_twins,
+)
 from dinounet.data.formats import READERS, other_reading
 from dinounet.data.splits import read_test_list
 from dinounet.distributed import DistributedContext, require_shares
@@ -52,6 +61,7 @@ from dinounet.training.loop import fit
 from dinounet.training.memory import build_planned, check_plan, fit_plan
 from dinounet.training.options import (
     TrainOptions,
+    dataset_reader,
     decisions_of,
     require_agreement,
     require_as_started,
@@ -61,10 +71,13 @@ from dinounet.training.options import (
 )
 
 
-def start_run(data: Path, output: Path, options: TrainOptions) -> RunRecord:
+def start_run(data: Path, output: Path, options: TrainOptions) -> Dataset:
     """Train a new run in the folder `output`.
 
     The main process reads the data, plans and makes the folder; the others read what it wrote.
+
+    Returns:
+        the dataset, which each process reads once.
 
     Raises:
         UserError: dataset, plan, weights or output folder are wrong; or Ctrl-C, when the run can be resumed.
@@ -72,15 +85,20 @@ def start_run(data: Path, output: Path, options: TrainOptions) -> RunRecord:
     device = choose_training_device(options.device or "auto")
     context = DistributedContext(device, choose_precision(options.precision or "auto", device))
     with context.fail_together():
-        frozen = None
+        frozen = dataset = None
         with context.main_process_first():
             if context.is_main:
-                frozen = _make_run(data, output, options, context)
-        return _continue(data, output, read_run(output), context, frozen, options, resume=False)
+                frozen, dataset = _make_run(data, output, options, context)
+        record = read_run(output)
+        dataset = dataset or dataset_reader(data, record)(record.plan.data.groups.by)
+        _continue(dataset, data, output, record, context, frozen, options, resume=False)
+        return dataset
 
 
-def _make_run(data: Path, output: Path, options: TrainOptions, context: DistributedContext) -> FrozenBackbone | None:
-    """Plan a run and make its folder; returns the backbone, filled."""
+def _make_run(
+    data: Path, output: Path, options: TrainOptions, context: DistributedContext
+) -> tuple[FrozenBackbone | None, Dataset]:
+    """Plan a run and make its folder; returns the backbone, filled, and the dataset."""
     require_new(output, what="the run")
     require_outside(output, data, what="the run")
     recipe, changes, device, precision = options.recipe or "default", options.changes, context.device, context.precision
@@ -158,7 +176,7 @@ def _make_run(data: Path, output: Path, options: TrainOptions, context: Distribu
         plan=replace(plan, features=features),
         data=DataRecord(
             dataset.name,
-            _hash(as_read),
+            digest := _hash(as_read, cache),
             tuple(case.name for case in training),
             tuple(case.name for case in validation),
             dataset.test_cases,
@@ -188,13 +206,17 @@ def _make_run(data: Path, output: Path, options: TrainOptions, context: Distribu
     except OSError:  # such as a full disk
         shutil.rmtree(output, ignore_errors=True)
         raise
-    return frozen
+    remember_hash(as_read, digest, cache)
+    return frozen, as_read
 
 
-def resume_run(data: Path, output: Path, options: TrainOptions) -> RunRecord:
+def resume_run(data: Path, output: Path, options: TrainOptions) -> Dataset:
     """Go on with an interrupted run, perhaps with another number of processes.
 
     Device, micro-batch, offloading and trackers are as before unless they are given; auto is as many patches as fit.
+
+    Returns:
+        the dataset, which each process reads once.
 
     Raises:
         UserError: it is finished, its data or weights have changed, it was started with other options, or it has no
@@ -208,7 +230,8 @@ def resume_run(data: Path, output: Path, options: TrainOptions) -> RunRecord:
     record = read_run(output)
     if record.status == "finished":
         raise ConfigError(f"{output} is finished; there is nothing to resume")
-    require_as_started(data, output, record, options)
+    read = dataset_reader(data, record)
+    require_as_started(read, output, record, options)
     micro_batch = None if options.micro_batch == "auto" else options.micro_batch or record.micro_batch
     context = DistributedContext(choose_training_device(options.device or record.device), record.precision)
     with context.fail_together():
@@ -222,20 +245,25 @@ def resume_run(data: Path, output: Path, options: TrainOptions) -> RunRecord:
             track=record.track if options.track is None else options.track,
         )
         with context.main_process_first():
+            dataset = read(record.plan.data.groups.by)
             if context.is_main:
                 remove_leftovers(output)
-                if _hash(_read_again(data, record)) != record.data.sha256:
+                digest = _hash(dataset, cache := options.cache or output / CACHE)
+                if digest != record.data.sha256:
                     raise DataError(
                         f"{data} is not, or no longer, the dataset that {output} was started with; train a new run"
                     )
+                remember_hash(dataset, digest, cache)
         if told := other_reading(record.readers, f"{output} was started"):
             say("readers", told)
             record = replace(record, notes=tuple(dict.fromkeys((*record.notes, told))))
         say("resume", f"going on after step {record.steps_done}", step=record.steps_done)
-        return _continue(data, output, record, context, None, options, resume=True)
+        _continue(dataset, data, output, record, context, None, options, resume=True)
+        return dataset
 
 
 def _continue(
+    dataset: Dataset,
     data: Path,
     output: Path,
     record: RunRecord,
@@ -244,7 +272,7 @@ def _continue(
     options: TrainOptions,
     *,
     resume: bool,
-) -> RunRecord:
+) -> None:
     """Train a run whose folder is there, from its start or its checkpoint."""
     plan, features, cache = record.plan, None, options.cache or output / CACHE
     keeps_features = plan.features is not None and plan.features.cached
@@ -253,7 +281,7 @@ def _continue(
     try:
         with reproducible(record.deterministic):
             with context.main_process_first(), _removing_unstarted_run(record, output, context):
-                training, validation = cache_cases(record, data, output, cache, context)
+                training, validation = cache_cases(record, dataset, output, cache, context)
                 record = record_absent_classes(record, training)
                 if keeps_features:
                     features, frozen = prepare_features(record, output, cache, training, validation, frozen)
@@ -274,7 +302,6 @@ def _continue(
         steps=record.steps_done,
         seconds=record.seconds,
     )
-    return record
 
 
 @contextmanager
@@ -299,13 +326,9 @@ def resume_hint(data: Path, output: Path, cache: Path | None = None) -> str:
     return f"{how}: " + shlex.join(["dinounet", "train", str(data), "-o", str(output), "--resume", *shared])
 
 
-def _read_again(data: Path, record: RunRecord) -> Dataset:
-    return read_dataset(data, test=record.data.test_cases, group=record.plan.data.groups.by)
-
-
-def _hash(dataset: Dataset) -> str:
+def _hash(dataset: Dataset, cache: Path) -> str:
     with progress("hashing the data", len(dataset.cases)) as advance:
-        return hash_dataset(dataset, on_case=advance)
+        return known_hash(dataset, cache) or hash_dataset(dataset, on_case=advance)
 
 
 def rebuild_backbone(record: RunRecord, output: Path) -> FrozenBackbone:
@@ -320,10 +343,10 @@ def rebuild_backbone(record: RunRecord, output: Path) -> FrozenBackbone:
 
 
 def cache_cases(
-    record: RunRecord, data: Path, output: Path, cache: Path, context: DistributedContext
+    record: RunRecord, dataset: Dataset, output: Path, cache: Path, context: DistributedContext
 ) -> tuple[list[CachedCase], list[CachedCase]]:
     """The training and validation cases' preprocessed slices, in the run's own folder unless another is named."""
-    by_name = {case.name: case for case in read_dataset(data, group="none").cases}
+    by_name = {case.name: case for case in dataset.cases}
     training, validation = record.data.training_cases, record.data.validation_cases
     cases = [by_name[name] for name in (*training, *validation)]
     if context.is_main and not (output / PLAN).exists():
@@ -350,10 +373,7 @@ def record_absent_classes(record: RunRecord, training: Sequence[CachedCase]) -> 
             f"no training case of the fold {record.fold} holds anything but background, so that there is nothing to "
             "learn; train another --fold, or on all cases by --fold all"
         )
-    notes = tuple(
-        f"No training case has a pixel of {name}: it can't be learned, and is in no mean over classes."
-        for name in absent
-    )
+    notes = tuple(f"No training case has a pixel of {name}: {UNLEARNABLE}." for name in absent)
     for note in notes:
         say("note", note)
     return replace(

@@ -39,7 +39,7 @@ def read_picture(path: Path, of: Purpose) -> np.ndarray:
     """
     with open_picture(path) as file:
         otherwise = None
-        if _has_deep_colours(path):
+        if depth_of_png(path) == (16, True):  # of which Pillow drops 8 bits; grey ones it reads in full
             otherwise = _read_deep_colours
         elif file.format == "BMP" and file.mode == "1" and _bits_of_bmp(path) > 1:
             otherwise = _read_two_greys
@@ -129,11 +129,12 @@ def open_picture(path: Path) -> PictureFile:
     raise ValueError("it begins as no PNG, JPEG or BMP does")
 
 
-def _has_deep_colours(path: Path) -> bool:
-    """Whether it is a PNG with 16 bits a colour, of which Pillow drops 8 (grey ones it reads in full)."""
+def depth_of_png(path: Path) -> tuple[int, bool]:
+    """Bits a sample of a PNG, by its header, and whether it has more than grey levels; 8 for another file."""
     with path.open("rb") as file:
         header = file.read(26)
-    return header.startswith(b"\x89PNG") and len(header) == 26 and header[24] == 16 and header[25] != 0
+    is_png = header.startswith(b"\x89PNG") and len(header) == 26
+    return (header[24], header[25] != 0) if is_png else (8, False)
 
 
 def _read_deep_colours(path: Path) -> np.ndarray:
