@@ -72,6 +72,7 @@ def test_memory_is_what_was_measured_and_the_formula_is_near_it() -> None:
             assert estimate == pytest.approx(seen, rel=0.15), variant.name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("scale", "grid"), [(1.0, (4, 6)), (1.25, (5, 8)), (1.5, (6, 9)), (2.0, (8, 12)), (4.0, (16, 24))]
 )
@@ -293,6 +294,7 @@ def test_pretrained_like_buffers_count_in_the_hash(tmp_path: Path) -> None:
     assert hash_backbone(backbone) != before
 
 
+@pytest.mark.slow
 def test_scale_and_taps_are_flags_that_plan_and_run_keep_and_prediction_uses(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -351,6 +353,7 @@ def test_wrong_scale_and_taps_are_refused_before_pixels_are_read(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_resuming_with_another_scale_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data, run = write_png_dataset(tmp_path / "data"), tmp_path / "run"
     words = ["train", str(data), "-o", str(run), "--weights", "random", "--no-report", "--patch", "64", "64"]

@@ -311,6 +311,7 @@ def test_a_large_cache_is_told_of_and_one_that_is_too_large_is_not_begun(
     build_cache(dataset.cases, plan, tmp_path / "b")  # nothing is missing there
 
 
+@pytest.mark.slow
 def test_a_folder_that_cannot_be_is_answered_before_anything_is_read(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for name, message in (("file", "is a file; name a folder with --cache"), ("file/x", "choose another with --cache")):
@@ -378,6 +379,7 @@ def scans(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     return root
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("axis", [0, 2])
 def test_a_volume_that_stays_in_its_file_gives_the_same_cache(
     axis: int, scans: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

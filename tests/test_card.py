@@ -50,6 +50,7 @@ def on(record: BundleRecord, name: str) -> BundleRecord:
     return replace(record, networks=(replace(one, network=network, backbone=backbone),))
 
 
+@pytest.mark.slow
 def test_the_hub_reads_its_facts(record: BundleRecord) -> None:
     facts = ModelCard(make_card(on(record, "dinov3_vits16"))).data
     assert (facts.library_name, facts.pipeline_tag) == ("dinounet", "image-segmentation")

@@ -32,6 +32,7 @@ def test_help_and_version_import_nothing_heavy() -> None:
     assert done.stdout.splitlines()[-1] == f"dinounet {dinounet.__version__}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("verb", VERBS)
 def test_help_of_a_verb_comes_without_torch_and_is_a_python_function(verb: str) -> None:
     code = f"import sys; from dinounet.cli.main import main; main(['{verb}', '--help'])\n"
@@ -43,6 +44,7 @@ def test_help_of_a_verb_comes_without_torch_and_is_a_python_function(verb: str) 
     assert getattr(dinounet, "import_" if verb == "import" else verb) is function_of(verb)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -111,6 +113,7 @@ def test_info_lists_the_backbones() -> None:
     assert all(name in done.stdout for name in ("dinov3_vits16", "dinov3_vit7b16"))
 
 
+@pytest.mark.slow
 def test_the_whole_way_by_hand_on_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data, trained, out = write_png_dataset(tmp_path / "my data"), tmp_path / "run", tmp_path / "masks"
     size = ["--patch", "64", "64", "--steps", "2", "--precision", "fp32"]
@@ -131,6 +134,7 @@ def test_the_whole_way_by_hand_on_pictures(tmp_path: Path, capsys: pytest.Captur
     assert page.stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_plain_pictures_with_masks_of_0_and_255(tmp_path: Path) -> None:
     from test_data import write_pairs
 

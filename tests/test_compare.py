@@ -35,6 +35,7 @@ def models(root: Path) -> dict[str, Path]:
     return folders
 
 
+@pytest.mark.slow
 def test_differences_equal_scipy_s_and_wins_are_counted_by_case(tmp_path):
     folders = models(tmp_path)
     three = [folders[name] for name in ("first", "second", "third")]

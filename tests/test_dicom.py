@@ -203,6 +203,7 @@ def test_series_lie_in_folders_of_their_own(series: Path) -> None:
         read_dataset(root)
 
 
+@pytest.mark.slow
 def test_a_series_is_trained_on_and_predicted_on_its_own_grid(tmp_path: Path) -> None:
     data = write_dataset(tmp_path / "data", ["CT", "CT"])
     plan = plan_data(read_dataset(data), (32, 32))

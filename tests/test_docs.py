@@ -202,6 +202,7 @@ def run_commands(example: Example) -> None:
         assert main([*words[1:], "--debug"]) == 0, command
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_what_a_page_says_works(
     page: Path, stand_ins: Path, tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch

@@ -55,6 +55,7 @@ def scipy_hd95(truth: np.ndarray, prediction: np.ndarray, spacing: tuple[float, 
     return max(np.percentile(way, 95) for way in ways)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [1.0, 2.5])
 def test_hd95_of_two_discs_is_their_distance(step):
     a, b = disc((32, 30), 10), disc((32, 38), 10)

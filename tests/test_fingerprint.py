@@ -65,6 +65,7 @@ def test_noise_is_not_raised_to_a_channel_and_two_channels_give_three_mixtures()
     assert np.isfinite(principal_components(np.zeros((4, 100)))).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("channels", [1, 2, 3, 5])
 def test_every_number_of_channels_is_planned_trained_and_predicted(channels: int, tmp_path: Path) -> None:
     data = write_pairs(tmp_path / "data", channels)

@@ -219,6 +219,7 @@ def test_what_systems_leave_among_images_is_passed_over(tmp_path: Path) -> None:
         image_files(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_stack_of_pages_is_trained_on_and_predicted_as_one(tmp_path: Path) -> None:
     data = tmp_path / "stacks"
     for index in range(2):

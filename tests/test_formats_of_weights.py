@@ -148,6 +148,7 @@ def fill(config: NetworkConfig, weights: Path) -> tuple[FrozenBackbone, str]:
     return backbone, fill_backbone(backbone, config.backbone, str(weights)).sha256
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", MODELS)
 def test_one_set_of_weights_in_all_formats_gives_the_same_features_and_the_same_hash(kind: str, tmp_path: Path) -> None:
     model, config = MODELS[kind]()

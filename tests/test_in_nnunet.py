@@ -150,6 +150,7 @@ def export(run: Path, folder: Path) -> Path:
     return dinounet.export(run, folder, format="nnunet")
 
 
+@pytest.mark.slow
 def test_a_run_goes_to_nnunet_and_comes_back_as_it_was(run: Path, tmp_path: Path) -> None:
     folder = export(run, tmp_path / "folder")
     assert sorted(str(path.relative_to(folder)) for path in folder.rglob("*.*")) == [

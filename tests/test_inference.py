@@ -106,6 +106,7 @@ def test_strips_are_enlarged_as_the_whole_would_be(wanted: tuple[int, int]) -> N
     torch.testing.assert_close(torch.cat(strips, dim=-2), expected, atol=5e-5, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_two_line_api_takes_files_and_arrays(png: Path, png_run: Path) -> None:
     path = png / "imagesTs" / "case_6_0000.png"
     predictor = dinounet.load(png_run)
@@ -119,6 +120,7 @@ def test_the_two_line_api_takes_files_and_arrays(png: Path, png_run: Path) -> No
     assert predictor.labels == {"background": 0, "disc": 1, "square": 2}
 
 
+@pytest.mark.slow
 def test_a_volume_that_stays_in_its_file_is_predicted_the_same(
     nifti_run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -130,6 +132,7 @@ def test_a_volume_that_stays_in_its_file_is_predicted_the_same(
     np.testing.assert_array_equal(predictor.predict(scan), whole)
 
 
+@pytest.mark.slow
 def test_two_channels_from_files_and_folders_and_every_path_as_a_string(tmp_path: Path) -> None:
     data = write_nifti_dataset(tmp_path / "volumes")
     for path in list((data / "imagesTr").iterdir()):
@@ -157,6 +160,7 @@ def test_two_channels_from_files_and_folders_and_every_path_as_a_string(tmp_path
     assert page.exists()
 
 
+@pytest.mark.slow
 def test_slices_along_another_axis_are_predicted_like_flat_arrays(tmp_path: Path) -> None:
     data = write_nifti_dataset(tmp_path / "volumes", spacing=(3.0, 0.8, 0.7))  # x is the coarsest
     predictor = dinounet.load(trained(data, tmp_path))
@@ -165,6 +169,7 @@ def test_slices_along_another_axis_are_predicted_like_flat_arrays(tmp_path: Path
     np.testing.assert_array_equal(predictor.predict(volume)[..., 0], predictor.predict(volume[..., 0]))
 
 
+@pytest.mark.slow
 def test_a_new_process_predicts_the_same(png: Path, png_run: Path, tmp_path: Path) -> None:
     import subprocess
     import sys

@@ -81,6 +81,7 @@ def test_streamed_weights_are_the_files_to_the_last_bit(weights: Path, tmp_path:
         assert record.sha256 == by_hand.hexdigest()
 
 
+@pytest.mark.slow
 def test_the_hash_is_of_the_files_numbers_however_they_are_held(weights: Path) -> None:
     known = filled(weights, "fp32")[1]
     for precision, offload in (("bf16", False), ("int8", False), ("fp32", True), ("bf16", True), ("int8", True)):
@@ -111,6 +112,7 @@ def test_int8_is_widened_to_bf16_with_one_rounding(weights: Path) -> None:
             assert torch.equal(layer.weight, whole.bfloat16())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("autocast", [False, True])
 def test_features_are_within_one_percent_of_float32(weights: Path, autocast: bool) -> None:
     true = features(filled(weights, "fp32")[0])
@@ -131,6 +133,7 @@ def test_features_of_7bs_kind_are_within_one_percent() -> None:
         assert relative(found[precision], found["fp32"]) < ONE_PERCENT
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
 def test_from_the_disk_the_features_are_the_same_to_the_last_bit(weights: Path, precision: str) -> None:
     inside = filled(weights, precision)[0]
@@ -153,6 +156,7 @@ def test_from_the_disk_no_more_than_two_blocks_are_in_memory(weights: Path) -> N
     assert not any(layer.is_here for layer in layers.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("offload", [False, True])
 def test_transformers_names_are_streamed_into_the_same_layers(tmp_path: Path, offload: bool) -> None:
     """Where query, key and value are three tensors of the file and one of the backbone."""

@@ -137,6 +137,7 @@ def write_x_rays(root: Path, tags: list[dict[str, Any]]) -> Path:
     return root
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("tags", "told", "unit", "area"),
     [

@@ -97,6 +97,7 @@ def test_a_damaged_file_is_not_tried_again(tmp_path: Path, break_reading: Break)
     assert len(failed) == 1
 
 
+@pytest.mark.slow
 def test_a_training_survives_both(
     tmp_path: Path, break_reading: Break, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

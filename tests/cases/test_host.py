@@ -57,6 +57,7 @@ def test_the_program_adds_nothing_to_what_the_user_has_said(variable: str) -> No
     assert told == str({name: "1" if name == variable else None for name in VARIABLES})
 
 
+@pytest.mark.slow
 def test_importing_the_library_changes_nothing_of_the_process() -> None:
     run_python(f"""
 import logging, os, signal, threading, warnings
@@ -185,6 +186,7 @@ def test_what_is_no_picture_is_read_by_no_other_of_pillows_readers(tmp_path: Pat
         read_image([tmp_path / "image.png"])
 
 
+@pytest.mark.slow
 def test_the_program_tells_of_a_damaged_file_in_one_line(tmp_path: Path, files: list[Path]) -> None:
     for folder in ("images", "masks"):
         (tmp_path / folder).mkdir()

@@ -62,6 +62,7 @@ def test_a_mistyped_path_is_a_missing_folder(
         assert f"or hf://{name} for a bundle on the Hugging Face Hub" in told
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "words",
     [

@@ -79,6 +79,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root / "run"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "place"), [(300, 0), (70000, 1)])
 def test_each_image_gets_a_mask_in_a_format_that_holds_its_numbers(
     number: int, place: int, run: Path, tmp_path: Path

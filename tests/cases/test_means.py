@@ -134,6 +134,7 @@ def test_the_interval_where_present_is_of_those_cases(tmp_path: Path) -> None:
     assert found.intervals["dice"] == pytest.approx(tuple(interval.confidence_interval), abs=0.2 * there.std() / 4)
 
 
+@pytest.mark.slow
 def test_compare_tells_who_wins_on_which_mean(folders: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
     words = ["compare", str(folders["noisy"]), str(folders["nothing"]), "--truth", str(folders["truth"])]
     assert main([*words, "--labels", LABELS]) == 0
@@ -207,6 +208,7 @@ def test_a_class_can_be_left_out_of_the_mean_with_a_word(folders: dict[str, Path
     assert metrics.mean_over_cases["a"].dice == pytest.approx(metrics.basis["a"].floor + metrics.basis["a"].above_floor)
 
 
+@pytest.mark.slow
 def test_evaluate_and_compare_leave_the_same_class_out(
     folders: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

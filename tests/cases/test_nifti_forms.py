@@ -270,6 +270,7 @@ def test_a_clean_mask_lies_as_the_one_that_it_was_made_of(tmp_path: Path) -> Non
         np.testing.assert_array_equal(ours[field], theirs[field], field)
 
 
+@pytest.mark.slow
 def test_a_sheared_grid_has_no_lengths(tmp_path: Path) -> None:
     for folder in ("images", "masks"):
         (tmp_path / folder).mkdir()

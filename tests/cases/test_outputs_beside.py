@@ -61,6 +61,7 @@ def masks_in(folder: Path) -> dict[str, np.ndarray]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "tta"),
     [
@@ -127,6 +128,7 @@ class InNumpy:
         return False
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["runs/0", "runs", "regions"])
 def test_the_same_holds_where_logits_are_numpys(place: Path, model: str) -> None:
     from dinounet.inference.postprocessing import OutputOptions
@@ -169,6 +171,7 @@ def run_of(place: Path, tmp_path: Path, change: Any) -> Path:
     return copied
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("more", "told"),
     [

@@ -48,6 +48,7 @@ def owners_on_both_sides(dataset: Dataset, letters: int = 2) -> set[str]:
     }
 
 
+@pytest.mark.slow
 def test_five_folders_are_groups_and_that_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = write(tmp_path / "data", folders(5))
     dataset = read_dataset(data)
@@ -76,6 +77,7 @@ def test_three_folders_are_a_sentence_and_groups_when_asked_for(
     assert not owners_on_both_sides(asked)
 
 
+@pytest.mark.slow
 def test_a_run_keeps_patients_apart_and_its_report_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = write(tmp_path / "data", folders(5, 2))
     changes = dict(network="unet", patch=(32, 32), changes={"steps": 1, "validate_every": 1}, device="cpu")

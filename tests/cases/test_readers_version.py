@@ -69,6 +69,7 @@ def story(data: Path) -> Story:
     return Story(plan, run, told)
 
 
+@pytest.mark.slow
 def test_a_plan_of_another_reading_is_told_of_and_noted(story: Story) -> None:
     assert read_plan(story.plan).data.readers == 1
     (sentence,) = story.told

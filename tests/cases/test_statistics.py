@@ -17,6 +17,7 @@ from dinounet.planning.data_plan import plan_data
 LABELS = {"background": 0, "disc": 1}
 
 
+@pytest.mark.slow
 def test_ten_thousand_images_in_colours_take_less_than_200_mb() -> None:
     random = np.random.default_rng(0)
     cases = [random.integers(0, 256, (SAMPLES_A_CASE, 3), np.uint8) for _ in range(10)]

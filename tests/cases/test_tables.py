@@ -134,6 +134,7 @@ def test_lines_are_told_by_the_files_own_numbers(text: str, message: str, folder
         read_dataset(write(folder, text))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("character", ["\n", "\r", "\t", "\u2028", "\x85", "\x7f"])
 def test_a_case_is_named_as_a_file_can_be(character: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = f'image,mask,case\nimages/a.png,masks/a.png,"case{character}a"\nimages/b.png,masks/b.png,b\n'

@@ -47,6 +47,7 @@ def rare(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.mark.slow
 def test_a_class_without_a_training_pixel_is_told_and_in_no_mean(
     rare: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -181,6 +182,7 @@ def test_volumes_of_mixed_orientation_are_told_by_the_plan(tmp_path: Path) -> No
     assert "v3 (anterior-posterior)" in remark
 
 
+@pytest.mark.slow
 def test_a_volume_stored_in_another_order_is_told_when_it_is_predicted(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

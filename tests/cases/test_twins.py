@@ -49,6 +49,7 @@ def planned(data: Path, **given: object) -> Plan:
     return dinounet.plan(data, network="unet", patch=(32, 32), **given)
 
 
+@pytest.mark.slow
 def test_copies_are_on_one_side_of_every_fold_of_a_run_and_told(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

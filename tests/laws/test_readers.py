@@ -165,6 +165,7 @@ json_values = st.recursive(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=150)
 @given(
     name=st.sampled_from([name for name in sorted(READ) if name.endswith(".json")]),

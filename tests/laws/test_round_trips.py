@@ -124,6 +124,7 @@ def geometries(draw: st.DrawFn) -> Geometry:
     return Geometry(spacing, origin, tuple(direction.ravel().tolist()))
 
 
+@pytest.mark.slow
 @settings(max_examples=150)
 @given(
     ending=st.sampled_from(ENDINGS),
