@@ -15,6 +15,7 @@ from dinounet.data.dataset import read_dataset
 from dinounet.errors import Interrupted, WeightsError
 from dinounet.schema.recipe import Recipe
 from dinounet.schema.run import read_run
+from test_training import ctrl_c_at
 
 SHORT = Recipe(steps=2, batch=1, validate_every=2, augmentation="none")
 
@@ -57,11 +58,10 @@ def test_no_two_slabs_touch(dataset: Path) -> None:
     assert len(read_dataset(dataset).cases) == 8
 
 
+@pytest.mark.slow
 def test_the_demo_falls_back_says_so_and_goes_on_after_ctrl_c(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from test_training import stop_at
-
     def unreachable(name: str, weights: str) -> Path | None:
         if weights == "hub":
             raise WeightsError("the Hub is far away")
@@ -70,12 +70,9 @@ def test_the_demo_falls_back_says_so_and_goes_on_after_ctrl_c(
     monkeypatch.setattr(demonstration, "find_weights", unreachable)
     monkeypatch.setattr(demonstration.train_demo, "__defaults__", (SHORT,))
     folder = tmp_path / "demo"
-    with monkeypatch.context() as patch:
-        stop_at(1, patch)
-        with pytest.raises(
-            Interrupted, match=rf"stopped after step 1 of 2; go on with: dinounet demo -o {folder} --resume"
-        ):
-            dinounet.demo(output=folder)
+    told = rf"stopped after step 1 of 2; go on with: dinounet demo -o {folder} --resume"
+    with ctrl_c_at(1), pytest.raises(Interrupted, match=told):
+        dinounet.demo(output=folder)
     page = dinounet.demo(output=folder, resume=True)
 
     told = [json.loads(line) for line in capsys.readouterr().out.splitlines()]

@@ -3,6 +3,7 @@
 import errno
 import os
 import signal
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 import dinounet
 from datasets import write_png_dataset
@@ -27,11 +29,12 @@ from dinounet.schema.plan import Plan
 from dinounet.schema.recipe import Augmentation, Recipe
 from dinounet.schema.run import MODEL, read_log, read_run
 from dinounet.training import feature_cache as features
-from dinounet.training import loop, session
+from dinounet.training import session
 from dinounet.training.feature_cache import Taps
 from dinounet.training.loader import make_patches
 from networks import planned
 from test_processes import told_by, torchrun
+from test_training import ctrl_c_at
 
 pytestmark = pytest.mark.usefixtures("one_thread")  # equal runs are equal to the bit
 
@@ -57,19 +60,19 @@ def train(data: Path, run: Path, plan: Path, **changes: object) -> Path:
 
 
 @pytest.fixture
-def seen(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+def seen() -> Iterator[list[int]]:
     """Gets an entry for each patch that a backbone sees."""
     found: list[int] = []
-    forward_features = FrozenBackbone.forward_features
 
-    def counting(backbone: FrozenBackbone, image: torch.Tensor) -> list[torch.Tensor]:
-        found.extend([1] * len(image))
-        return forward_features(backbone, image)
+    def count(module: torch.nn.Module, given: tuple[torch.Tensor, ...]) -> None:
+        if isinstance(module, FrozenBackbone):
+            found.extend([1] * len(given[0]))
 
-    monkeypatch.setattr(FrozenBackbone, "forward_features", counting)
-    return found
+    with register_module_forward_pre_hook(count):
+        yield found
 
 
+@pytest.mark.slow
 def test_kept_taps_are_those_of_the_mirrored_tile_to_bfloat16(png: Path, plan_file: Path, tmp_path: Path) -> None:
     run = train(png, tmp_path / "run", plan_file)
     backbone = build_backbone(NETWORK)
@@ -87,6 +90,7 @@ def test_kept_taps_are_those_of_the_mirrored_tile_to_bfloat16(png: Path, plan_fi
             torch.testing.assert_close(kept.float(), tap[0].to(torch.bfloat16).float(), rtol=2**-7, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_steps_from_the_cache_are_those_on_the_fly_where_patches_are_the_same(tmp_path: Path) -> None:
     data = write_png_dataset(tmp_path / "pictures", size=(64, 64))  # one tile each
     runs = {}
@@ -110,18 +114,19 @@ def test_given_taps_give_the_logits_of_the_backbone() -> None:
     assert not list(network.backbone.parameters())
 
 
+@pytest.mark.slow
 def test_training_has_no_backbone_and_the_record_says_so(
-    png: Path, plan_file: Path, tmp_path: Path, seen: list[int], monkeypatch: pytest.MonkeyPatch
+    png: Path, plan_file: Path, tmp_path: Path, seen: list[int]
 ) -> None:
-    held, fit = [], session.fit
+    held = set()
 
-    def look(network: DinoUNet, *arguments: object, **options: object) -> object:
-        held.append(sum(parameter.numel() for parameter in network.backbone.parameters()))
-        return fit(network, *arguments, **options)
+    def look(module: torch.nn.Module, given: tuple[torch.Tensor, ...]) -> None:
+        if isinstance(module, DinoUNet) and len(given) > 1:  # the taps beside the image
+            held.add(sum(parameter.numel() for parameter in module.backbone.parameters()))
 
-    monkeypatch.setattr(session, "fit", look)
-    run = train(png, tmp_path / "run", plan_file)
-    assert held == [0]
+    with register_module_forward_pre_hook(look):
+        run = train(png, tmp_path / "run", plan_file)
+    assert held == {0}
     assert len(seen) == 1 + CASES * TILES * 4 + WATCHED  # the first is the trial step's
     record = read_run(run)
     assert record.frozen_parameters > 0
@@ -132,6 +137,7 @@ def test_training_has_no_backbone_and_the_record_says_so(
     assert len(list(run.glob("examples/*.png"))) == 2
 
 
+@pytest.mark.slow
 def test_what_is_kept_is_used_by_equal_runs_and_made_anew_when_something_changes(
     png: Path, tmp_path: Path, seen: list[int]
 ) -> None:
@@ -218,6 +224,7 @@ def test_a_disk_that_fills_up_leaves_nothing(
     assert [path.name for path in (tmp_path / "shared" / "features").iterdir() if path.is_dir()] == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("share", "free", "why"), [(0.9, 10**9, "takes 90% of a step"), (0.4, 10**9, "not worth it"),
                                                     (0.9, 100_000, "it would take 0.0 GB")])  # fmt: skip
 def test_auto_caches_where_it_is_worth_it_and_there_is_room(
@@ -252,21 +259,13 @@ def test_a_unet_has_no_features(png: Path, tmp_path: Path) -> None:
         Recipe(feature_variants=0)
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on_without_the_backbone_to_the_same_end(
     png: Path, plan_file: Path, tmp_path: Path, seen: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = train(png, tmp_path / "whole", plan_file)
-    original = loop.learning_rate_at
-
-    def press(index: int, recipe: Recipe) -> float:
-        if index == 1:
-            os.kill(os.getpid(), signal.SIGINT)
-        return original(index, recipe)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(loop, "learning_rate_at", press)
-        with pytest.raises(UserError, match="stopped after step 2 of 4; go on with"):
-            train(png, tmp_path / "broken", plan_file)
+    with ctrl_c_at(2), pytest.raises(UserError, match="stopped after step 2 of 4; go on with"):
+        train(png, tmp_path / "broken", plan_file)
     seen.clear()
     monkeypatch.setattr(session, "rebuild_backbone", lambda *_: pytest.fail("the weights were read"))
     dinounet.train(png, tmp_path / "broken", resume=True, report=False, plan=plan_file)

@@ -30,6 +30,7 @@ from dinounet.schema.run import MODEL, read_log, read_run
 from dinounet.system import DistInfo, dist_info
 from dinounet.training.step import TrainStep
 from networks import tiny_config
+from test_training import ctrl_c_at
 
 STEPS = 8
 
@@ -122,20 +123,16 @@ def test_several_processes_are_as_one(processes: int, nodes: int, place: Path, t
 
 
 @pytest.mark.slow
-def test_one_process_goes_on_as_two(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_process_goes_on_as_two(place: Path, tmp_path: Path) -> None:
     """And two have deep supervision and an average of the weights as one has."""
-    from test_training import stop_at
-
     plan = write_plan(place, "deep.json", average=0.9, steps=4)
     content = json.loads(plan.read_text())
     content["network"]["deep_supervision"] = content["recipe"]["deep_supervision"] = True
     plan.write_text(json.dumps(content))
     data = place / "pictures"
     single = dinounet.train(data, tmp_path / "single", **OPTIONS, plan=plan)
-    with monkeypatch.context() as patch:
-        stop_at(2, patch)
-        with pytest.raises(Interrupted):
-            dinounet.train(data, tmp_path / "run", **OPTIONS, plan=plan)
+    with ctrl_c_at(2), pytest.raises(Interrupted):
+        dinounet.train(data, tmp_path / "run", **OPTIONS, plan=plan)
     launched = torchrun("train", str(data), "-o", str(tmp_path / "run"), "--resume")
     told = told_by(launched)
     assert launched[0].returncode == 0, told

@@ -27,9 +27,9 @@ from dinounet.schema.network import NetworkConfig, UNetConfig, plan_unet
 from dinounet.schema.plan import DataPlan, Plan, read_plan
 from dinounet.schema.recipe import RECIPES, Recipe
 from dinounet.schema.run import MODEL, read_run
-from dinounet.training import loop
 from dinounet.training.step import learning_rate_at, make_loss, make_optimizer
 from networks import planned, tiny_config
+from test_training import ctrl_c_at
 
 TINY_UNET = UNetConfig((4, 8, 16, 16), ((1, 1), (2, 2), (2, 2), (2, 1)), num_classes=3)
 
@@ -156,7 +156,7 @@ def test_a_unet_gives_the_size_it_gets_and_supervises_lower_scales_in_training()
 
 @pytest.mark.usefixtures("one_thread")
 def test_a_unet_is_trained_resumed_used_and_told_of(
-    png: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    png: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     recipe = Recipe(steps=4, validate_every=2, optimizer="sgd", schedule="poly", augmentation="flip")
     write_json(tmp_path / "plan.json", Plan(plan_data(read_dataset(png), (64, 64)), TINY_UNET, recipe))
@@ -165,16 +165,8 @@ def test_a_unet_is_trained_resumed_used_and_told_of(
         return dinounet.train(png, run, device="cpu", precision="fp32", report=False, **options)
 
     whole = train(tmp_path / "whole", plan=tmp_path / "plan.json")
-    original = loop.save_checkpoint
-    with monkeypatch.context() as patch:
-
-        def save_and_stop(*checkpoint: object) -> None:
-            original(*checkpoint)
-            raise KeyboardInterrupt
-
-        patch.setattr(loop, "save_checkpoint", save_and_stop)
-        with pytest.raises(Interrupted):
-            train(tmp_path / "broken", plan=tmp_path / "plan.json", checkpoint_minutes=0)
+    with ctrl_c_at(1), pytest.raises(Interrupted):
+        train(tmp_path / "broken", plan=tmp_path / "plan.json")
     with pytest.raises(ConfigError, match="was started with another optimizer"):
         train(tmp_path / "broken", resume=True, changes={"optimizer": "adamw"})
     with pytest.raises(ConfigError, match="was started with another recipe"):

@@ -25,6 +25,7 @@ from dinounet.schema.recipe import Recipe
 from dinounet.schema.run import RunRecord, read_run
 from dinounet.training import session
 from networks import planned
+from test_training import ctrl_c_at
 
 
 @pytest.fixture
@@ -218,9 +219,7 @@ def test_what_is_held_out_is_not_looked_at_for_the_plan(
     assert plan.data.fingerprint.cases == 4
 
 
-def test_plans_and_interrupted_runs_remember_what_is_held_out(
-    png: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_plans_and_interrupted_runs_remember_what_is_held_out(png: Path, tmp_path: Path) -> None:
     lists = [tmp_path / "a.txt", tmp_path / "b.txt"]
     for path, name in zip(lists, ("case_1", "case_2"), strict=True):
         path.write_text(name)
@@ -231,15 +230,11 @@ def test_plans_and_interrupted_runs_remember_what_is_held_out(
         train(png, tmp_path / "run", write_plan(png, tmp_path / "other.json"), test=lists[0])
     assert not (tmp_path / "run").exists()
 
-    with monkeypatch.context() as patch:
-        patch.setattr(session, "fit", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
-        with pytest.raises(UserError, match="--resume"):
-            train(png, tmp_path / "run", plan, fold=0)
+    with ctrl_c_at(1), pytest.raises(UserError, match="--resume"):
+        train(png, tmp_path / "run", plan, fold=0)
     for name, value in {"test": lists[1], "fold": 1}.items():
         with pytest.raises(ConfigError, match=f"was started with another {name}"):
             dinounet.train(png, tmp_path / "run", resume=True, **{name: value})
     again = dict(resume=True, fold=0, test=lists[0], report=False)
-    with monkeypatch.context() as patch:
-        patch.setattr(session, "fit", lambda _, record, *__, **___: record)
-        dinounet.train(png, tmp_path / "run", **again)
+    dinounet.train(png, tmp_path / "run", **again)
     assert read_run(tmp_path / "run").data.test_cases == ("case_1",)

@@ -21,6 +21,7 @@ from dinounet.schema.run import read_log, read_run
 from dinounet.training.logging import TRACKERS
 from dinounet.training.validation import FILES, write_example
 from networks import planned
+from test_training import ctrl_c_at
 
 
 @pytest.fixture
@@ -37,13 +38,9 @@ def train(png: Path, **options: Any) -> Path:
     return dinounet.train(png, run, device="cpu", precision="fp32", **start, **options)
 
 
-def stop_and_resume(png: Path, track: str, monkeypatch: pytest.MonkeyPatch) -> Path:
-    from test_training import stop_at
-
-    with monkeypatch.context() as patch:
-        stop_at(3, patch)
-        with pytest.raises(UserError, match="stopped after step 3"):
-            train(png, track=(track,))
+def stop_and_resume(png: Path, track: str) -> Path:
+    with ctrl_c_at(3), pytest.raises(UserError, match="stopped after step 3"):
+        train(png, track=(track,))
     return train(png, resume=True)
 
 
@@ -51,9 +48,9 @@ def logged(run: Path, key: str) -> dict[int, float]:
     return {entry["step"]: entry[key] for entry in read_log(run) if key in entry}
 
 
-def test_tensorboard_is_told_of_a_run_that_was_interrupted(png: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tensorboard_is_told_of_a_run_that_was_interrupted(png: Path) -> None:
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    run = stop_and_resume(png, "tensorboard", monkeypatch)
+    run = stop_and_resume(png, "tensorboard")
     events = accumulator.EventAccumulator(str(run / "tensorboard"))
     events.Reload()
     for name, key in (("loss", "loss"), ("learning_rate", "learning_rate"), ("validation_loss", "validation_loss")):
@@ -70,7 +67,7 @@ def test_tensorboard_is_told_of_a_run_that_was_interrupted(png: Path, monkeypatc
 def test_wandb_works_offline(png: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
-    run = stop_and_resume(png, "wandb", monkeypatch)
+    run = stop_and_resume(png, "wandb")
     (first, second) = sorted((run / "wandb").glob("offline-run-*/*.wandb"))
     assert first.name == second.name  # one run, of two sessions
     assert b"validation_dice/disc" in second.read_bytes()
@@ -79,7 +76,7 @@ def test_wandb_works_offline(png: Path, monkeypatch: pytest.MonkeyPatch) -> None
 def test_mlflow_keeps_a_run_in_the_runs_folder(png: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mlflow = pytest.importorskip("mlflow")
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    run = stop_and_resume(png, "mlflow", monkeypatch)
+    run = stop_and_resume(png, "mlflow")
     client = mlflow.MlflowClient(f"sqlite:///{run}/mlflow.db")
     (found,) = client.search_runs([client.get_experiment_by_name("dinounet").experiment_id])
     told = {metric.step: metric.value for metric in client.get_metric_history(found.info.run_id, "loss")}

@@ -1,5 +1,6 @@
 """Loss, schedule, loop, checkpoints and resuming."""
 
+import itertools
 import json
 import os
 import re
@@ -15,17 +16,20 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from torch.nn.modules.module import register_module_forward_pre_hook
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+from torch.utils.hooks import RemovableHandle
 
 import dinounet
 from datasets import write_nifti_dataset, write_png_dataset
 from dinounet.data.dataset import hash_dataset, read_dataset
 from dinounet.errors import ConfigError, DataError, Interrupted, UserError, WeightsError
 from dinounet.io import write_json
+from dinounet.network.dinounet import DinoUNet
 from dinounet.planning.data_plan import plan_data
 from dinounet.schema.plan import Plan
 from dinounet.schema.recipe import Recipe
 from dinounet.schema.run import CHECKPOINT, MODEL, PREVIOUS_CHECKPOINT, read_log, read_run
-from dinounet.training import loop
 from dinounet.training.loop import load_checkpoint, save_checkpoint
 from dinounet.training.step import learning_rate_at, make_loss
 from networks import planned
@@ -102,27 +106,23 @@ def test_a_run_learns_and_says_everything_that_made_it(png: Path, plan_file: Pat
     assert not [path for path in run.rglob("*") if path.suffix in (".pt", ".pth", ".pkl")]
 
 
-def stop_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Press Ctrl-C while a step is computed."""
-    original = loop.learning_rate_at
+def ctrl_c_at(step: int) -> RemovableHandle:
+    """While it is entered, a run is sent SIGINT in its n-th step."""
+    steps = itertools.count(1)
 
-    def press(index: int, recipe: Recipe) -> float:
-        if index == step - 1:
-            os.kill(os.getpid(), signal.SIGINT)
-        return original(index, recipe)
+    def press(*_: object) -> None:
+        if next(steps) == step:
+            signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr(loop, "learning_rate_at", press)
+    return register_optimizer_step_post_hook(press)
 
 
 @pytest.mark.parametrize("step", [1, 4])
-def test_a_stopped_run_goes_on_to_the_same_end(
-    step: int, png: Path, plan_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_stopped_run_goes_on_to_the_same_end(step: int, png: Path, plan_file: Path, tmp_path: Path) -> None:
     whole = train(png, tmp_path / "whole", plan_file)
-    with monkeypatch.context() as patch:
-        stop_at(step, patch)
-        with pytest.raises(UserError, match=rf"stopped after step {step} of 6; go on with: dinounet train .* --resume"):
-            train(png, tmp_path / "broken", plan_file)
+    told = rf"stopped after step {step} of 6; go on with: dinounet train .* --resume"
+    with ctrl_c_at(step), pytest.raises(UserError, match=told):
+        train(png, tmp_path / "broken", plan_file)
     assert read_run(tmp_path / "broken").status == "interrupted"
     with pytest.raises(DataError, match=r"holds no model\.safetensors: its training is not finished"):
         dinounet.load(tmp_path / "broken")
@@ -137,27 +137,24 @@ def test_a_stopped_run_goes_on_to_the_same_end(
 
 
 def test_a_signal_that_also_ends_the_workers_stops_the_run_and_no_more(
-    png: Path, plan_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    png: Path, plan_file: Path, tmp_path: Path
 ) -> None:
-    def end_all(index: int, recipe: Recipe) -> float:
-        os.kill(os.getpid(), signal.SIGTERM)
+    def end_all(*_: object) -> None:
+        signal.raise_signal(signal.SIGTERM)
         raise RuntimeError("DataLoader worker (pid 1) is killed by signal: Terminated.")
 
-    with monkeypatch.context() as patch:
-        patch.setattr(loop, "learning_rate_at", end_all)
-        with pytest.raises(Interrupted, match="stopped; the last checkpoint is of step 0; go on with: dinounet train"):
-            train(png, tmp_path / "run", plan_file)
+    told = "stopped; the last checkpoint is of step 0; go on with: dinounet train"
+    with register_optimizer_step_pre_hook(end_all), pytest.raises(Interrupted, match=told):
+        train(png, tmp_path / "run", plan_file)
     train(png, tmp_path / "run", plan_file, resume=True)
     assert read_run(tmp_path / "run").status == "finished"
 
 
 def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
-    png: Path, plan_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    png: Path, plan_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with monkeypatch.context() as patch:
-        stop_at(4, patch)
-        with pytest.raises(UserError, match="stopped after step 4"):
-            train(png, tmp_path / "run", plan_file, checkpoint_minutes=0)
+    with ctrl_c_at(4), pytest.raises(UserError, match="stopped after step 4"):
+        train(png, tmp_path / "run", plan_file, checkpoint_minutes=0)
     (tmp_path / "run" / CHECKPOINT).write_bytes(b"half a file")
     assert (tmp_path / "run" / PREVIOUS_CHECKPOINT).exists()
     train(png, tmp_path / "run", plan_file, resume=True)
@@ -166,14 +163,13 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
 
 
 def test_options_that_contradict_a_plan_or_an_interrupted_run_are_refused(
-    png: Path, plan_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    png: Path, plan_file: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(
         ConfigError, match=r"tiny\.json has another recipe \(steps 6.*\) than --recipe asks for \(steps 9.*\); change"
     ):
         train(png, tmp_path / "run", plan_file, recipe=Recipe(steps=9))
-    stop_at(1, monkeypatch)
-    with pytest.raises(UserError, match="stopped after step 1"):
+    with ctrl_c_at(1), pytest.raises(UserError, match="stopped after step 1"):
         train(png, tmp_path / "run", plan_file)
     others = {"recipe": Recipe(steps=9), "fold": 2, "backbone": "dinov3_vitb16", "patch": (32, 32), "labels": "a=0,b=1"}
     for name, value in others.items():
@@ -186,10 +182,8 @@ def test_options_that_contradict_a_plan_or_an_interrupted_run_are_refused(
 def test_a_run_goes_on_on_another_device(
     png: Path, plan_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with monkeypatch.context() as patch:
-        stop_at(1, patch)
-        with pytest.raises(UserError, match="stopped after step 1"):
-            train(png, tmp_path / "run", plan_file)
+    with ctrl_c_at(1), pytest.raises(UserError, match="stopped after step 1"):
+        train(png, tmp_path / "run", plan_file)
     write_json(tmp_path / "run" / "run.json", replace(read_run(tmp_path / "run"), device="cuda"))
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(ConfigError, match="this machine has no cuda device"):
@@ -222,46 +216,32 @@ def edit(plan_file: Path, **changes: object) -> None:
     plan_file.write_text(json.dumps(plan))
 
 
-def test_one_step_that_is_not_finite_is_skipped_and_counted(
-    png: Path, plan_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    original, calls = loop.make_loss, []
+def test_one_step_that_is_not_finite_is_skipped_and_counted(png: Path, plan_file: Path, tmp_path: Path) -> None:
+    steps = itertools.count(1)
 
-    def make_loss(*data: object) -> object:
-        whole = original(*data)
+    def spoil(module: torch.nn.Module, given: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...] | None:
+        if isinstance(module, DinoUNet) and torch.is_grad_enabled() and next(steps) == 2:
+            return (given[0] * float("nan"), *given[1:])
+        return None
 
-        def loss(logits: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-            calls.append(1)
-            return whole(logits, mask) * (float("nan") if len(calls) == 2 else 1.0)
-
-        return loss
-
-    monkeypatch.setattr(loop, "make_loss", make_loss)
-    run = train(png, tmp_path / "run", plan_file)
+    with register_module_forward_pre_hook(spoil):
+        run = train(png, tmp_path / "run", plan_file)
     assert read_run(run).skipped_steps == 1
     assert all(tensor.isfinite().all() for tensor in load_file(run / MODEL).values())
 
 
 def test_memory_that_runs_out_halves_the_micro_batch_and_the_step_is_done_again(
-    png: Path, plan_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    png: Path, plan_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     edit(plan_file, batch=4)
-    original = loop.make_loss
 
-    def make_loss(*data: object) -> object:
-        whole = original(*data)
+    def run_out(module: torch.nn.Module, given: tuple[torch.Tensor, ...]) -> None:
+        if isinstance(module, DinoUNet) and torch.is_grad_enabled() and len(given[0]) > 2:
+            raise RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 1 bytes")
 
-        def loss(logits: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-            if len(mask) > 2 and torch.is_grad_enabled():
-                raise RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 1 bytes")
-            return whole(logits, mask)
-
-        return loss
-
-    monkeypatch.setattr(loop, "make_loss", make_loss)
-    halved = train(png, tmp_path / "halved", plan_file)
+    with register_module_forward_pre_hook(run_out):
+        halved = train(png, tmp_path / "halved", plan_file)
     assert "out of memory: going on with 2 patches at a time" in capsys.readouterr().out
-    monkeypatch.setattr(loop, "make_loss", original)
     asked = train(png, tmp_path / "asked", plan_file, micro_batch=2)
     ours, theirs = load_file(halved / MODEL), load_file(asked / MODEL)
     assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
@@ -276,15 +256,11 @@ def test_a_run_of_minutes_ends_in_time_with_the_schedule_at_its_end(png: Path, p
     assert [rate for rate in rates if rate][-1] < 0.05 * record.plan.recipe.learning_rate
 
 
-def test_the_average_of_the_weights_is_kept_and_resumed(
-    png: Path, plan_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_average_of_the_weights_is_kept_and_resumed(png: Path, plan_file: Path, tmp_path: Path) -> None:
     edit(plan_file, average=0.9)
     whole = train(png, tmp_path / "whole", plan_file)
-    with monkeypatch.context() as patch:
-        stop_at(4, patch)
-        with pytest.raises(UserError, match="stopped after step 4"):
-            train(png, tmp_path / "broken", plan_file)
+    with ctrl_c_at(4), pytest.raises(UserError, match="stopped after step 4"):
+        train(png, tmp_path / "broken", plan_file)
     broken = train(png, tmp_path / "broken", plan_file, resume=True)
     edit(plan_file, average=0.0)
     plain = train(png, tmp_path / "plain", plan_file)
