@@ -235,7 +235,8 @@ def plan_for(asked: argparse.Namespace, piece: dict[str, Any], place: Place) -> 
     """The method's plan, of the data that was planned once."""
     planned = read_plan(place.plan)
     changes = {
-        "steps": piece["steps"], "seed": piece["seed"], "validate_every": piece["steps"], "batch": planned.recipe.batch,
+        "steps": piece["steps"], "seed": piece["seed"], "eval_interval": piece["steps"],
+        "batch_size": planned.recipe.batch_size,
     }  # fmt: skip
     recipe = choose_recipe("paper" if piece["method"] == "paper" else "default", changes)
     if piece["method"] == "unet":

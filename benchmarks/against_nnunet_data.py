@@ -120,7 +120,7 @@ def prepare(asked: argparse.Namespace) -> Place:
     patch = (int(part["patch_size"][0]), int(part["patch_size"][1]))
     network = network_config(asked.backbone)
     ours = plan_dataset(
-        read_dataset(place.dataset), "default", network, patch, changes={"batch": int(part["batch_size"])}
+        read_dataset(place.dataset), "default", network, patch, changes={"batch_size": int(part["batch_size"])}
     )
     backbone = fill_backbone(build_backbone(network), asked.backbone, asked.weights)
     architecture = architecture_of(network, backbone, 0, ours.data.channel_projection)

@@ -127,7 +127,7 @@ def training_parts(network: Any, side: int) -> tuple[Any, Any]:
     seen = Fingerprint(1, shape, shape, shape, None, {"background": 1, "lesion": 1})
     channels = (ChannelPlan("MR", "zscore", Intensities(0, 1, 0, 1)),)
     data = DataPlan("none", channels, Labels({"background": 0, "lesion": 1}), None, 0, None, (side, side), seen)
-    return make_optimizer(network, replace(Recipe(), batch=1)), make_loss(data)
+    return make_optimizer(network, replace(Recipe(), batch_size=1)), make_loss(data)
 
 
 def highest() -> float:

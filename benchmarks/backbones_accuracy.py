@@ -44,7 +44,7 @@ def run_once(
             asked.work.mkdir(parents=True, exist_ok=True)
             network = {"network": "unet"} if backbone == "unet" else {"backbone": backbone, "weights": weights or "hub"}
             changes = {
-                "steps": asked.steps, "seed": seed, "validate_every": asked.steps, "cache_features": features,
+                "steps": asked.steps, "seed": seed, "eval_interval": asked.steps, "cache_features": features,
                 "feature_variants": asked.variants,
             }  # fmt: skip
             dinounet.train(

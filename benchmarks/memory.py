@@ -31,7 +31,7 @@ def measure(backbone: str, side: int, batch: int, precision: str) -> dict[str, f
     seen = Fingerprint(1, shape, shape, shape, None, {"background": 1, "lesion": 1})
     channels = (ChannelPlan("MR", "zscore", Intensities(0, 1, 0, 1)),)
     data = DataPlan("none", channels, Labels({"background": 0, "lesion": 1}), None, 0, None, (side, side), seen)
-    plan = make_plan(data, replace(Recipe(), batch=batch), network_config(backbone))
+    plan = make_plan(data, replace(Recipe(), batch_size=batch), network_config(backbone))
     network = build_network(plan.network)
     memory = measure_step(network, plan, "cpu", precision)
     estimate = memory.fixed + memory.a_pixel * side * side * batch

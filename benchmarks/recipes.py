@@ -108,7 +108,7 @@ SETUPS = {
 # the study's start: what `default` was before it
 START = {
     "optimizer": "adamw", "learning_rate": 1e-3, "weight_decay": 1e-4, "schedule": "cosine", "warmup": 15,
-    "initialisation": "pytorch", "augmentation": "nnunet", "batch": 2, "deep_supervision": False,
+    "initialisation": "pytorch", "augmentation": "nnunet", "batch_size": 2, "deep_supervision": False,
 }  # fmt: skip
 
 VARIANTS = {
@@ -130,7 +130,7 @@ VARIANTS = {
         intensities=Intensities(mean=0.449 * 255, std=0.226 * 255, percentile_00_5=0, percentile_99_5=255),
     ),
     "warmup 0": Variant("no warm-up", {"warmup": 0}),
-    "paper": Variant("`--recipe paper` with patches of 192 x 192, two a step", {"batch": 2}, base="paper"),
+    "paper": Variant("`--recipe paper` with patches of 192 x 192, two a step", {"batch_size": 2}, base="paper"),
     "now": Variant("`--recipe default` as it came out of this", from_start=False),
     "ct": Variant("CT's percentiles instead of z-score", percentiles=True),
     "he deep": Variant("He initialisation and deep supervision", {"initialisation": "he", "deep_supervision": True}),
@@ -162,7 +162,7 @@ def jobs() -> Iterator[tuple[str, str, int]]:
 def make_plan(setup: Setup, variant: Variant, train: Path, seed: int) -> Plan:
     """The variant's plan."""
     start = START if variant.from_start and variant.base == "default" else {}
-    changes = {**start, **variant.recipe, "steps": STEPS, "validate_every": STEPS, "seed": seed}
+    changes = {**start, **variant.recipe, "steps": STEPS, "eval_interval": STEPS, "seed": seed}
     recipe: Recipe = choose_recipe(variant.base, changes)
     dataset = read_dataset(train, setup.labels)
     network = network_config("dinov2_vits14") if variant.architecture == "dinounet" else None

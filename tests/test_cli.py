@@ -139,7 +139,7 @@ def test_plain_pictures_with_masks_of_0_and_255(tmp_path: Path) -> None:
     from test_data import write_pairs
 
     data = write_pairs(tmp_path / "pictures", "images/*.jpg", "masks/*_mask.png")
-    size = ["--patch", "64", "64", "--steps", "2", "--batch", "1", "--precision", "fp32", "--device", "cpu"]
+    size = ["--patch", "64", "64", "--steps", "2", "--batch-size", "1", "--precision", "fp32", "--device", "cpu"]
     assert main(["train", str(data), "-o", str(tmp_path / "run"), "--weights", "random", *size]) == 0
     assert main(["predict", str(tmp_path / "run"), str(data / "images"), "-o", str(tmp_path / "out")]) == 0
     assert sorted(path.name for path in (tmp_path / "out").glob("*.png")) == [f"IMG_000{i}.png" for i in range(4)]

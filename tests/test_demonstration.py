@@ -17,7 +17,7 @@ from dinounet.schema.recipe import Recipe
 from dinounet.schema.run import read_run
 from test_training import ctrl_c_at
 
-SHORT = Recipe(steps=2, batch=1, validate_every=2, augmentation="none")
+SHORT = Recipe(steps=2, batch_size=1, eval_interval=2, augmentation="none")
 
 
 @pytest.fixture(scope="module")

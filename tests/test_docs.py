@@ -91,7 +91,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[pytest.MonkeyPat
         patches.setattr(NetworkConfig, "__post_init__", shrink)
         patches.setattr("dinounet.backbones.weights.download", download)
         for name, recipe in RECIPES.items():
-            patches.setitem(RECIPES, name, replace(recipe, steps=2, batch=1, augmentation="flip"))
+            patches.setitem(RECIPES, name, replace(recipe, steps=2, batch_size=1, augmentation="flip"))
         yield patches
 
 

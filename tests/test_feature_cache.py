@@ -44,7 +44,7 @@ CASES, TILES, WATCHED = 4, 4, 20
 
 
 def write_plan(data: Path, path: Path, **changes: object) -> Path:
-    options = {"steps": 4, "validate_every": 2, "warmup": 2, "augmentation": "flip", "cache_features": "on", **changes}
+    options = {"steps": 4, "eval_interval": 2, "warmup": 2, "augmentation": "flip", "cache_features": "on", **changes}
     write_json(path, Plan(plan_data(read_dataset(data), (64, 64)), NETWORK, Recipe(**options)))
     return path
 
@@ -95,7 +95,7 @@ def test_steps_from_the_cache_are_those_on_the_fly_where_patches_are_the_same(tm
     data = write_png_dataset(tmp_path / "pictures", size=(64, 64))  # one tile each
     runs = {}
     for wanted in ("on", "off"):
-        fixed = {"augmentation": "none", "foreground": 0.0}  # one on foreground may stick out of the slice
+        fixed = {"augmentation": "none", "foreground_fraction": 0.0}  # one on foreground may stick out of the slice
         plan = write_plan(data, tmp_path / f"{wanted}.json", cache_features=wanted, **fixed)
         runs[wanted] = read_log(train(data, tmp_path / wanted, plan))
     for cached, computed in zip(runs["on"], runs["off"], strict=True):
@@ -186,13 +186,13 @@ def test_samples_are_all_views_of_tiles_that_cover_every_pixel(png: Path, tmp_pa
 
 
 def test_tiles_on_foreground_hold_it_and_all_are_drawn(png: Path, tmp_path: Path) -> None:
-    plan = Plan(plan_data(read_dataset(png), (32, 32)), NETWORK, Recipe(batch=1, foreground=1.0))
+    plan = Plan(plan_data(read_dataset(png), (32, 32)), NETWORK, Recipe(batch_size=1, foreground_fraction=1.0))
     cases = cache.build_cache(read_dataset(png).cases, plan.data, tmp_path / "slices")
     tiles = Tiles(make_patches(cases, plan, "nnunet"), "nnunet", 1)
     drawn = [tiles.draw(index) for index in range(100)]
     assert all(tiles.sample(*place)[1].any() for place in drawn)
     assert [tiles.draw(index) for index in range(100)] == drawn
-    anywhere = Tiles(make_patches(cases[:1], replace(plan, recipe=Recipe(foreground=0.0)), "none"), "none", 1)
+    anywhere = Tiles(make_patches(cases[:1], replace(plan, recipe=Recipe(foreground_fraction=0.0)), "none"), "none", 1)
     assert {anywhere.draw(index)[1] for index in range(400)} == set(range(np.prod(anywhere.shapes[0])))
 
 

@@ -72,7 +72,7 @@ def test_every_number_of_channels_is_planned_trained_and_predicted(channels: int
     plan = plan_data(read_dataset(data, LABELS))
     assert (plan.channel_projection is None) == (channels in (1, 3))
     assert plan.fingerprint.smallest_shape == plan.fingerprint.largest_shape == (1, 64, 64)
-    recipe = Recipe(steps=1, augmentation="none", batch=1)
+    recipe = Recipe(steps=1, augmentation="none", batch_size=1)
     write_json(tmp_path / "plan.json", Plan(plan, planned(num_classes=3, in_channels=channels), recipe))
     run = dinounet.train(
         data,

@@ -72,7 +72,7 @@ def test_a_run_that_is_killed_twenty_times_ends_as_an_unbroken_one(tmp_path: Pat
     make_loss()
     make_transform("nnunet", (64, 64))
     data, plan = write_png_dataset(tmp_path / "pictures"), tmp_path / "plan.json"
-    recipe = Recipe(steps=48, batch=2, validate_every=16, average=0.9, augmentation="nnunet")
+    recipe = Recipe(steps=48, batch_size=2, eval_interval=16, ema_decay=0.9, augmentation="nnunet")
     network = planned(num_classes=3, drop_path=0.3)
     write_json(plan, Plan(plan_data(read_dataset(data), (64, 64)), network, recipe))
     unbroken = tmp_path / "unbroken"

@@ -72,14 +72,18 @@ def test_a_gpus_batch_is_what_fits_up_to_nnunets_and_a_cpus_the_recipes(plan: Pl
     plan = replace(plan, data=many)
 
     def batch(found: StepMemory, **given: bool) -> int:
-        return fit_to_memory(plan, found, **{"patch_is_given": False, "batch_is_given": False, **given}).recipe.batch
+        return fit_to_memory(
+            plan, found, **{"patch_is_given": False, "batch_is_given": False, **given}
+        ).recipe.batch_size
 
     assert batch(roomy) == 13
     assert batch(replace(roomy, free=25 * GB)) == int(20e9 / (1e4 * 512 * 384)) == 10
     assert batch(roomy, batch_is_given=True) == 2
     assert batch(replace(roomy, device="cpu")) == 2
     few = replace(plan, data=replace(many, fingerprint=replace(many.fingerprint, cases=3)))
-    assert fit_to_memory(few, roomy, patch_is_given=False, batch_is_given=False).recipe.batch == 4  # 5 % of the pixels
+    assert (
+        fit_to_memory(few, roomy, patch_is_given=False, batch_is_given=False).recipe.batch_size == 4
+    )  # 5 % of the pixels
 
 
 def test_patches_shrink_until_one_fits_and_given_ones_are_refused(plan: Plan) -> None:
@@ -101,7 +105,7 @@ def test_where_memory_is_short_patches_go_through_the_network_in_parts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = write_png_dataset(tmp_path / "pictures")
-    recipe = Recipe(steps=1, batch=4, augmentation="none")
+    recipe = Recipe(steps=1, batch_size=4, augmentation="none")
     write_json(tmp_path / "plan.json", Plan(plan_data(read_dataset(data), (64, 64)), planned(num_classes=3), recipe))
     options = {"plan": tmp_path / "plan.json", "weights": "random", "device": "cpu", "report": False}
 
@@ -110,9 +114,9 @@ def test_where_memory_is_short_patches_go_through_the_network_in_parts(
 
     monkeypatch.setattr("dinounet.training.memory.measure_step", short)
     run = dinounet.train(data, tmp_path / "run", **options)
-    assert read_run(run).micro_batch == 3
+    assert read_run(run).micro_batch_size == 3
     assert "3 of 4 patches go through the network at a time" in capsys.readouterr().out
-    assert read_run(dinounet.train(data, tmp_path / "asked", micro_batch=2, **options)).micro_batch == 2
+    assert read_run(dinounet.train(data, tmp_path / "asked", micro_batch_size=2, **options)).micro_batch_size == 2
 
 
 def test_plan_writes_what_was_measured(tmp_path: Path) -> None:

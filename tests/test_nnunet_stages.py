@@ -203,7 +203,7 @@ def test_the_papers_recipe_is_the_trainers_where_it_is_not_its_own(oracle: Oracl
     assert (trainer.initial_lr, recipe.learning_rate) == (1e-2, 1e-3)  # as published
     assert (trainer.num_epochs, recipe.length / STEPS_AN_EPOCH) == (1000, 200)  # as published
     assert trainer.num_iterations_per_epoch == STEPS_AN_EPOCH
-    assert trainer.oversample_foreground_percent == recipe.foreground
+    assert trainer.oversample_foreground_percent == recipe.foreground_fraction
     assert trainer.lr_scheduler.exponent == POLY_POWER
 
 

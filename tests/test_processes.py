@@ -87,7 +87,7 @@ def write_plan(root: Path, name: str = "plan.json", drop_path: float = 0.0, **ch
     # of a bias before instance norm, whose gradient is noise, AdamW would make steps of full length
     # gradients of a batch and of its parts differ by 1e-5 of themselves, in any way of computing them; where that moves
     # a number across a ReLU's zero it grows, with this seed least of four
-    fixed = {"seed": 2, "steps": STEPS, "batch": 4, "validate_every": 4, "warmup": 2, "deep_supervision": False}
+    fixed = {"seed": 2, "steps": STEPS, "batch_size": 4, "eval_interval": 4, "warmup": 2, "deep_supervision": False}
     sgd = {"optimizer": "sgd", "learning_rate": 0.01, "momentum": 0.9}
     recipe = Recipe(**{**fixed, **sgd, **changes})
     network = tiny_config(num_classes=3, drop_path=drop_path)
@@ -125,7 +125,7 @@ def test_several_processes_are_as_one(processes: int, nodes: int, place: Path, t
 @pytest.mark.slow
 def test_one_process_goes_on_as_two(place: Path, tmp_path: Path) -> None:
     """And two have deep supervision and an average of the weights as one has."""
-    plan = write_plan(place, "deep.json", average=0.9, steps=4)
+    plan = write_plan(place, "deep.json", ema_decay=0.9, steps=4)
     content = json.loads(plan.read_text())
     content["network"]["deep_supervision"] = content["recipe"]["deep_supervision"] = True
     plan.write_text(json.dumps(content))
@@ -185,7 +185,7 @@ def test_the_end_of_one_is_the_end_of_all_with_one_message(
 ) -> None:
     plan = write_plan(place, f"{harm.__name__}.json", drop_path=0.3, steps=100000)
     words = ["train", str(place / "pictures"), "-o", str(tmp_path / "run"), "--plan", str(plan), *WORDS]
-    launched = torchrun(*words, "--micro-batch", "1")
+    launched = torchrun(*words, "--micro-batch-size", "1")
     log, began = tmp_path / "run" / "log.jsonl", time.monotonic()
     while not (log.exists() and log.read_text().count("\n") > 3):
         assert time.monotonic() - began < 60
@@ -203,7 +203,7 @@ def test_the_end_of_one_is_the_end_of_all_with_one_message(
 def test_a_batch_that_processes_cannot_share_is_answered() -> None:
     with pytest.raises(
         ConfigError,
-        match=r"a step has 3 patches, which 2 processes can't share equally; .* or a new run with --batch 4",
+        match=r"a step has 3 patches, which 2 processes can't share equally; .* or a new run with --batch-size 4",
     ):
         require_shares(3, 2)
     require_shares(4, 2)
@@ -240,8 +240,10 @@ def test_only_what_is_trained_and_used_is_synchronised() -> None:
 
 
 def test_want_of_memory_in_one_of_several_processes_is_answered() -> None:
-    train_step = TrainStep(SimpleNamespace(world_size=2), None, None, None, clip=1.0, micro_batch=4, seed=0)
+    train_step = TrainStep(
+        SimpleNamespace(world_size=2), None, None, None, max_grad_norm=1.0, micro_batch_size=4, seed=0
+    )
     with pytest.raises(
-        UserError, match="out of memory with 4 patches at a time; go on with --resume and --micro-batch 2"
+        UserError, match="out of memory with 4 patches at a time; go on with --resume and --micro-batch-size 2"
     ):
         train_step._halve()

@@ -70,10 +70,21 @@ def test_he_initialisation_is_kaimings_and_leaves_alone_what_is_special_on_purpo
 
 
 def test_flags_change_single_fields_of_a_named_recipe(png: Path, tmp_path: Path) -> None:
-    words = ["plan", str(png), "-o", str(tmp_path / "plan.json"), "--recipe", "paper", "--steps", "7", "--batch", "2"]
+    words = [
+        "plan",
+        str(png),
+        "-o",
+        str(tmp_path / "plan.json"),
+        "--recipe",
+        "paper",
+        "--steps",
+        "7",
+        "--batch-size",
+        "2",
+    ]
     assert main(words) == 0
     plan = read_plan(tmp_path / "plan.json")
-    assert plan.recipe == replace(RECIPES["paper"], steps=7, batch=2)
+    assert plan.recipe == replace(RECIPES["paper"], steps=7, batch_size=2)
     assert main([*words[:4], "--seed", "3"]) == 0
     assert read_plan(tmp_path / "plan.json").recipe == Recipe(seed=3)
     assert main([*words[:4], "--no-deep-supervision"]) == 0
@@ -102,7 +113,7 @@ def test_the_paper_makes_the_median_image_512_squared(tmp_path: Path) -> None:
     flat = write_png_dataset(tmp_path / "flat", size=(72, 80))
     plan = plan_dataset(read_dataset(flat), "paper", network_config())
     assert plan.data.spacing == (72 / 512, 80 / 512)  # pixels count as 1 apart
-    assert (plan.data.patch, plan.data.unknown_spacing, plan.recipe.batch) == ((512, 512), 1.0, 2)
+    assert (plan.data.patch, plan.data.unknown_spacing, plan.recipe.batch_size) == ((512, 512), 1.0, 2)
     from dinounet.data.images import read_image
     from dinounet.data.preprocessing import image_to_slices
 
@@ -158,7 +169,7 @@ def test_a_unet_gives_the_size_it_gets_and_supervises_lower_scales_in_training()
 def test_a_unet_is_trained_resumed_used_and_told_of(
     png: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    recipe = Recipe(steps=4, validate_every=2, optimizer="sgd", schedule="poly", augmentation="flip")
+    recipe = Recipe(steps=4, eval_interval=2, optimizer="sgd", schedule="poly", augmentation="flip")
     write_json(tmp_path / "plan.json", Plan(plan_data(read_dataset(png), (64, 64)), TINY_UNET, recipe))
 
     def train(run: Path, **options: object) -> Path:

@@ -32,7 +32,7 @@ sys.addaudithook(lambda event, of: [paths.append(str(of[0])) for paths in LISTEN
 
 @pytest.fixture
 def plan_file(png: Path, tmp_path: Path) -> Path:
-    recipe = Recipe(steps=2, validate_every=2, warmup=0, augmentation="none")
+    recipe = Recipe(steps=2, eval_interval=2, warmup=0, augmentation="none")
     write_json(tmp_path / "tiny.json", Plan(plan_data(read_dataset(png), (64, 64)), planned(num_classes=3), recipe))
     return tmp_path / "tiny.json"
 

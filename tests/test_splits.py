@@ -63,7 +63,7 @@ def volumes(tmp_path: Path) -> Path:
 def write_plan(data: Path, path: Path, test: tuple[str, ...] = (), **recipe: object) -> Path:
     """A plan with a tiny network that takes pixels as they are."""
     found = plan_data(read_dataset(data, test=test), (64, 64))
-    recipe = Recipe(**{"steps": 2, "augmentation": "none", "warmup": 0, "validate_every": 2, **recipe})
+    recipe = Recipe(**{"steps": 2, "augmentation": "none", "warmup": 0, "eval_interval": 2, **recipe})
     write_json(path, Plan(found, planned(num_classes=len(found.labels.classes)), recipe))
     content = json.loads(path.read_text())
     for channel in content["data"]["channels"]:
@@ -119,7 +119,7 @@ def test_what_is_watched_or_held_out_is_never_learned_from(
     """By the greys that reach the network of a real fit, which tell the cases apart."""
     data: Path = request.getfixturevalue(kind)
     test = ("patient 1",) if kind == "table" else ("case_2",)
-    plan = write_plan(data, tmp_path / "plan.json", test, steps=60, validate_every=60, batch=2)
+    plan = write_plan(data, tmp_path / "plan.json", test, steps=60, eval_interval=60, batch_size=2)
     seen: dict[bool, set[int]] = defaultdict(set)
     build = session.build_planned
 

@@ -27,7 +27,7 @@ from test_training import ctrl_c_at
 @pytest.fixture
 def png(tmp_path: Path) -> Path:
     data = write_png_dataset(tmp_path / "pictures")
-    recipe = Recipe(steps=4, validate_every=2, warmup=2, augmentation="flip")
+    recipe = Recipe(steps=4, eval_interval=2, warmup=2, augmentation="flip")
     write_json(tmp_path / "plan.json", Plan(plan_data(read_dataset(data), (64, 64)), planned(num_classes=3), recipe))
     return data
 

@@ -42,7 +42,7 @@ NETWORK = planned(num_classes=3)
 @pytest.fixture
 def plan_file(png: Path, tmp_path: Path) -> Path:
     """A plan for the pictures with a tiny network."""
-    recipe = Recipe(steps=6, validate_every=3, warmup=2, augmentation="flip")
+    recipe = Recipe(steps=6, eval_interval=3, warmup=2, augmentation="flip")
     write_json(tmp_path / "tiny.json", Plan(plan_data(read_dataset(png), (64, 64)), NETWORK, recipe))
     return tmp_path / "tiny.json"
 
@@ -82,7 +82,7 @@ def test_learning_rate_warms_up_and_falls_to_zero() -> None:
 
 def test_a_run_learns_and_says_everything_that_made_it(png: Path, plan_file: Path, tmp_path: Path) -> None:
     plan = json.loads(plan_file.read_text())
-    plan["recipe"] |= {"steps": 60, "validate_every": 30, "batch": 4, "learning_rate": 0.01}
+    plan["recipe"] |= {"steps": 60, "eval_interval": 30, "batch_size": 4, "learning_rate": 0.01}
     plan_file.write_text(json.dumps(plan))
     run = train(png, tmp_path / "run", plan_file)
 
@@ -233,7 +233,7 @@ def test_one_step_that_is_not_finite_is_skipped_and_counted(png: Path, plan_file
 def test_memory_that_runs_out_halves_the_micro_batch_and_the_step_is_done_again(
     png: Path, plan_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    edit(plan_file, batch=4)
+    edit(plan_file, batch_size=4)
 
     def run_out(module: torch.nn.Module, given: tuple[torch.Tensor, ...]) -> None:
         if isinstance(module, DinoUNet) and torch.is_grad_enabled() and len(given[0]) > 2:
@@ -242,13 +242,13 @@ def test_memory_that_runs_out_halves_the_micro_batch_and_the_step_is_done_again(
     with register_module_forward_pre_hook(run_out):
         halved = train(png, tmp_path / "halved", plan_file)
     assert "out of memory: going on with 2 patches at a time" in capsys.readouterr().out
-    asked = train(png, tmp_path / "asked", plan_file, micro_batch=2)
+    asked = train(png, tmp_path / "asked", plan_file, micro_batch_size=2)
     ours, theirs = load_file(halved / MODEL), load_file(asked / MODEL)
     assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
 
 
 def test_a_run_of_minutes_ends_in_time_with_the_schedule_at_its_end(png: Path, plan_file: Path, tmp_path: Path) -> None:
-    edit(plan_file, minutes=0.2, validate_every=1000)
+    edit(plan_file, max_minutes=0.2, eval_interval=1000)
     record = read_run(train(png, tmp_path / "run", plan_file))
     assert record.steps_done > 6
     assert record.seconds == pytest.approx(12, rel=0.1)  # with the look at the end, and saving
@@ -257,12 +257,12 @@ def test_a_run_of_minutes_ends_in_time_with_the_schedule_at_its_end(png: Path, p
 
 
 def test_the_average_of_the_weights_is_kept_and_resumed(png: Path, plan_file: Path, tmp_path: Path) -> None:
-    edit(plan_file, average=0.9)
+    edit(plan_file, ema_decay=0.9)
     whole = train(png, tmp_path / "whole", plan_file)
     with ctrl_c_at(4), pytest.raises(UserError, match="stopped after step 4"):
         train(png, tmp_path / "broken", plan_file)
     broken = train(png, tmp_path / "broken", plan_file, resume=True)
-    edit(plan_file, average=0.0)
+    edit(plan_file, ema_decay=0.0)
     plain = train(png, tmp_path / "plain", plan_file)
     ours, theirs, last = (load_file(run / MODEL) for run in (whole, broken, plain))
     assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())

@@ -222,7 +222,7 @@ def test_a_plan_that_the_disk_has_no_room_for_leaves_nothing(
 
 def tiny_plan(data: Path) -> Plan:
     """A plan for a network that is small enough for tests."""
-    found = make_plan(plan_data(read_dataset(data)), Recipe(steps=1, batch=1, warmup=0), network_config())
+    found = make_plan(plan_data(read_dataset(data)), Recipe(steps=1, batch_size=1, warmup=0), network_config())
     network = planned(in_channels=found.network.in_channels, num_classes=found.network.num_classes)
     memory = StepMemory(device="cpu", free=10**10, fixed=10**6, a_pixel=1000.0)
     return replace(found, network=network, memory=memory)

@@ -192,7 +192,7 @@ def require_shares(batch: int, processes: int) -> None:
     if batch % processes:
         raise ConfigError(
             f"a step has {batch} patches, which {processes} processes can't share equally; start a number of processes "
-            f"that divides {batch}, or a new run with --batch {-(-batch // processes) * processes}"
+            f"that divides {batch}, or a new run with --batch-size {-(-batch // processes) * processes}"
         )
 
 

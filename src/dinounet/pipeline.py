@@ -49,7 +49,7 @@ TEST_EVERY = 4
 
 BACKBONE = "dinov3_vits16"
 PATCH = (192, 160)
-RECIPE = Recipe(steps=300, batch=2, validate_every=75, augmentation="flip")
+RECIPE = Recipe(steps=300, batch_size=2, eval_interval=75, augmentation="flip")
 """Sized for five minutes on two cores."""
 
 

@@ -26,7 +26,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A plan of another backbone, scale, recipe and patch than the defaults, and a run that was interrupted."""
     root = tmp_path_factory.mktemp("asked")
     data = plan_data(read_dataset(write_png_dataset(root / "pictures", cases=1, size=(40, 48))), (32, 32))
-    recipe = Recipe(base="paper", steps=7, batch=1, optimizer="sgd", average=0.5, schedule="poly")
+    recipe = Recipe(base="paper", steps=7, batch_size=1, optimizer="sgd", ema_decay=0.5, schedule="poly")
     network = planned(num_classes=3, backbone="dinov3_vitb16", backbone_scale=2.0)
     write_json(root / "plan.json", Plan(data, network, recipe))
     run = write_run(root / "run", data)
@@ -35,7 +35,13 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         key: value for key, value in json.loads((root / "plan.json").read_text()).items() if key != "data"
     }
     record["backbone"] |= {"name": "dinov3_vitb16", "weights": "/w.safetensors"}
-    record |= {"status": "interrupted", "precision": "bf16", "deterministic": True, "offload": True, "micro_batch": 3}
+    record |= {
+        "status": "interrupted",
+        "precision": "bf16",
+        "deterministic": True,
+        "offload": True,
+        "micro_batch_size": 3,
+    }
     (run / "run.json").write_text(json.dumps(record))
     return root
 
@@ -45,8 +51,8 @@ AT_DEFAULT: list[tuple[list[str], dict[str, Any], str, str]] = [
     (["--backbone-scale", "1"], {"backbone_scale": 1.0}, "backbone_scale (2.0)", "--backbone-scale asks for (1.0)"),
     (["--recipe", "default"], {"recipe": "default"}, "recipe (paper)", "(default)"),
     (["--steps", "1000"], {"changes": {"steps": 1000}}, "steps (7)", "(1000)"),
-    (["--batch", "2"], {"changes": {"batch": 2}}, "batch (1)", "(2)"),
-    (["--average", "0"], {"changes": {"average": 0.0}}, "average (0.5)", "(0.0)"),
+    (["--batch-size", "2"], {"changes": {"batch_size": 2}}, "batch_size (1)", "(2)"),
+    (["--ema-decay", "0"], {"changes": {"ema_decay": 0.0}}, "ema_decay (0.5)", "(0.0)"),
     (["--schedule", "cosine"], {"changes": {"schedule": "cosine"}}, "schedule (poly)", "(cosine)"),
     (["--network", "unet"], {"network": "unet"}, "network (dinounet)", "(unet)"),
     (["--patch", "64", "64"], {"patch": (64, 64)}, "patch (32, 32)", "(64, 64)"),
@@ -137,8 +143,8 @@ CONTRADICTING: list[tuple[list[str], str, list[Any], dict[str, Any], str]] = [
      {"network": "unet", "changes": {"deep_supervision": True}}, "a U-Net always has deep supervision"),
     (["train", "d", "--steps", "10", "--epochs", "2"], "train", ["d"],
      {"changes": {"steps": 10, "epochs": 2}}, "recipe has both steps and epochs; choose one length"),
-    (["plan", "d", "--steps", "1000", "--minutes", "2"], "plan", ["d"],
-     {"changes": {"steps": 1000, "minutes": 2}}, "recipe has both steps and minutes; choose one length"),
+    (["plan", "d", "--steps", "1000", "--max-minutes", "2"], "plan", ["d"],
+     {"changes": {"steps": 1000, "max_minutes": 2}}, "recipe has both steps and max_minutes; choose one length"),
     (["train", "d", "--momentum", "0.9"], "train", ["d"],
      {"changes": {"momentum": 0.9}}, "recipe.momentum is sgd's, and the optimizer is adamw"),
     (["train", "d", "--feature-variants", "2"], "train", ["d"],
@@ -191,7 +197,7 @@ WRONG: list[tuple[str, list[Any], dict[str, Any], str]] = [
     ("train", ["d"], {"patch": ("64", "64")}, "--patch is ('64', '64'); it must be 2 items"),
     ("train", ["d"], {"device": "gpu"}, "--device is 'gpu'; it must be auto or"),
     ("train", ["d"], {"recipe": "papr"}, "--recipe is 'papr'; it must be a Recipe or default or paper"),
-    ("train", ["d"], {"micro_batch": True}, "--micro-batch is True; it must be a whole number or auto"),
+    ("train", ["d"], {"micro_batch_size": True}, "--micro-batch-size is True; it must be a whole number or auto"),
     ("train", ["d"], {"offload": "yes"}, "--offload is 'yes'; it must be True or False"),
     ("train", ["d"], {"resume": 1}, "--resume is 1; it must be True or False"),
     ("train", ["d"], {"track": ["wandb", "x"]}, "--track is ['wandb', 'x']; it must be a list of which each is tensor"),
@@ -200,7 +206,7 @@ WRONG: list[tuple[str, list[Any], dict[str, Any], str]] = [
     ("train", ["d"], {"changes": {"stepz": 3}}, "a recipe has no 'stepz'; did you mean 'steps'?"),
     ("train", ["d"], {"changes": {"stepz": 3}, "resume": True}, "a recipe has no 'stepz'; did you mean 'steps'?"),
     ("train", ["d"], {"changes": {"steps": "3"}}, "recipe.steps is '3'; it must be a whole number"),
-    ("train", ["d"], {"changes": {"average": None}}, "recipe.average is None; it must be a number"),
+    ("train", ["d"], {"changes": {"ema_decay": None}}, "recipe.ema_decay is None; it must be a number"),
     ("train", ["d"], {"changes": ["steps"]}, "--changes is ['steps']; it must be a dict"),
     ("train", ["d"], {"steps": 3}, "train has no argument 'steps'; fields of the recipe are given as changes={'steps'"),
     ("train", ["d"], {"lables": "a=0"}, "train has no argument 'lables'; did you mean 'labels'?"),

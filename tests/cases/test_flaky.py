@@ -103,7 +103,7 @@ def test_a_training_survives_both(
 ) -> None:
     tensorboard = pytest.importorskip("torch.utils.tensorboard")
     data, run = write_png_dataset(tmp_path / "pictures"), tmp_path / "run"
-    recipe = Recipe(steps=3, batch=1, validate_every=2, augmentation="none")
+    recipe = Recipe(steps=3, batch_size=1, eval_interval=2, augmentation="none")
     write_json(tmp_path / "plan.json", Plan(plan_data(read_dataset(data), (32, 32)), planned(num_classes=3), recipe))
     last = sorted((data / "imagesTr").iterdir())[-1].name
     break_reading(last, 1000, after=1)  # it is hashed before it is cached

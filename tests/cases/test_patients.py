@@ -80,7 +80,7 @@ def test_three_folders_are_a_sentence_and_groups_when_asked_for(
 @pytest.mark.slow
 def test_a_run_keeps_patients_apart_and_its_report_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = write(tmp_path / "data", folders(5, 2))
-    changes = dict(network="unet", patch=(32, 32), changes={"steps": 1, "validate_every": 1}, device="cpu")
+    changes = dict(network="unet", patch=(32, 32), changes={"steps": 1, "eval_interval": 1}, device="cpu")
     run = dinounet.train(data, tmp_path / "run", **changes)
     record = read_run(run)
     learned, watched = (

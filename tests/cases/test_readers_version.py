@@ -58,7 +58,7 @@ class Story(NamedTuple):
 @pytest.fixture(scope="module")
 def story(data: Path) -> Story:
     plan, run = data.parent / "plan.json", data.parent / "run"
-    recipe = Recipe(steps=1, augmentation="none", batch=1)
+    recipe = Recipe(steps=1, augmentation="none", batch_size=1)
     write_json(plan, Plan(plan_data(read_dataset(data), (32, 32)), planned(num_classes=3), recipe))
     content = json.loads(plan.read_text())
     assert content["data"].pop("readers") == 2

@@ -18,7 +18,7 @@ from dinounet.errors import DataError
 from dinounet.planning.data_plan import plan_data
 from dinounet.schema.run import read_run
 
-UNET = dict(network="unet", patch=(32, 32), changes={"steps": 1, "validate_every": 1}, device="cpu")
+UNET = dict(network="unet", patch=(32, 32), changes={"steps": 1, "eval_interval": 1}, device="cpu")
 
 
 def write_flat(root: Path, classes: dict[str, list[int]], labels: dict) -> Path:

@@ -54,7 +54,7 @@ def test_copies_are_on_one_side_of_every_fold_of_a_run_and_told(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = pairs_of_copies(tmp_path / "data")
-    given = dict(network="unet", patch=(32, 32), changes={"steps": 1, "validate_every": 1}, device="cpu")
+    given = dict(network="unet", patch=(32, 32), changes={"steps": 1, "eval_interval": 1}, device="cpu")
     run = dinounet.train(data, tmp_path / "run", fold=2, report=False, **given)
     record = read_run(run)
     sides = [{name[-1] for name in part} for part in (record.data.training_cases, record.data.validation_cases)]

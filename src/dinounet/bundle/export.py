@@ -1,7 +1,7 @@
 """From runs to a bundle.
 
 A run keeps one model: the weights at the end of its schedule, or their moving average if its recipe asks for one
-(`--average`). There is no "best" one: the learning rate falls to zero, and whoever chose the best of many looks would
+(`--ema-decay`). There is no "best" one: the learning rate falls to zero, and whoever chose the best of many looks would
 report a score that the choice has flattered. Weights of several folds are not averaged either: each fold's network has
 ended elsewhere, and the mean of two is none. A bundle of several holds them all and averages their probabilities.
 """

@@ -225,7 +225,7 @@ def _print(dataset: Dataset, plan: Plan) -> None:
         },
         "slices": f"along {'zyx'[data.slice_axis]}"
         + (f", resampled to {_times(data.spacing)} {seen.unit}" if data.spacing else ", pixels as they are"),
-        "patch": f"{data.patch[0]} x {data.patch[1]}, {plan.recipe.batch} a step",
+        "patch": f"{data.patch[0]} x {data.patch[1]}, {plan.recipe.batch_size} a step",
         "folds": ", ".join(f"{len(training)} + {len(watched)}" for training, watched in dataset.splits)
         or "none: one case, or one group of them, can't be split, and is all trained on",
         **({"held out": f"{len(data.test_cases)} cases: {summarize(data.test_cases)}"} if data.test_cases else {}),

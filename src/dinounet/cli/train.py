@@ -87,7 +87,7 @@ def train(
     channels: str | None = None,
     device: Annotated[Device, Default("auto")] = UNSET,
     precision: Annotated[Precision, Default("auto")] = UNSET,
-    micro_batch: Annotated[int | Literal["auto"], Default("auto")] = UNSET,
+    micro_batch_size: Annotated[int | Literal["auto"], Default("auto")] = UNSET,
     offload: Annotated[bool, Default(False)] = UNSET,
     cache: Path | None = None,
     deterministic: Annotated[bool, Default(False)] = UNSET,
@@ -130,14 +130,14 @@ def train(
             rgb (0 to 1, then ImageNet's statistics), rescale_to_0_1, rgb_to_0_1, noNorm; others by mean and deviation.
         device: Where to compute.
         precision: How precisely; auto is bf16 where the device computes with it natively.
-        micro_batch: Patches that go through the network together, whose gradients add up; auto is the whole batch, or
-            as many as a trial step shows that there is memory for.
+        micro_batch_size: Patches that go through the network together, whose gradients add up; auto is the whole batch,
+            or as many as a trial step shows that there is memory for.
         offload: Leave the backbone's weights on the disk and bring each block as it computes: slower, in little memory.
         cache: Folder for preprocessed slices, which runs may share, also at the same time; by default the run has its
             own. It holds the patients' pixels: remove it when no run needs it.
         deterministic: Only operations that give the same numbers again, to the bit, on the same machine.
         checkpoint_minutes: Time between two checkpoints; what a kill may cost.
-        track: Who else is told of the progress: tensorboard (files in the run's folder), wandb (its server, unless
+        track: Experiment tracking: tensorboard (files in the run's folder), wandb (its server, unless
             WANDB_MODE=offline), mlflow (the run's folder, unless MLFLOW_TRACKING_URI is set).
         resume: Go on with a run that was interrupted, as it was planned.
         report: Whether to segment the fold's validation cases in the end, and to write metrics and report.html.
@@ -156,8 +156,9 @@ def train(
     options = TrainOptions(**given(
         recipe=recipe, changes=changes, network=network, backbone=backbone, taps=taps, backbone_scale=backbone_scale,
         backbone_precision=backbone_precision, weights=weights, plan=plan, patch=patch, fold=fold, test=test,
-        group=group, labels=labels, channels=channels, device=device, precision=precision, micro_batch=micro_batch,
-        offload=offload, cache=cache, deterministic=deterministic, checkpoint_minutes=checkpoint_minutes, track=track,
+        group=group, labels=labels, channels=channels, device=device, precision=precision,
+        micro_batch_size=micro_batch_size, offload=offload, cache=cache, deterministic=deterministic,
+        checkpoint_minutes=checkpoint_minutes, track=track,
     ))  # fmt: skip
     if not resume:
         dataset = start_run(data, output, options)

@@ -57,11 +57,11 @@ class DinoUNetTrainer(nnUNetTrainer):  # type: ignore[misc]
         self.recipe = replace(
             RECIPES[self.recipe_name],
             steps=self.num_epochs * self.num_iterations_per_epoch,
-            batch=self.configuration_manager.batch_size,
+            batch_size=self.configuration_manager.batch_size,
         )
         self.initial_lr = self.recipe.learning_rate
         self.weight_decay = self.recipe.weight_decay
-        self.oversample_foreground_percent = self.recipe.foreground
+        self.oversample_foreground_percent = self.recipe.foreground_fraction
         self.enable_deep_supervision = self.recipe.deep_supervision
         self.save_every = 1  # a default training has four epochs, and trained tensors are small
 

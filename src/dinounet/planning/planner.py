@@ -29,8 +29,8 @@ def choose_recipe(name: RecipeName, changes: Mapping[str, Any], data: DataPlan |
     require_fields(changes)
     recipe = RECIPES[name]
     if name == "paper" and data is not None:
-        recipe = replace(recipe, batch=largest_batch(data))
-    lengths = [name for name in ("steps", "epochs", "minutes") if changes.get(name) is not None]
+        recipe = replace(recipe, batch_size=largest_batch(data))
+    lengths = [name for name in ("steps", "epochs", "max_minutes") if changes.get(name) is not None]
     if len(lengths) > 1:
         raise ConfigError(f"recipe has both {' and '.join(lengths)}; choose one length")
     chosen = replace(recipe, **changes)
@@ -49,7 +49,7 @@ def choose_recipe(name: RecipeName, changes: Mapping[str, Any], data: DataPlan |
 
 def decides_batch(recipe: Recipe | RecipeName, changes: Mapping[str, Any]) -> bool:
     """Whether the batch is asked for, so that it isn't what the device has room for."""
-    return recipe != "default" or "batch" in changes
+    return recipe != "default" or "batch_size" in changes
 
 
 def require_fields(changes: Mapping[str, Any]) -> None:

@@ -30,9 +30,30 @@ def resolve_backbone(content: dict[str, Any]) -> dict[str, Any]:
     return {**content, "network": network}
 
 
+RECIPE_FIELDS = {
+    "batch": "batch_size",
+    "minutes": "max_minutes",
+    "clip": "max_grad_norm",
+    "foreground": "foreground_fraction",
+    "validate_every": "eval_interval",
+    "average": "ema_decay",
+}
+"""Fields of a recipe by the names that plans of format 1 have."""
+
+
+def rename_recipe_fields(plan: dict[str, Any]) -> dict[str, Any]:
+    """Some fields of the recipe have other names now."""
+    return {**plan, "recipe": {RECIPE_FIELDS.get(name, name): value for name, value in plan["recipe"].items()}}
+
+
 def resolve_plan(plan: dict[str, Any]) -> dict[str, Any]:
-    """Plans, 1 to 2: labels are one record, and the backbone's facts stand in the network."""
-    return resolve_backbone({**plan, "data": embed_labels(plan["data"])})
+    """Plans, 1 to 2: labels are one record, the backbone's facts stand in the network, and the recipe has new names."""
+    return rename_recipe_fields(resolve_backbone({**plan, "data": embed_labels(plan["data"])}))
+
+
+def rename_micro_batch(run: dict[str, Any]) -> dict[str, Any]:
+    """Runs, 1 to 2: `micro_batch` is called `micro_batch_size`."""
+    return {("micro_batch_size" if name == "micro_batch" else name): value for name, value in run.items()}
 
 
 def resolve_bundle(bundle: dict[str, Any]) -> dict[str, Any]:

@@ -44,25 +44,25 @@ class Recipe:
     """Optimizer steps."""
 
     epochs: Positive | None = None
-    """Length in epochs of 250 steps, nnU-Net's, instead of steps."""
+    """Training length in epochs of 250 steps, nnU-Net's, instead of steps."""
 
-    minutes: Annotated[float, Field(gt=0)] | None = None
-    """Length in minutes of training, instead of steps: the schedule follows the clock."""
+    max_minutes: Annotated[float, Field(gt=0)] | None = None
+    """Training length in minutes, instead of steps: the schedule follows the clock."""
 
-    batch: Positive = 2
-    """Patches a step."""
+    batch_size: Positive = 2
+    """Patches of a step."""
 
     optimizer: OptimizerName = "adamw"
-    """What moves the weights; sgd is Nesterov's."""
+    """Optimizer; sgd is with Nesterov momentum."""
 
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3
-    """After warm-up and before the schedule takes it to zero."""
+    """Peak learning rate, after warm-up and before the schedule."""
 
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4
-    """Pull of the weights towards zero."""
+    """Weight decay of the optimizer."""
 
     momentum: Share = 0.99
-    """Of sgd."""
+    """Momentum of sgd."""
 
     schedule: Schedule = "cosine"
     """How the learning rate falls: cosine at every step, or poly (power 0.9) once in 250 steps, as nnU-Net's."""
@@ -76,40 +76,40 @@ class Recipe:
     deep_supervision: bool = True
     """Whether the decoder's outputs at 1/2 and 1/4 of the size learn as well; a U-Net's always do, as nnU-Net's."""
 
-    clip: Annotated[float, Field(gt=0)] = 12.0
-    """Largest norm of the gradient."""
+    max_grad_norm: Annotated[float, Field(gt=0)] = 12.0
+    """Norm to which larger gradients are clipped."""
 
-    foreground: Annotated[float, Field(ge=0, le=1)] = 0.33
-    """Share of a batch's patches that are centred on foreground."""
+    foreground_fraction: Annotated[float, Field(ge=0, le=1)] = 0.33
+    """Fraction of a batch's patches that are centred on foreground."""
 
     augmentation: Augmentation = "nnunet"
-    """What happens to patches before they are learned from."""
+    """Augmentation of training patches."""
 
     cache_features: CacheFeatures = "off"
-    """Whether the backbone sees a fixed set of tiles once, and not in training; auto: where it saves half a step."""
+    """Whether the backbone's features of a fixed set of tiles are cached; auto: where that saves half of a step."""
 
     feature_variants: Positive = 1
     """With cached features: how often the intensities of each tile and view are changed, if augmentation is nnunet."""
 
-    validate_every: Positive = 100
-    """Steps between two looks at the validation cases."""
+    eval_interval: Positive = 100
+    """Steps between two validations."""
 
-    average: Share = 0.0
+    ema_decay: Share = 0.0
     """Decay of an exponential moving average of the weights, such as 0.999, which then is the model; 0: none."""
 
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
-    """Of initial values, patches and drop path."""
+    """Seed of initial values, patches and drop path."""
 
     PLACE: ClassVar[str] = "recipe"
 
     def __post_init__(self) -> None:
-        if self.epochs is not None and self.minutes is not None:
-            raise ConfigError("recipe has both epochs and minutes; choose one length")
+        if self.epochs is not None and self.max_minutes is not None:
+            raise ConfigError("recipe has both epochs and max_minutes; choose one length")
 
     @property
     def duration(self) -> str:
         """The length in words."""
-        return f"{self.length} steps" if self.minutes is None else f"{self.minutes:g} minutes"
+        return f"{self.length} steps" if self.max_minutes is None else f"{self.max_minutes:g} minutes"
 
     @property
     def length(self) -> int:
@@ -122,7 +122,7 @@ RECIPES: dict[RecipeName, Recipe] = {
     "paper": Recipe(
         base="paper",
         steps=200 * 250,
-        batch=IN_MEMORY,  # at the most: the dataset may ask for less
+        batch_size=IN_MEMORY,  # at the most: the dataset may ask for less
         optimizer="sgd",
         learning_rate=1e-3,
         weight_decay=3e-5,
@@ -130,7 +130,7 @@ RECIPES: dict[RecipeName, Recipe] = {
         schedule="poly",
         warmup=0,
         deep_supervision=False,
-        validate_every=250,
+        eval_interval=250,
     ),
 }
 """The recipes by name."""

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from dinounet.errors import DataError
-from dinounet.schema.base import read_record, record
+from dinounet.schema.base import Migrations, read_record, record
+from dinounet.schema.migrations import rename_micro_batch
 from dinounet.schema.network import BackboneRecord
 from dinounet.schema.plan import Fold, Plan
 from dinounet.schema.recipe import TrackerName
@@ -123,11 +124,11 @@ class RunRecord:
     skipped_steps: int = 0
     """Steps without effect, because loss or gradient was not finite."""
 
-    micro_batch: int | None = None
+    micro_batch_size: int | None = None
     """Patches that go through the network together in each process; None: its whole share of a batch."""
 
     processes: int = 1
-    """That share each step."""
+    """Number of processes that share each step."""
 
     offload: bool = False
     """Whether the backbone's blocks stay on the disk and are brought one by one."""
@@ -136,7 +137,7 @@ class RunRecord:
     """Only operations that give the same numbers again on the same machine."""
 
     track: tuple[TrackerName, ...] = ()
-    """Who else is told of its progress."""
+    """Experiment trackers that log it."""
 
     notes: tuple[str, ...] = ()
     """What a reader of the results must know."""
@@ -147,8 +148,10 @@ class RunRecord:
     readers: int = 1
     """Version of how its files were read when it was started, `data.formats.READERS`."""
 
-    format: Literal[1] = 1
+    format: Literal[2] = 2
     """Version of this file's keys."""
+
+    MIGRATIONS: ClassVar[Migrations] = {1: rename_micro_batch}
 
 
 def read_run(folder: Path) -> RunRecord:

@@ -164,7 +164,7 @@ def choose_features(
         for case in training
     ]
     shapes = _shapes(network.backbone, plan.data.patch)
-    size = (sum(samples) + validates * VALIDATION_BATCHES * plan.recipe.batch) * bytes_of(shapes)
+    size = (sum(samples) + validates * VALIDATION_BATCHES * plan.recipe.batch_size) * bytes_of(shapes)
     if wanted == "on":  # what exists already, and the room on the disk, are checked when the cache is written
         return _tell(FeatureChoice(True, "it was asked for", size))
     share = measure_backbone_share(network, plan, device, precision)
@@ -235,13 +235,15 @@ def cache_features(
         Taps(place / f"{case.name}-{_key(record, [case], recipe.augmentation, recipe.feature_variants)}", shapes)
         for case in training
     ]
-    validation_taps = Taps(place / f"validation-{_key(record, validation, recipe.batch, recipe.foreground)}", shapes)
+    validation_taps = Taps(
+        place / f"validation-{_key(record, validation, recipe.batch_size, recipe.foreground_fraction)}", shapes
+    )
     stores: list[tuple[Taps, int, Callable[[int], tuple[Tensor, Tensor]]]] = [
         (store, math.prod(shape), partial(tiles.sample, number))
         for number, (store, shape) in enumerate(zip(taps, tiles.shapes, strict=True))
     ]
     if validation:
-        stores.append((validation_taps, VALIDATION_BATCHES * recipe.batch, validation_patches.__getitem__))
+        stores.append((validation_taps, VALIDATION_BATCHES * recipe.batch_size, validation_patches.__getitem__))
     with alone_in(place, lambda text: say("features", text)):
         missing = [store for store in stores if not store[0].folder.exists()]
         if missing:

@@ -64,8 +64,8 @@ def make_patches(cases: Sequence[CachedCase], plan: Plan, augmentation: Augmenta
     return PatchDataset(
         cases,
         plan.data.patch,
-        batch_size=plan.recipe.batch,
-        foreground_fraction=plan.recipe.foreground,
+        batch_size=plan.recipe.batch_size,
+        foreground_fraction=plan.recipe.foreground_fraction,
         augmentation=augmentation,
         seed=plan.recipe.seed,
     )

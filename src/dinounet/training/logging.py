@@ -37,7 +37,7 @@ class Budget:
 
     def __init__(self, recipe: Recipe, seconds_before: float) -> None:
         self.recipe = recipe
-        self.seconds = 60 * recipe.minutes if recipe.minutes else None
+        self.seconds = 60 * recipe.max_minutes if recipe.max_minutes else None
         self.last_step = NEVER if self.seconds else recipe.length
         self.total = 100 if self.seconds else recipe.length
         self.started = time.monotonic() - seconds_before
@@ -73,7 +73,7 @@ class Budget:
         if not self.seconds:
             return self.recipe
         share = min(max(spent, 1e-6 * self.seconds) / max(self.seconds - reserve, 1e-6), 1.0)
-        return replace(self.recipe, minutes=None, steps=max(step, round(step / share)))
+        return replace(self.recipe, max_minutes=None, steps=max(step, round(step / share)))
 
 
 Track = Callable[..., None]

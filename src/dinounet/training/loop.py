@@ -88,11 +88,13 @@ def fit(
     if context.world_size > 1:
         share_batch_norm(network, record.device)
     wrapped, optimizer = context.setup(network, make_optimizer(network, recipe))
-    ema = EMA(network, recipe.average) if recipe.average else None
+    ema = EMA(network, recipe.ema_decay) if recipe.ema_decay else None
     averaged = ema.tensors if ema else None
-    share = recipe.batch // context.world_size
-    micro_batch = min(record.micro_batch or share, share)
-    train_step = TrainStep(context, wrapped, optimizer, make_loss(plan.data), recipe.clip, micro_batch, recipe.seed)
+    share = recipe.batch_size // context.world_size
+    micro_batch_size = min(record.micro_batch_size or share, share)
+    train_step = TrainStep(
+        context, wrapped, optimizer, make_loss(plan.data), recipe.max_grad_norm, micro_batch_size, recipe.seed
+    )
     known = load_checkpoint(run, network, optimizer, averaged, train_step.scaler) if resume else None
     step, seconds_before, skipped = (known["step"], known["seconds"], known["skipped"]) if known else (0, 0.0, 0)
     budget = Budget(recipe, seconds_before)
@@ -101,9 +103,9 @@ def fit(
     validation_patches: PatchDataset | CachedValidationDataset = make_patches(validation, plan, "none")
     if features:
         patches, validation_patches = features.training, features.validation
-    sampler = DistributedStepSampler(recipe.batch, step, budget.last_step, context.rank, context.world_size)
+    sampler = DistributedStepSampler(recipe.batch_size, step, budget.last_step, context.rank, context.world_size)
     loader = context.fabric.setup_dataloaders(make_loader(patches, sampler, workers), use_distributed_sampler=False)
-    sampler = DistributedStepSampler(recipe.batch, 0, VALIDATION_BATCHES, context.rank, context.world_size)
+    sampler = DistributedStepSampler(recipe.batch_size, 0, VALIDATION_BATCHES, context.rank, context.world_size)
     validation_loader = make_loader(validation_patches, sampler, workers=0)
     if context.is_main:
         cut_log(run / LOG, step)
@@ -117,7 +119,7 @@ def fit(
             steps_done=step,
             seconds=round(budget.spent(), 1),
             skipped_steps=skipped,
-            micro_batch=train_step.micro_batch if train_step.micro_batch < share else None,
+            micro_batch_size=train_step.micro_batch_size if train_step.micro_batch_size < share else None,
         )
         if context.is_main:
             facts = {"step": step, "seconds": record.seconds, "skipped": skipped}
@@ -127,7 +129,7 @@ def fit(
 
     def stopped() -> Interrupted:
         save("interrupted")
-        of = f"{recipe.minutes:g} minutes" if recipe.minutes else recipe.length
+        of = f"{recipe.max_minutes:g} minutes" if recipe.max_minutes else recipe.length
         return Interrupted(f"stopped after step {step} of {of}")
 
     spent, reserve, closing = seconds_before, 0.0, 0.0
@@ -137,7 +139,7 @@ def fit(
         graceful_shutdown(alone=context.world_size == 1) as stop,
         worker_errors_as_user_errors(patches, lambda: step, stop),
         tracking(record.track if context.is_main else (), run, record, step) as track,
-        training_logger(run / LOG if context.is_main else None, track, budget, recipe.batch, step) as logger,
+        training_logger(run / LOG if context.is_main else None, track, budget, recipe.batch_size, step) as logger,
     ):
         while not finished:
             began = time.monotonic()
@@ -172,7 +174,7 @@ def fit(
                     f"loss or gradient is not finite in {MOST_SKIPPED} steps in a row, up to step {step} of case "
                     f"{cases_of(patches, step - 1)}; train anew with a lower --learning-rate, or look at that case"
                 )
-            if validation and (step % recipe.validate_every == 0 or finished):
+            if validation and (step % recipe.eval_interval == 0 or finished):
                 before = time.monotonic()
                 with ema.swapped_in() if ema else nullcontext():
                     numbers, example = validate(context, wrapped, train_step.loss_fn, validation_loader, plan)

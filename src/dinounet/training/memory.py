@@ -63,7 +63,7 @@ def measure_step(
     for parameter in trained:
         parameter.grad = None
     network.load_state_dict(statistics, strict=False)
-    moments = {"adamw": 2, "sgd": 1}[plan.recipe.optimizer] + bool(plan.recipe.average)
+    moments = {"adamw": 2, "sgd": 1}[plan.recipe.optimizer] + bool(plan.recipe.ema_decay)
     return StepMemory(device, free, gradients * (1 + moments), max(peak[0] - gradients, 1) / (rows * columns))
 
 
@@ -93,7 +93,7 @@ def fit_to_memory(plan: Plan, memory: StepMemory, *, patch_is_given: bool, batch
         plan = replace(plan, data=replace(plan.data, patch=patch), network=network)
     if memory.device != "cpu" and not batch_is_given:
         batch = min(memory.patches(patch), largest_batch(plan.data))
-        plan = replace(plan, recipe=replace(plan.recipe, batch=max(batch, plan.recipe.batch)))
+        plan = replace(plan, recipe=replace(plan.recipe, batch_size=max(batch, plan.recipe.batch_size)))
     return replace(plan, memory=memory)
 
 

@@ -59,7 +59,7 @@ class TrainOptions:
     channels: str | None = None
     device: Device | None = None
     precision: Precision | None = None
-    micro_batch: int | Literal["auto"] | None = None
+    micro_batch_size: int | Literal["auto"] | None = None
     offload: bool | None = None
     cache: Path | None = None
     deterministic: bool | None = None
@@ -70,8 +70,8 @@ class TrainOptions:
 
     def __post_init__(self) -> None:
         require_fields(self.changes)
-        if isinstance(self.micro_batch, int) and self.micro_batch < 1:
-            raise ConfigError(f"--micro-batch is {self.micro_batch}; it must be at least 1")
+        if isinstance(self.micro_batch_size, int) and self.micro_batch_size < 1:
+            raise ConfigError(f"--micro-batch-size is {self.micro_batch_size}; it must be at least 1")
         if not 0 <= self.checkpoint_minutes < math.inf:
             raise ConfigError(f"--checkpoint-minutes is {self.checkpoint_minutes:g}; it must be a number of at least 0")
         if self.cache is not None:

@@ -157,18 +157,20 @@ def _make_run(
     fitted, network = fit_plan(
         plan, frozen, device, precision, patch_is_given=bool(edited or options.patch), batch_is_given=batch_is_given
     )
-    if not batch_is_given and fitted.recipe.batch > plan.recipe.batch:  # what fits is made a number that can be shared
-        batch = max(fitted.recipe.batch // context.world_size, 1) * context.world_size
-        fitted = replace(fitted, recipe=replace(fitted.recipe, batch=batch))
+    if (
+        not batch_is_given and fitted.recipe.batch_size > plan.recipe.batch_size
+    ):  # what fits is made a number that can be shared
+        batch = max(fitted.recipe.batch_size // context.world_size, 1) * context.world_size
+        fitted = replace(fitted, recipe=replace(fitted.recipe, batch_size=batch))
     plan = plan if edited else fitted
-    require_shares(plan.recipe.batch, context.world_size)
+    require_shares(plan.recipe.batch_size, context.world_size)
     assert fitted.memory is not None
     # GPUs are a process's own, a machine's memory is not
     at_once = max(fitted.memory.patches(plan.data.patch) // (dist_info().local_world_size if device == "cpu" else 1), 1)
-    share = plan.recipe.batch // context.world_size
-    micro_batch = options.micro_batch if isinstance(options.micro_batch, int) else None
-    if micro_batch is None and at_once < share:
-        micro_batch = at_once
+    share = plan.recipe.batch_size // context.world_size
+    micro_batch_size = options.micro_batch_size if isinstance(options.micro_batch_size, int) else None
+    if micro_batch_size is None and at_once < share:
+        micro_batch_size = at_once
         say("memory", f"{at_once} of {share} patches go through the network at a time", part=at_once)
     cache = options.cache or output / CACHE
     features = choose_features(plan, network, training, bool(validation), cache, device, precision)
@@ -191,7 +193,7 @@ def _make_run(
         versions=versions(),
         machine=machine(),
         started=now(),
-        micro_batch=micro_batch,
+        micro_batch_size=micro_batch_size,
         offload=bool(options.offload),
         processes=context.world_size,
         deterministic=bool(options.deterministic),
@@ -232,15 +234,17 @@ def resume_run(data: Path, output: Path, options: TrainOptions) -> Dataset:
         raise ConfigError(f"{output} is finished; there is nothing to resume")
     read = dataset_reader(data, record)
     require_as_started(read, output, record, options)
-    micro_batch = None if options.micro_batch == "auto" else options.micro_batch or record.micro_batch
+    micro_batch_size = (
+        None if options.micro_batch_size == "auto" else options.micro_batch_size or record.micro_batch_size
+    )
     context = DistributedContext(choose_training_device(options.device or record.device), record.precision)
     with context.fail_together():
-        require_shares(record.plan.recipe.batch, context.world_size)
+        require_shares(record.plan.recipe.batch_size, context.world_size)
         record = replace(
             record,
             device=context.device,
             processes=context.world_size,
-            micro_batch=micro_batch,
+            micro_batch_size=micro_batch_size,
             offload=record.offload if options.offload is None else options.offload,
             track=record.track if options.track is None else options.track,
         )

@@ -212,24 +212,29 @@ def share_batch_norm(network: nn.Module, device: str) -> None:
 class TrainStep:
     """Takes optimizer steps, each from a process's share of a batch; the loss is that of the whole batch.
 
-    With several processes a part is `micro_batch` patches of each, and the loss of a part is that of all of them.
+    With several processes a part is `micro_batch_size` patches of each, and the loss of a part is that of all of them.
 
     Args:
         context: this process and those that train with it.
         network: as the context set it up.
         optimizer: as well.
         loss_fn: maps logits and mask to a scalar.
-        clip: largest norm of the gradient.
-        micro_batch: patches of a part.
+        max_grad_norm: largest norm of the gradient.
+        micro_batch_size: patches of a part.
         seed: of drop path.
     """
 
     def __init__(
         self, context: DistributedContext, network: Any, optimizer: Any, loss_fn: Loss,
-        clip: float, micro_batch: int, seed: int,
+        max_grad_norm: float, micro_batch_size: int, seed: int,
     ) -> None:  # fmt: skip
         self.context, self.network, self.optimizer = context, network, optimizer
-        self.loss_fn, self.clip, self.micro_batch, self.seed = loss_fn, clip, micro_batch, seed
+        self.loss_fn, self.max_grad_norm, self.micro_batch_size, self.seed = (
+            loss_fn,
+            max_grad_norm,
+            micro_batch_size,
+            seed,
+        )
         self.seconds: defaultdict[str, float] = defaultdict(float)
         self.skipped_in_a_row = 0
 
@@ -268,7 +273,7 @@ class TrainStep:
             self._put_back(statistics)
         began = time.monotonic()
         norm = self.context.fabric.clip_gradients(
-            self.network, self.optimizer, max_norm=self.clip, error_if_nonfinite=False
+            self.network, self.optimizer, max_norm=self.max_grad_norm, error_if_nonfinite=False
         )
         (not_finite,) = self.context.all_reduce_max(not (math.isfinite(loss) and norm.isfinite()))
         if not_finite:
@@ -288,15 +293,15 @@ class TrainStep:
 
     def _halve(self) -> None:
         """Halve the micro-batch after memory ran out."""
-        if self.micro_batch == 1:
+        if self.micro_batch_size == 1:
             raise UserError("one patch alone needs more memory than there is; train anew with a smaller --patch")
-        half = (self.micro_batch + 1) // 2
+        half = (self.micro_batch_size + 1) // 2
         if self.context.world_size > 1:  # the others are in the middle of the step, which can't be undone
             raise UserError(
-                f"a process is out of memory with {self.micro_batch} patches at a time; go on with --resume and "
-                f"--micro-batch {half}"
+                f"a process is out of memory with {self.micro_batch_size} patches at a time; go on with --resume and "
+                f"--micro-batch-size {half}"
             )
-        self.micro_batch = half
+        self.micro_batch_size = half
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         say("memory", f"out of memory: going on with {half} patches at a time", part=half)
@@ -312,7 +317,7 @@ class TrainStep:
     def _accumulate(self, image: Tensor, mask: Tensor, *taps: Tensor) -> float:
         """Gradients of a batch, part by part; returns the mean loss."""
         total, done = 0.0, 0
-        parts = (tensor.split(self.micro_batch) for tensor in (image, mask, *taps))
+        parts = (tensor.split(self.micro_batch_size) for tensor in (image, mask, *taps))
         for some, truth, *features in zip(*parts, strict=True):
             began = time.monotonic()
             done += len(some)
