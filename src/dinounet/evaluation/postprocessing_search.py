@@ -6,6 +6,7 @@ step has to do more, see `improves`, since it will be done to cases that nobody 
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -70,6 +71,16 @@ class Pair:
     """Distance of neighbours along z, y and x in mm; None where it isn't known."""
 
 
+@dataclass(frozen=True)
+class PackedPair:
+    """A pair, compressed: masks become a hundredth, so that those of all cases are held at once and read but once."""
+
+    arrays: bytes
+    """The part that holds anything, in NumPy's compressed format."""
+
+    spacing: tuple[float, float, float] | None
+
+
 def choose(cases: Sequence[Case], predicted: Mapping[str, Path], known: Labels) -> Postprocessing:
     """Choose steps for each class or region.
 
@@ -89,14 +100,15 @@ def choose(cases: Sequence[Case], predicted: Mapping[str, Path], known: Labels) 
     """
     if not cases:
         raise DataError("there is no case to choose a postprocessing on; give some that were not learned from")
-    post, present, single, small = _measure(cases, predicted, known)
+    pairs = _read(cases, predicted, known)
+    post, present, single, small = _measure(pairs, tuple(case.name for case in cases), known)
     for stage in STAGES if len(cases) >= FEWEST_CASES else ():
         options = {
             name: [steps, *_options(stage, steps, single[name], small[name])] for name, steps in post.classes.items()
         }
-        tried = _try(cases, predicted, known, post, options, stage)
+        tried = _try(pairs, known, post, options, stage)
         post = replace(post, classes={name: _best(name, options[name], tried[name], present) for name in options})
-    return _verify(cases, predicted, known, post, present)
+    return _verify(pairs, known, post, present)
 
 
 def improves(name: str, before: Dices, after: Dices, present: Presence | None = None) -> bool:
@@ -125,23 +137,23 @@ def improves(name: str, before: Dices, after: Dices, present: Presence | None = 
 
 
 def _measure(
-    cases: Sequence[Case], predicted: Mapping[str, Path], known: Labels
+    pairs: Sequence[PackedPair], names: tuple[str, ...], known: Labels
 ) -> tuple[Postprocessing, dict[str, list[bool]], dict[str, bool], dict[str, list[float]]]:
     """A record without steps, and of each class which truths have it, whether it has but one component in each, and
     the sizes (in the record's unit) below which components may be removed."""
     spacings = []
     pixels: dict[str, list[np.ndarray]] = {name: [] for name in known.foreground}
-    for pair in _read(cases, predicted, known, "true components"):
+    for pair in _unpack(pairs, "true components"):
         spacings.append(pair.spacing)
         for name, numbers in known.foreground.items():
             pixels[name].append(component_sizes(pair.truth, numbers))
-    steps, names = {name: Steps() for name in pixels}, tuple(case.name for case in cases)
+    steps = {name: Steps() for name in pixels}
     told = [spacing for spacing in spacings if spacing is not None]
     post = Postprocessing(steps, cases=names)
-    if len(told) == len(cases):
+    if len(told) == len(pairs):
         z, y, x = np.median(told, axis=0).tolist()
         post = replace(post, unit="mm3", spacing=(z, y, x))
-    volumes = np.prod(told, axis=1) if post.unit == "mm3" else np.ones(len(cases))
+    volumes = np.prod(told, axis=1) if post.unit == "mm3" else np.ones(len(pairs))
     small = {}
     for name, found in pixels.items():
         sizes = np.concatenate([counts * volume for counts, volume in zip(found, volumes, strict=True)])
@@ -164,8 +176,7 @@ def _options(stage: str, steps: Steps, single: bool, sizes: Sequence[float]) -> 
 
 
 def _try(
-    cases: Sequence[Case],
-    predicted: Mapping[str, Path],
+    pairs: Sequence[PackedPair],
     known: Labels,
     post: Postprocessing,
     options: Mapping[str, Sequence[Steps]],
@@ -176,7 +187,7 @@ def _try(
     tried: dict[str, list[Dices]] = {
         name: [{other: [] for other in meeting[name]} for _ in options[name]] for name in options
     }
-    for pair in _read(cases, predicted, known, stage):
+    for pair in _unpack(pairs, stage):
         for name, meets in meeting.items():
             part = _around(pair, sorted({number for other in meets for number in known.foreground[other]}))
             for steps, dices in zip(options[name], tried[name], strict=True):
@@ -192,15 +203,13 @@ def _best(name: str, options: Sequence[Steps], tried: Sequence[Dices], present: 
     return options[max(helping, key=lambda index: np.mean(tried[index][name]), default=0)]
 
 
-def _verify(
-    cases: Sequence[Case], predicted: Mapping[str, Path], known: Labels, post: Postprocessing, present: Presence
-) -> Postprocessing:
+def _verify(pairs: Sequence[PackedPair], known: Labels, post: Postprocessing, present: Presence) -> Postprocessing:
     """The steps that help when all are done, with what they gain."""
     none = replace(post, classes={name: Steps() for name in post.classes})
     while True:
         before: Dices = {name: [] for name in post.classes}
         after: Dices = {name: [] for name in post.classes}
-        for pair in _read(cases, predicted, known, "all together"):
+        for pair in _unpack(pairs, "all together"):
             for dices, steps in ((before, none), (after, post)):
                 for name, value in _dices(pair, steps, known, list(dices)).items():
                     dices[name].append(value)
@@ -247,13 +256,28 @@ def _around(pair: Pair, numbers: Sequence[int]) -> Pair:
     return Pair(pair.truth[box], pair.prediction[box], pair.spacing)
 
 
-def _read(cases: Sequence[Case], predicted: Mapping[str, Path], known: Labels, what: str) -> Iterator[Pair]:
-    """The cases' masks, one after the other: all at once may be too many."""
-    with progress(f"postprocessing: {what}", len(cases)) as advance:
+def _read(cases: Sequence[Case], predicted: Mapping[str, Path], known: Labels) -> list[PackedPair]:
+    """The cases' masks, each cut to what holds any class."""
+    numbers = sorted({number for labels in known.foreground.values() for number in labels})
+    pairs = []
+    with progress("postprocessing: masks", len(cases)) as advance:
         for case in cases:
             prediction = read_mask(predicted[case.name], known)
             truth, prediction = on_one_grid(read_truth(case, known), prediction)
             require_same_grid(prediction, truth)
             is_series = case.images and case.images[0].is_dir()  # whose masks in NIfTI can't say that nothing is known
-            yield Pair(truth.array, prediction.array, truth.spacing if is_series else prediction.spacing)
+            spacing = truth.spacing if is_series else prediction.spacing
+            pair = _around(Pair(truth.array, prediction.array, spacing), numbers)
+            file = io.BytesIO()
+            np.savez_compressed(file, truth=pair.truth, prediction=pair.prediction)
+            pairs.append(PackedPair(file.getvalue(), spacing))
+            advance()
+    return pairs
+
+
+def _unpack(pairs: Sequence[PackedPair], what: str) -> Iterator[Pair]:
+    with progress(f"postprocessing: {what}", len(pairs)) as advance:
+        for pair in pairs:
+            with np.load(io.BytesIO(pair.arrays)) as arrays:
+                yield Pair(arrays["truth"], arrays["prediction"], pair.spacing)
             advance()
