@@ -15,10 +15,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any, Literal
+from uuid import uuid4
 
 import torch
 from torch import Tensor, nn
-from torch.distributed import TCPStore
+from torch.distributed import PrefixStore, TCPStore
 
 from dinounet.backbones.frozen import Network
 from dinounet.console import quieten_lightning
@@ -55,10 +56,10 @@ class DistributedContext:
             self.fabric.launch()
             # NCCL's and Gloo's own limits are minutes, in which no large dataset is preprocessed
             self._patient: Any = torch.distributed.new_group(backend="gloo", timeout=timedelta(days=365))
-            host = self.fabric.strategy.cluster_environment.main_address
-            own = TCPStore(host, 0, is_master=True, wait_for_workers=False) if self.is_main else None
-            port = self.fabric.broadcast(own.port if own else 0)
-            self._store = own or TCPStore(host, port, is_master=False)
+            # torchrun's agent serves this store, so that it outlives the main process; SLURM's main process does
+            home = self.fabric.strategy.cluster_environment
+            everybodys = TCPStore(home.main_address, home.main_port, is_master=False)
+            self._store = PrefixStore(self.fabric.broadcast(uuid4().hex), everybodys)
 
     @property
     def is_main(self) -> bool:
