@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dinounet.backbones.frozen import FrozenBackbone, build_backbone
-from dinounet.backbones.low_precision import held_linears
+from dinounet.backbones.low_precision import quantized_linears
 from dinounet.backbones.registry import find_variant, network_config, usual_precision
 from dinounet.backbones.weights import fill_backbone
 from dinounet.errors import ConfigError, WeightsError
@@ -92,7 +92,7 @@ def test_the_hash_is_of_the_files_numbers_however_they_are_held(weights: Path) -
 def test_bf16_is_pytorchs_rounding_and_int8_within_half_a_step(weights: Path) -> None:
     given = load_file(weights)
     for precision in ("bf16", "int8"):
-        layers = held_linears(filled(weights, precision)[0].vit)
+        layers = quantized_linears(filled(weights, precision)[0].vit)
         assert len(layers) == 4 * 4  # blocks, and in each qkv, proj, fc1 and fc2
         for name, layer in layers.items():
             held = layer.state_dict()["weight"]
@@ -106,7 +106,7 @@ def test_bf16_is_pytorchs_rounding_and_int8_within_half_a_step(weights: Path) ->
 
 
 def test_int8_is_widened_to_bf16_with_one_rounding(weights: Path) -> None:
-    for layer in held_linears(filled(weights, "int8")[0].vit).values():
+    for layer in quantized_linears(filled(weights, "int8")[0].vit).values():
         whole = layer.weight
         with torch.autocast("cpu", torch.bfloat16):
             assert torch.equal(layer.weight, whole.bfloat16())
@@ -147,7 +147,7 @@ def test_from_the_disk_the_features_are_the_same_to_the_last_bit(weights: Path, 
 
 def test_from_the_disk_no_more_than_two_blocks_are_in_memory(weights: Path) -> None:
     backbone = filled(weights, "bf16", offload=True)[0]
-    layers = held_linears(backbone.vit)
+    layers = quantized_linears(backbone.vit)
     most: list[int] = []
     for block in backbone.vit.blocks:
         block.register_forward_pre_hook(lambda *_: most.append(sum(layer.is_here for layer in layers.values())))

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from dinounet.backbones.low_precision import Held, hold_linears, outlined
+from dinounet.backbones.low_precision import StoragePrecision, init_on_meta, quantize_linears
 from dinounet.backbones.registry import SIDE, STAGE_STRIDES, TIMM, BackboneVariant, check_taps, find_variant
 from dinounet.errors import ConfigError, reason_of
 from dinounet.network.dinounet import DinoUNet
@@ -52,8 +52,9 @@ class FrozenBackbone(nn.Module):
     """
 
     def __init__(
-        self, vit: nn.Module, taps: tuple[int, ...], scale: float = 1.0, precision: Held = "fp32", on_disk: bool = False
-    ) -> None:
+        self, vit: nn.Module, taps: tuple[int, ...], scale: float = 1.0,
+        precision: StoragePrecision = "fp32", on_disk: bool = False,
+    ) -> None:  # fmt: skip
         super().__init__()
         self.vit: Any = vit.requires_grad_(False)
         self.taps = taps
@@ -149,14 +150,14 @@ def build_backbone(config: NetworkConfig, *, offload: bool = False) -> FrozenBac
         if config.backbone_args and not is_plain:  # tried without memory
             with torch.device("meta"):
                 _try(timm.create_model(variant.timm_name, pretrained=False, num_classes=0, **arguments), variant.patch)
-        with nullcontext() if is_plain else outlined():
+        with nullcontext() if is_plain else init_on_meta():
             vit = timm.create_model(variant.timm_name, pretrained=False, num_classes=0, **arguments)
         if config.backbone_args and is_plain:
             _try(vit, variant.patch)
     except (TypeError, AssertionError, ValueError, RuntimeError) as error:
         raise ConfigError(f"backbone {config.backbone} can't be built with {config.backbone_args}: {error}") from error
     if not is_plain:
-        hold_linears(vit, config.backbone, precision, on_disk=offload)
+        quantize_linears(vit, config.backbone, precision, on_disk=offload)
     backbone = FrozenBackbone(vit, config.taps, config.backbone_scale, precision, offload)
     if backbone.width != config.backbone_width:
         raise ConfigError(

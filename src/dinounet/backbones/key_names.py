@@ -1,4 +1,8 @@
-"""Key names of published weights, and of the published Dino U-Net's checkpoints, translated to timm's and ours."""
+"""Key names of published weights, and of the published Dino U-Net's checkpoints, translated to timm's and ours.
+
+Not by timm's own converters (`checkpoint_filter_fn`): DINOv3's drops RoPE's periods, bias masks, and biases that the
+model has no place for, in silence, and resamples patches and positions of another size, where a file must be refused.
+"""
 
 from __future__ import annotations
 
@@ -206,7 +210,6 @@ TRANSFORMERS_DINOV3: Table = {
     "layer.#.mlp.up_proj.*": "blocks.#.mlp.fc1.*",
     "layer.#.mlp.down_proj.*": "blocks.#.mlp.fc2.*",
     "layer.#.layer_scale2.lambda1": "blocks.#.gamma_2",
-    "norm.*": "norm.*",
 }
 """Hugging Face's `DINOv3ViTModel`; some versions begin the blocks' names with `model.`."""
 
@@ -252,22 +255,10 @@ TRANSFORMERS_CONVNEXT: Table = {
 """Hugging Face's `DINOv3ConvNextModel`."""
 
 META_DINOV2: Table = {
-    "cls_token": "cls_token",
     "register_tokens": "reg_token",
     "mask_token": UNUSED,
-    "pos_embed": "pos_embed",
-    "patch_embed.proj.*": "patch_embed.proj.*",
-    "blocks.#.norm1.*": "blocks.#.norm1.*",
-    "blocks.#.attn.qkv.*": "blocks.#.attn.qkv.*",
-    "blocks.#.attn.proj.*": "blocks.#.attn.proj.*",
-    "blocks.#.ls1.gamma": "blocks.#.ls1.gamma",
-    "blocks.#.norm2.*": "blocks.#.norm2.*",
-    "blocks.#.mlp.fc1.*": "blocks.#.mlp.fc1.*",
-    "blocks.#.mlp.fc2.*": "blocks.#.mlp.fc2.*",
     "blocks.#.mlp.w12.*": "blocks.#.mlp.fc1.*",
     "blocks.#.mlp.w3.*": "blocks.#.mlp.fc2.*",
-    "blocks.#.ls2.gamma": "blocks.#.ls2.gamma",
-    "norm.*": "norm.*",
 }
 """Meta's DINOv2, with and without registers. DINOv3's table is `META_TO_TIMM`."""
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from dinounet.backbones.frozen import FrozenBackbone
 from dinounet.backbones.hub import FILE, INDEX, download, pages, shards, source_of
 from dinounet.backbones.key_names import backbone_state, find_format, mismatches
-from dinounet.backbones.low_precision import held_linears
+from dinounet.backbones.low_precision import quantized_linears
 from dinounet.backbones.registry import TIMM, VARIANTS, BackboneVariant, find_variant
 from dinounet.errors import WeightsError
 from dinounet.schema.network import BackboneRecord
@@ -144,36 +144,40 @@ def _block_of(name: str) -> str:
     return found.group() if found else ""
 
 
-def bring_blocks(backbone: FrozenBackbone, stored: StoredBackbone) -> None:
-    """Have each block's weights read from a file before it computes, and let go afterwards."""
+def stream_blocks_from_disk(backbone: FrozenBackbone, stored: StoredBackbone) -> None:
+    """Read each block's weights from a file before it computes, the next one's meanwhile, and release them afterwards.
+
+    Not by accelerate's `disk_offload` (1.15): it starts from a model in memory, copies all weights to the disk once
+    more (27 GB of 7B) and reads them only when they are due: passes of ViT-B took 1.5 times as long on a busy machine.
+    """
     reader = ThreadPoolExecutor(1, "reads the next block")
-    ahead: dict[int, Future[dict[str, tuple[Tensor, Tensor]]]] = {}
-    blocks = [held_linears(block) for block in backbone.vit.blocks]
+    prefetched: dict[int, Future[dict[str, tuple[Tensor, Tensor]]]] = {}
+    blocks = [quantized_linears(block) for block in backbone.vit.blocks]
 
     def read(index: int) -> dict[str, tuple[Tensor, Tensor]]:
-        """A block's weights as they are held."""
+        """A block's weights as they are stored."""
         names = [f"blocks.{index}.{name}" for name in blocks[index]]
         return {
             name: layer.convert(tensor)
             for (name, layer), (_, tensor) in zip(blocks[index].items(), stored.read(names), strict=True)
         }
 
-    def bring(index: int, image: Tensor) -> None:
-        if index not in ahead:
-            ahead[index] = reader.submit(read, index)
-        weights = ahead.pop(index).result()
+    def load(index: int, image: Tensor) -> None:
+        if index not in prefetched:
+            prefetched[index] = reader.submit(read, index)
+        weights = prefetched.pop(index).result()
         if index < max(backbone.taps):  # further ones don't compute
-            ahead[index + 1] = reader.submit(read, index + 1)
+            prefetched[index + 1] = reader.submit(read, index + 1)
         for name, (weight, scale) in weights.items():
             blocks[index][name].put(weight.to(image.device), scale.to(image.device))
 
-    def let_go(index: int) -> None:
+    def release(index: int) -> None:
         for layer in blocks[index].values():
             layer.empty("meta")
 
     for index, block in enumerate(backbone.vit.blocks):
-        block.register_forward_pre_hook(lambda _block, inputs, index=index: bring(index, inputs[0]))
-        block.register_forward_hook(lambda _block, _inputs, _output, index=index: let_go(index))
+        block.register_forward_pre_hook(lambda _block, inputs, index=index: load(index, inputs[0]))
+        block.register_forward_hook(lambda _block, _inputs, _output, index=index: release(index))
 
 
 RANDOM_STD = 0.02
@@ -211,7 +215,7 @@ def fill_backbone(backbone: FrozenBackbone, name: str, weights: str, seed: int =
     _check(backbone, stored, path, variant)
     sha256 = _fill(backbone, _numbers_of(backbone, stored))
     if backbone.on_disk:
-        bring_blocks(backbone, stored)
+        stream_blocks_from_disk(backbone, stored)
     return BackboneRecord(name, source_of(weights), sha256, variant.licence, backbone.precision)
 
 
@@ -267,7 +271,7 @@ def _hash(numbers: Iterable[tuple[str, Tensor]]) -> str:
 
 def _fill(backbone: FrozenBackbone, numbers: Iterator[tuple[str, Tensor]]) -> str:
     """Take over every tensor, one at a time; returns the hash of all as they came."""
-    layers, others = held_linears(backbone.vit), backbone_state(backbone.vit)
+    layers, others = quantized_linears(backbone.vit), backbone_state(backbone.vit)
 
     def take() -> Iterator[tuple[str, Tensor]]:
         for key, tensor in numbers:

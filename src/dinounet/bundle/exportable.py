@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from dinounet.backbones.frozen import Network
-from dinounet.backbones.low_precision import held_linears
+from dinounet.backbones.low_precision import quantized_linears
 from dinounet.errors import ConfigError
 from dinounet.network.adapter import cell_centres
 from dinounet.network.deformable_attention import Sizes, deformable_sampling, to_maps
@@ -132,7 +132,7 @@ class Exportable(nn.Module):
 
 def _widen(vit: nn.Module) -> None:
     """Give linear layers that are held in fewer bytes the float32 numbers that they compute with."""
-    for name, held in held_linears(vit).items():
+    for name, held in quantized_linears(vit).items():
         place, _, _ = name.rpartition(".")
         parent, _, own_name = place.rpartition(".")
         layer = nn.Linear(held.in_features, held.out_features, held.bias is not None, device="meta")
