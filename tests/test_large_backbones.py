@@ -190,7 +190,7 @@ MEASURED = """
 import sys, torch
 from pathlib import Path
 from dinounet.backbones.frozen import build_backbone
-from dinounet.schema.network import NetworkConfig
+from dinounet.backbones.registry import network_config
 from dinounet.backbones.weights import fill_backbone
 
 def highest():
