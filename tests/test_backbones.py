@@ -182,6 +182,7 @@ def test_a_pyramids_stages_can_not_be_chosen() -> None:
         pyramid_config(taps=(0, 1, 2, 4))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "width", "patch", "is_pyramid"),
     [

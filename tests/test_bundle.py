@@ -32,6 +32,8 @@ from dinounet.schema.recipe import Recipe
 from networks import planned
 from schema import FILE
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -73,7 +75,6 @@ def predict_proba(model: object, image: Path) -> np.ndarray:
     return dinounet.load(model, device="cpu").predict_proba(image)
 
 
-@pytest.mark.slow
 def test_a_bundle_predicts_as_its_run_bit_for_bit(run: Path, bundle: Path, image: Path, tmp_path: Path) -> None:
     np.testing.assert_array_equal(predict_proba(bundle, image), predict_proba(run, image))
     for model, folder in ((run, "of_run"), (bundle, "of_bundle")):
@@ -105,7 +106,6 @@ def test_what_was_chosen_for_the_masks_goes_along(run: Path, image: Path, tmp_pa
     assert dinounet.load(tmp_path / "bundle", postprocessing="none").postprocessing is None
 
 
-@pytest.mark.slow
 def test_a_unet_is_shared_too(place: Path, image: Path, tmp_path: Path) -> None:
     data = plan_data(read_dataset(place / "pictures"), (32, 32))
     network = plan_unet((32, 32), in_channels=1, num_classes=3)
@@ -222,7 +222,6 @@ def twice(bundle: Path) -> None:
 NETWORK = ("networks", 0, "network")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -132,6 +132,7 @@ def test_more_cases_than_a_process_may_have_open_files(png: Path, tmp_path: Path
 # processes
 
 
+@pytest.mark.slow
 def test_processes_make_the_same_cache(
     png: Path, tmp_path: Path, in_processes: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -145,6 +146,7 @@ def test_processes_make_the_same_cache(
     assert contents(tmp_path / "many") == contents(tmp_path / "one")
 
 
+@pytest.mark.slow
 def test_what_is_wrong_comes_together_and_in_order_from_processes_too(
     png: Path, tmp_path: Path, in_processes: None
 ) -> None:
@@ -280,6 +282,7 @@ def test_a_full_disk_is_one_sentence_and_nothing_is_left(where: str, tmp_path: P
     assert not words or [path.name for path in shared.iterdir()] == [".lock"]
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_full_for_a_worker_is_full_for_all(png: Path, tmp_path: Path, in_processes: None) -> None:
     dataset = read_dataset(png)
     plan = plan_data(dataset)

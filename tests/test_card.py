@@ -22,6 +22,8 @@ from dinounet.schema.plan import Plan
 from dinounet.schema.recipe import Recipe
 from networks import planned
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -50,7 +52,6 @@ def on(record: BundleRecord, name: str) -> BundleRecord:
     return replace(record, networks=(replace(one, network=network, backbone=backbone),))
 
 
-@pytest.mark.slow
 def test_the_hub_reads_its_facts(record: BundleRecord) -> None:
     facts = ModelCard(make_card(on(record, "dinov3_vits16"))).data
     assert (facts.library_name, facts.pipeline_tag) == ("dinounet", "image-segmentation")

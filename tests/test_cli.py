@@ -149,6 +149,7 @@ def test_plain_pictures_with_masks_of_0_and_255(tmp_path: Path) -> None:
     assert len(metrics["cases"]) == 4
 
 
+@pytest.mark.slow
 def test_plan_tells_what_a_dataset_holds_and_writes_what_train_reads(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

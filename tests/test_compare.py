@@ -84,6 +84,7 @@ def test_volumes_too_large_are_as_bad_as_too_small(tmp_path):
     assert (one.mean, one.wins, one.losses, one.interval, one.p) == (-18, 1, 0, None, 1)
 
 
+@pytest.mark.slow
 def test_what_is_known_of_training_and_prediction(tmp_path):
     folders = models(tmp_path)
     (tmp_path / "run").mkdir()

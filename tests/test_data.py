@@ -300,6 +300,7 @@ def patches(png: Path, tmp_path: Path, **changes: object) -> PatchDataset:
     return PatchDataset(cases, (32, 48), **settings)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("augmentation", ["none", "flip", "nnunet"])
 def test_a_patch_depends_on_seed_and_number_alone(augmentation: str, png: Path, tmp_path: Path) -> None:
     some = patches(png, tmp_path, augmentation=augmentation)

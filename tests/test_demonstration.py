@@ -34,6 +34,7 @@ def slices_of(path: Path) -> set[int]:
     return {round(first[2]) + z for z in range(slab.shape[2])}
 
 
+@pytest.mark.slow
 def test_slabs_lie_where_the_template_has_them_with_its_labels(dataset: Path) -> None:
     template = load_mni152_template(resolution=1)
     grey, white = (
@@ -85,6 +86,7 @@ def test_the_demo_falls_back_says_so_and_goes_on_after_ctrl_c(
     assert all(case in html for case in ("slab_01", "slab_05", "slab_09"))
 
 
+@pytest.mark.slow
 def test_other_weights_are_never_replaced(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match=r"mine\.safetensors does not exist; download the weights of dinov3_vits16"):
         dinounet.demo(output=tmp_path / "demo", weights="mine.safetensors")

@@ -38,6 +38,8 @@ from test_hub import store  # noqa: F401
 from test_published import write as write_published
 from test_weights import weights_file
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 
@@ -202,7 +204,6 @@ def run_commands(example: Example) -> None:
         assert main([*words[1:], "--debug"]) == 0, command
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_what_a_page_says_works(
     page: Path, stand_ins: Path, tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch

@@ -206,6 +206,7 @@ def test_a_disk_that_is_too_small_is_told_before_anything_is_computed(
     assert len(seen) == 1
 
 
+@pytest.mark.slow
 def test_a_disk_that_fills_up_leaves_nothing(
     png: Path, plan_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -107,6 +107,7 @@ def test_more_than_a_byte_is_no_colour(tmp_path: Path) -> None:
         plan_data(read_dataset(data, LABELS, ("rgb", "rgb", "rgb")))
 
 
+@pytest.mark.slow
 def test_channels_are_named_on_the_command_line(tmp_path: Path) -> None:
     data = write_pairs(tmp_path / "data", 1)
     dinounet.plan(data, output=tmp_path / "plan.json", channels="CT", labels=NAMED)

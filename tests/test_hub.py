@@ -26,6 +26,8 @@ from dinounet.schema.recipe import Recipe
 from networks import planned
 from test_weights import offline, point_to
 
+pytestmark = pytest.mark.slow
+
 NAME = "ada/lesions"
 TOKEN = "hf_that_may_write"
 
@@ -195,7 +197,6 @@ def predict_proba(model: object, image: Path, **more: Any) -> np.ndarray:
     return dinounet.load(model, device="cpu", **more).predict_proba(image)
 
 
-@pytest.mark.slow
 def test_what_is_pushed_predicts_elsewhere_as_it_does_here(
     store: Store, bundle: Path, image: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -219,7 +220,6 @@ def test_what_is_pushed_predicts_elsewhere_as_it_does_here(
     assert "pictures" in capsys.readouterr().out
 
 
-@pytest.mark.slow
 def test_a_revision_stays_what_it_was(store: Store, place: Path, image: Path, tmp_path: Path) -> None:
     dinounet.push(place / "bundle", NAME)
     first = store.branches["main"]
@@ -294,7 +294,6 @@ def test_what_is_wrong_at_the_hub_is_told(store: Store, bundle: Path, tmp_path: 
         dinounet.load(f"hf://{NAME}")
 
 
-@pytest.mark.slow
 def test_what_can_not_be_pushed_is_told(
     store: Store, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

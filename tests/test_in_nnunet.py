@@ -165,6 +165,7 @@ def test_a_run_goes_to_nnunet_and_comes_back_as_it_was(run: Path, tmp_path: Path
     assert before.backbone.sha256 == after.backbone.sha256
 
 
+@pytest.mark.slow
 def test_a_plan_with_an_older_name_of_the_network_is_understood(run: Path, tmp_path: Path) -> None:
     folder = export(run, tmp_path / "folder")
     plans, checkpoint = folder / "plans.json", folder / "fold_0" / "checkpoint_final.pth"
@@ -173,6 +174,7 @@ def test_a_plan_with_an_older_name_of_the_network_is_understood(run: Path, tmp_p
     assert len(dinounet.load(dinounet.import_(folder, tmp_path / "bundle")).networks) == 1
 
 
+@pytest.mark.slow
 def test_folds_go_and_come_together_and_networks_that_differ_do_not(run: Path, tmp_path: Path) -> None:
     bundle = dinounet.export([run], tmp_path / "one")
     folder = export([bundle, run], tmp_path / "folder")
@@ -181,6 +183,7 @@ def test_folds_go_and_come_together_and_networks_that_differ_do_not(run: Path, t
     assert len(dinounet.load(both).networks) == 2
 
 
+@pytest.mark.slow
 def test_what_nnunet_reads_of_a_plan_is_what_is_read_back(run: Path, tmp_path: Path) -> None:
     data = dinounet.load(run).plan.data
     folder = export(run, tmp_path / "folder")
@@ -204,6 +207,7 @@ def change(run: Path, copy: Path, **data: Any) -> Path:
     return copy
 
 
+@pytest.mark.slow
 def test_what_nnunet_cannot_do_is_refused_and_what_it_does_otherwise_is_told(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -238,6 +242,7 @@ def test_what_nnunet_cannot_do_is_refused_and_what_it_does_otherwise_is_told(
         export(run, folder)
 
 
+@pytest.mark.slow
 def test_regions_and_the_ignore_label_go_along(run: Path, tmp_path: Path) -> None:
     labels = {"background": 0, "a": 1, "b": 2, "c": 3}
     regions = [
@@ -254,6 +259,7 @@ def test_regions_and_the_ignore_label_go_along(run: Path, tmp_path: Path) -> Non
     assert description["regions_class_order"] == [1, 2, 3]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [

@@ -175,6 +175,7 @@ def test_transformers_names_are_streamed_into_the_same_layers(tmp_path: Path, of
     assert relative(features(found), features(known)) < ONE_PERCENT
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("offload", [False, True])
 def test_a_network_learns_on_what_is_held_and_its_checkpoint_has_none_of_it(weights: Path, offload: bool) -> None:
     backbone = filled(weights, "int8", offload=offload)[0]

@@ -143,6 +143,7 @@ def test_wrong_names_of_colours_are_answered(text: str, message: str) -> None:
         name_labels(parse_labels(text))
 
 
+@pytest.mark.slow
 def test_from_colours_to_predicted_palettes_evaluation_and_report(tmp_path: Path) -> None:
     data = write_cases(tmp_path / "data")
     plan = plan_data(read_dataset(data, parse_labels(GIVEN)), (32, 32))
@@ -394,6 +395,7 @@ def test_an_e_with_an_accent_is_one_letter_however_it_is_stored(tmp_path: Path) 
     assert {case.name for case in read_dataset(root).cases} == {composed, "c1", "c2", "c3"}
 
 
+@pytest.mark.slow
 def test_the_plan_tells_what_was_understood(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_cases(tmp_path / "data", "masks/*_segmentation.png")
     dinounet.plan(tmp_path / "data", labels=GIVEN)
@@ -414,6 +416,7 @@ def test_the_shared_data_is_understood() -> None:
     }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["brain", "lung"])
 def test_shared_volumes_in_pairs_are_understood(name: str) -> None:
     root = shared(f"data/{'brain_mr' if name == 'brain' else 'lung_ct'}")

@@ -32,6 +32,7 @@ def plan(tmp_path: Path) -> Plan:
     return make_plan(data, Recipe(), network_config())
 
 
+@pytest.mark.slow
 def test_a_block_of_known_size_is_seen_also_where_as_much_was_freed_before() -> None:
     small = [torch.ones(2**18) for _ in range(400)]
     del small
@@ -45,6 +46,7 @@ def test_a_block_of_known_size_is_seen_also_where_as_much_was_freed_before() -> 
     assert grown[0] == pytest.approx(400 * 2**20, rel=0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_the_trial_leaves_no_trace(precision: str, plan: Plan) -> None:
     plan = replace(plan, network=planned(num_classes=3), data=replace(plan.data, patch=(64, 64)))
@@ -101,6 +103,7 @@ def test_patches_shrink_until_one_fits_and_given_ones_are_refused(plan: Plan) ->
         fit_to_memory(plan, replace(short, free=1000), patch_is_given=False, batch_is_given=False)
 
 
+@pytest.mark.slow
 def test_where_memory_is_short_patches_go_through_the_network_in_parts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -119,6 +122,7 @@ def test_where_memory_is_short_patches_go_through_the_network_in_parts(
     assert read_run(dinounet.train(data, tmp_path / "asked", micro_batch_size=2, **options)).micro_batch_size == 2
 
 
+@pytest.mark.slow
 def test_plan_writes_what_was_measured(tmp_path: Path) -> None:
     data = write_png_dataset(tmp_path / "pictures")
     dinounet.plan(data, output=tmp_path / "plan.json", patch=(64, 64), device="cpu")

@@ -27,6 +27,7 @@ def tiny(**changes: object) -> DinoUNet:
     return build_network(tiny_config(**changes))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("backbone", "trainable", "adapter", "fapm", "frozen", "frozen_elsewhere"),
     [
@@ -97,6 +98,7 @@ def test_padding_repeats_the_border_and_leaves_multiples_of_32_alone() -> None:
         assert torch.equal(network(image), network(by_hand)[..., :70, :90])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("channels", [1, 2, 3, 4, 7])
 def test_every_channel_counts(channels: int) -> None:
     network = tiny(in_channels=channels).eval()
@@ -255,6 +257,7 @@ def test_sampling_by_gathers_is_grid_sample_and_so_are_its_gradients() -> None:
     torch.testing.assert_close(torch.autograd.grad(found, (map, grid), upstream), gradients)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sizes", [[(6, 7)], [(5, 3), (2, 4)]])
 def test_sampling_on_the_cpu_is_grid_sample_and_so_are_its_gradients(sizes: list[tuple[int, int]]) -> None:
     batch, queries, heads, width, points = 2, 9, 3, 4, 2

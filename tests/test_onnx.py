@@ -39,6 +39,8 @@ from dinounet.schema.network import plan_unet
 from dinounet.system import now, versions
 from networks import planned, tiny_config
 
+pytestmark = pytest.mark.slow
+
 SIZES = ((1, 64, 64), (2, 96, 160), (3, 224, 64))
 """Images a batch, rows and columns."""
 

@@ -325,6 +325,7 @@ def run_of_specks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path
     return data, tmp_path / "run", options
 
 
+@pytest.mark.slow
 def test_a_run_chooses_on_validation_cases_and_does_it_to_test_cases(
     run_of_specks: tuple[Path, Path, dict], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -365,6 +366,7 @@ def test_a_run_chooses_on_validation_cases_and_does_it_to_test_cases(
         dinounet.train(data, run, resume=True)
 
 
+@pytest.mark.slow
 def test_the_report_of_validation_cases_says_that_they_are_not_postprocessed(
     run_of_specks: tuple[Path, Path, dict],
 ) -> None:

@@ -36,6 +36,8 @@ from dinounet.schema.recipe import Recipe
 from dinounet.schema.run import read_run
 from networks import planned
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def png(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -314,7 +316,6 @@ def test_what_fails_is_listed_and_tried_again(png: Path, run: Path, tmp_path: Pa
     assert len(list(out.glob("*.png"))) == 30
 
 
-@pytest.mark.slow
 def test_processes_share_a_folder_and_one_of_them_tells_what_failed(png: Path, run: Path, tmp_path: Path) -> None:
     images, out = many(png, tmp_path / "images", 7), tmp_path / "out"
     (images / "00003.png").write_text("hello")

@@ -118,6 +118,7 @@ def test_it_sees_images_as_nnunet_planned(tmp_path: Path) -> None:
     assert "Nobody has measured it." in card
 
 
+@pytest.mark.slow
 def test_it_predicts_from_the_command_line_and_only_on_its_own_backbone(tmp_path: Path) -> None:
     assert main(write(tmp_path / "run")) == 0
     bundle = tmp_path / "run" / "bundle"
@@ -158,6 +159,7 @@ FREE = {"init_args": {}}
 """A checkpoint that doesn't tell its plan."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("plans", "dataset", "changes", "message"),
     [

@@ -69,6 +69,7 @@ def test_he_initialisation_is_kaimings_and_leaves_alone_what_is_special_on_purpo
     assert hash_backbone(network.backbone) == frozen
 
 
+@pytest.mark.slow
 def test_flags_change_single_fields_of_a_named_recipe(png: Path, tmp_path: Path) -> None:
     words = [
         "plan",
@@ -126,6 +127,7 @@ def test_the_paper_makes_the_median_image_512_squared(tmp_path: Path) -> None:
     assert (data.slice_axis, data.unknown_spacing) == (0, None)
 
 
+@pytest.mark.slow
 def test_the_paper_trains_and_predicts_pictures_at_their_own_size(png: Path, tmp_path: Path) -> None:
     plan = plan_dataset(read_dataset(png), "paper", network_config(), (64, 64), changes={"steps": 2})
     data = replace(plan.data, spacing=(1.5, 1.25))  # as if the median image were smaller
@@ -165,6 +167,7 @@ def test_a_unet_gives_the_size_it_gets_and_supervises_lower_scales_in_training()
         network(torch.randn(1, 2, 32, 32))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_thread")
 def test_a_unet_is_trained_resumed_used_and_told_of(
     png: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -200,6 +203,7 @@ def test_a_unet_is_trained_resumed_used_and_told_of(
     assert "unet" in page.read_text()
 
 
+@pytest.mark.slow
 def test_one_flag_trains_a_unet(png: Path, tmp_path: Path) -> None:
     words = [
         "--network",

@@ -202,6 +202,7 @@ def test_evaluation_joins_regions_and_leaves_out_what_the_truth_ignores(tmp_path
         evaluate_folders(*pair, Labels(labels, regions, 3))
 
 
+@pytest.mark.slow
 def test_from_training_to_report(both: Path, tmp_path: Path) -> None:
     recipe = Recipe(steps=4, eval_interval=2, warmup=1)
     write_json(tmp_path / "plan.json", Plan(plan_data(read_dataset(both), (64, 64)), planned(num_classes=2), recipe))

@@ -37,6 +37,7 @@ def plan_file(png: Path, tmp_path: Path) -> Path:
     return tmp_path / "tiny.json"
 
 
+@pytest.mark.slow
 def test_one_command_reaches_a_report_of_the_cases_kept_from_training(
     png: Path, plan_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -75,6 +76,7 @@ def test_one_command_reaches_a_report_of_the_cases_kept_from_training(
     assert review.NOTHING_KEPT not in page
 
 
+@pytest.mark.slow
 def test_held_out_cases_are_what_the_report_shows(png: Path, tmp_path: Path) -> None:
     (tmp_path / "held out.txt").write_text("case_1\ncase_4\n")
     plan = plan_data(read_dataset(png, test=["case_1", "case_4"]), (64, 64))
@@ -87,12 +89,14 @@ def test_held_out_cases_are_what_the_report_shows(png: Path, tmp_path: Path) -> 
     assert "case_4" in page
 
 
+@pytest.mark.slow
 def test_where_no_case_was_kept_the_report_says_so(png: Path, plan_file: Path, tmp_path: Path) -> None:
     run = dinounet.train(png, tmp_path / "run", plan=plan_file, fold="all", **OPTIONS)
     assert len(list((run / "training").glob("*.png"))) == 6
     assert review.NOTHING_KEPT in (run / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_a_review_that_was_interrupted_is_made_up_for(
     png: Path, plan_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -26,6 +26,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_every_page_verb_and_name_is_in_the_site(site: Path) -> None:
     made = {path.stem for path in site.glob("*.html")}
     assert {page.stem.lower() for page in PAGES if page.stem != "README"} | {"index", "commands", "api"} <= made

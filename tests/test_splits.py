@@ -112,6 +112,7 @@ def test_without_groups_the_folds_are_those_of_cases_and_few_groups_give_few_fol
     assert split_cases([Case(name, (), None, "one") for name in names]) == ()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["table", "volumes"])
 def test_what_is_watched_or_held_out_is_never_learned_from(
     kind: str, tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
@@ -142,6 +143,7 @@ def test_what_is_watched_or_held_out_is_never_learned_from(
     assert owners[2] == set(test)
 
 
+@pytest.mark.slow
 def test_all_cases_are_learned_from_and_none_is_watched(
     png: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -153,6 +155,7 @@ def test_all_cases_are_learned_from_and_none_is_watched(
     assert train(png, tmp_path / "first", plan).fold == 0
 
 
+@pytest.mark.slow
 def test_few_cases_make_few_folds_and_that_is_told(
     tmp_path: Path, table: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -164,6 +167,7 @@ def test_few_cases_make_few_folds_and_that_is_told(
     assert "eyes has 4 groups of cases, so there are 4 folds and not 5" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_single_case_is_all_trained_on_but_has_no_fold(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = write_nifti_dataset(tmp_path / "one", cases=1)
     plan = write_plan(data, tmp_path / "plan.json")
@@ -204,6 +208,7 @@ def test_a_wrong_test_list_is_answered(text: str | bytes | None, message: str, t
         hold_out(cases, read_test_list(path))
 
 
+@pytest.mark.slow
 def test_what_is_held_out_is_not_looked_at_for_the_plan(
     png: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -219,6 +224,7 @@ def test_what_is_held_out_is_not_looked_at_for_the_plan(
     assert plan.data.fingerprint.cases == 4
 
 
+@pytest.mark.slow
 def test_plans_and_interrupted_runs_remember_what_is_held_out(png: Path, tmp_path: Path) -> None:
     lists = [tmp_path / "a.txt", tmp_path / "b.txt"]
     for path, name in zip(lists, ("case_1", "case_2"), strict=True):

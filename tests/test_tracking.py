@@ -48,6 +48,7 @@ def logged(run: Path, key: str) -> dict[int, float]:
     return {entry["step"]: entry[key] for entry in read_log(run) if key in entry}
 
 
+@pytest.mark.slow
 def test_tensorboard_is_told_of_a_run_that_was_interrupted(png: Path) -> None:
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     run = stop_and_resume(png, "tensorboard")
@@ -64,6 +65,7 @@ def test_tensorboard_is_told_of_a_run_that_was_interrupted(png: Path) -> None:
     assert read_run(run).track == ("tensorboard",)
 
 
+@pytest.mark.slow
 def test_wandb_works_offline(png: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
@@ -73,6 +75,7 @@ def test_wandb_works_offline(png: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert b"validation_dice/disc" in second.read_bytes()
 
 
+@pytest.mark.slow
 def test_mlflow_keeps_a_run_in_the_runs_folder(png: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mlflow = pytest.importorskip("mlflow")
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
@@ -97,6 +100,7 @@ def test_a_tracker_that_is_not_installed_is_answered_before_anything_is_done(
     assert not run.exists()
 
 
+@pytest.mark.slow
 def test_a_tracker_that_cannot_start_is_answered(png: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise RuntimeError("no account\nhelp")
@@ -108,6 +112,7 @@ def test_a_tracker_that_cannot_start_is_answered(png: Path, monkeypatch: pytest.
         train(png, track=("tensorboard",))
 
 
+@pytest.mark.slow
 def test_examples_show_image_truth_and_prediction_side_by_side(png: Path) -> None:
     run = train(png)
     assert sorted(path.name for path in (run / "examples").iterdir()) == ["step_000002.png", "step_000004.png"]
@@ -120,6 +125,7 @@ def test_examples_show_image_truth_and_prediction_side_by_side(png: Path) -> Non
     assert (truth[bright] != image[bright]).any(-1).mean() > 0.9
 
 
+@pytest.mark.slow
 def test_at_most_twelve_examples_are_kept_and_the_last_among_them(png: Path, tmp_path: Path) -> None:
     import torch
 

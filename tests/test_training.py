@@ -80,6 +80,7 @@ def test_learning_rate_warms_up_and_falls_to_zero() -> None:
     assert rates[-1] < 1e-3
 
 
+@pytest.mark.slow
 def test_a_run_learns_and_says_everything_that_made_it(png: Path, plan_file: Path, tmp_path: Path) -> None:
     plan = json.loads(plan_file.read_text())
     plan["recipe"] |= {"steps": 60, "eval_interval": 30, "batch_size": 4, "learning_rate": 0.01}
@@ -117,6 +118,7 @@ def ctrl_c_at(step: int) -> RemovableHandle:
     return register_optimizer_step_post_hook(press)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [1, 4])
 def test_a_stopped_run_goes_on_to_the_same_end(step: int, png: Path, plan_file: Path, tmp_path: Path) -> None:
     whole = train(png, tmp_path / "whole", plan_file)
@@ -136,6 +138,7 @@ def test_a_stopped_run_goes_on_to_the_same_end(step: int, png: Path, plan_file: 
     assert steps[0] == steps[1]
 
 
+@pytest.mark.slow
 def test_a_signal_that_also_ends_the_workers_stops_the_run_and_no_more(
     png: Path, plan_file: Path, tmp_path: Path
 ) -> None:
@@ -150,6 +153,7 @@ def test_a_signal_that_also_ends_the_workers_stops_the_run_and_no_more(
     assert read_run(tmp_path / "run").status == "finished"
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
     png: Path, plan_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -162,6 +166,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
     assert read_run(tmp_path / "run").status == "finished"
 
 
+@pytest.mark.slow
 def test_options_that_contradict_a_plan_or_an_interrupted_run_are_refused(
     png: Path, plan_file: Path, tmp_path: Path
 ) -> None:
@@ -179,6 +184,7 @@ def test_options_that_contradict_a_plan_or_an_interrupted_run_are_refused(
             dinounet.train(png, tmp_path / "run", resume=True, **{name: value})
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_on_another_device(
     png: Path, plan_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -192,6 +198,7 @@ def test_a_run_goes_on_on_another_device(
     assert (read_run(run).status, read_run(run).device) == ("finished", "cpu")
 
 
+@pytest.mark.slow
 def test_images_are_checked_also_by_an_edited_plan(png: Path, plan_file: Path, tmp_path: Path) -> None:
     path = png / "labelsTr" / "case_2.png"
     mask = np.asarray(Image.open(path))
@@ -201,6 +208,7 @@ def test_images_are_checked_also_by_an_edited_plan(png: Path, plan_file: Path, t
             train(png, tmp_path / str(wrong.shape), plan_file)
 
 
+@pytest.mark.slow
 def test_a_run_that_diverges_stops_with_its_last_good_weights(png: Path, plan_file: Path, tmp_path: Path) -> None:
     plan = json.loads(plan_file.read_text())
     plan["recipe"] |= {"learning_rate": 1e30, "warmup": 0, "steps": 40}
@@ -216,6 +224,7 @@ def edit(plan_file: Path, **changes: object) -> None:
     plan_file.write_text(json.dumps(plan))
 
 
+@pytest.mark.slow
 def test_one_step_that_is_not_finite_is_skipped_and_counted(png: Path, plan_file: Path, tmp_path: Path) -> None:
     steps = itertools.count(1)
 
@@ -230,6 +239,7 @@ def test_one_step_that_is_not_finite_is_skipped_and_counted(png: Path, plan_file
     assert all(tensor.isfinite().all() for tensor in load_file(run / MODEL).values())
 
 
+@pytest.mark.slow
 def test_memory_that_runs_out_halves_the_micro_batch_and_the_step_is_done_again(
     png: Path, plan_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -247,6 +257,7 @@ def test_memory_that_runs_out_halves_the_micro_batch_and_the_step_is_done_again(
     assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
 
 
+@pytest.mark.slow
 def test_a_run_of_minutes_ends_in_time_with_the_schedule_at_its_end(png: Path, plan_file: Path, tmp_path: Path) -> None:
     edit(plan_file, max_minutes=0.2, eval_interval=1000)
     record = read_run(train(png, tmp_path / "run", plan_file))

@@ -59,6 +59,7 @@ def write(wrong: Wrong, root: Path) -> Path:
     return root / wrong.data if wrong.data else root
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CORPUS)
 def test_a_wrong_dataset_is_answered(
     name: str, place: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

@@ -105,6 +105,7 @@ def test_three_images_one_by_one_are_not_a_volume(predictors: dict[str, Predicto
     assert (np.stack(each) != as_volume).any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "shape", "axes", "usual", "result"),
     [

@@ -80,6 +80,7 @@ def refused(words: list[str], arguments: Any, told: list[str], capsys: pytest.Ca
     assert all(part in str(stop.value) for part in told), str(stop.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("flags", "named", "held", "asked"), AT_DEFAULT)
 def test_an_argument_beside_a_plan_counts_also_at_its_default(
     place: Path, tmp_path: Path, capsys: Any, flags: list[str], named: dict[str, Any], held: str, asked: str

@@ -44,6 +44,7 @@ def proba(run: Path, image: Path) -> np.ndarray:
     return dinounet.load(run, device="cpu").predict_proba(image).astype(np.float64)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("labels", [SQUARE_FIRST, OTHER_NUMBERS])
 def test_classes_are_averaged_by_name(data: DataPlan, image: Path, tmp_path: Path, labels: dict[str, int]) -> None:
     first = write_run(tmp_path / "first", data, seed=0)

@@ -44,6 +44,7 @@ def run_python(code: str, **environment: str) -> subprocess.CompletedProcess[str
     )
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.system() != "Linux", reason="PyTorch has another OpenMP library there")
 def test_threads_of_the_program_sleep_while_they_wait() -> None:
     told = run_python(THE_PROGRAM, OMP_DISPLAY_ENV="verbose").stderr  # by PyTorch's OpenMP library itself

@@ -24,6 +24,8 @@ from dinounet.schema.plan import Plan
 from dinounet.schema.recipe import Recipe
 from networks import planned
 
+pytestmark = pytest.mark.slow
+
 WRITTEN = {  # the ending of an image, and that of a mask with 300, and with 70000
     ".bmp": (".png", ".tif"),
     ".png": (".png", ".tif"),
@@ -79,7 +81,6 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root / "run"
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("number", "place"), [(300, 0), (70000, 1)])
 def test_each_image_gets_a_mask_in_a_format_that_holds_its_numbers(
     number: int, place: int, run: Path, tmp_path: Path

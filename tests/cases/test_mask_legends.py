@@ -96,6 +96,7 @@ def write_two(root: Path, liver: int = 1, tumour: int = 2, ending: str = ".seg.n
     return root
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ending", [".seg.nrrd", ".nrrd"])
 def test_names_decide_where_numbers_are_swapped(ending: str, tmp_path: Path) -> None:
     root = write_two(tmp_path / "data", liver=2, tumour=1, ending=ending)

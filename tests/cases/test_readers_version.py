@@ -26,6 +26,8 @@ from dinounet.schema.run import read_run
 from dinounet.training import session
 from networks import planned
 
+pytestmark = pytest.mark.slow
+
 OLD = "with files as version 1 of our readers gave them, and this is version 2: some files have another spacing"
 
 
@@ -69,7 +71,6 @@ def story(data: Path) -> Story:
     return Story(plan, run, told)
 
 
-@pytest.mark.slow
 def test_a_plan_of_another_reading_is_told_of_and_noted(story: Story) -> None:
     assert read_plan(story.plan).data.readers == 1
     (sentence,) = story.told

@@ -75,6 +75,7 @@ def place(home: Path, ending: str, content: bytes) -> Path:
     return home / "series"
 
 
+@pytest.mark.slow
 @settings(max_examples=120)
 @given(ending=st.sampled_from(ENDINGS), share=st.floats(0, 1, exclude_max=True), as_mask=st.booleans())
 def test_a_torn_file_is_refused_or_the_same(
@@ -86,6 +87,7 @@ def test_a_torn_file_is_refused_or_the_same(
     assert found[0] == "refused" or found == known, found[:2]
 
 
+@pytest.mark.slow
 @settings(max_examples=250)
 @given(
     ending=st.sampled_from(ENDINGS),
@@ -136,6 +138,7 @@ READ: dict[str, Callable[[Path], object]] = {
 }
 
 
+@pytest.mark.slow
 @settings(max_examples=200)
 @given(
     name=st.sampled_from(sorted(READ)),

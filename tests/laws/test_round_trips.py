@@ -52,6 +52,7 @@ st.register_type_strategy(  # within a Postprocessing, where what it refuses can
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=100)
 @given(st.one_of([any_of(kind) for kind in RECORDS]))
 def test_a_record_is_what_was_written(tmp_path: Path, drawn: tuple[type[Any], dict[str, Any]]) -> None:
