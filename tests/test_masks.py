@@ -151,7 +151,7 @@ def test_from_colours_to_predicted_palettes_evaluation_and_report(tmp_path: Path
     run = dinounet.train(
         data, tmp_path / "run", plan=tmp_path / "plan.json", labels=GIVEN, weights="random", device="cpu"
     )
-    assert dinounet.load(run).plan.data.labels.as_given == parse_labels(GIVEN)  # what --resume compares
+    assert dinounet.load(run).plan.data.labels.as_cli == parse_labels(GIVEN)  # what --resume compares
     out = tmp_path / "out"
     written = dinounet.predict(run, [data / "images"], out)
     assert [path.name for path in written] == [f"c{index}.png" for index in range(4)]

@@ -230,4 +230,4 @@ def test_from_training_to_report(both: Path, tmp_path: Path) -> None:
 def test_foreground_is_what_is_neither_background_nor_ignored() -> None:
     known = Labels({"background": 0, "lesion": 7}, None, 255)
     assert known.foreground == {"lesion": (7,)}
-    assert known.given == {"background": 0, "lesion": 7, "ignore": 255}
+    assert known.with_ignore == {"background": 0, "lesion": 7, "ignore": 255}

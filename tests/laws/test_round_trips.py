@@ -81,9 +81,9 @@ def test_labels_are_what_was_written(given_labels: dict[str, Any]) -> None:
         named = name_labels(given_labels)
     except ConfigError:
         return
-    again = named.colours if named.colours else named.given
+    again = named.colours if named.colours else named.with_ignore
     assert dict(again) == given_labels
-    assert name_labels(named.as_given) == named
+    assert name_labels(named.as_cli) == named
 
 
 @given(st.text("=,# 0a1fF", max_size=20))

@@ -65,7 +65,7 @@ def relabel(
             mask=str(change.path), pixels=change.pixels, share=change.share, most=change.most,
         )  # fmt: skip
     coloured = isinstance(next(iter(given.values())), str)
-    means = write_labels(name_labels(given).given if coloured else whole_labels(given))
+    means = write_labels(name_labels(given).with_ignore if coloured else whole_labels(given))
     told = f"{output}: {len(changes)} masks, to be used with --labels {shlex.quote(means)}"
     say("written", told, output=str(output), labels=means)
     return [change.path for change in changes]
@@ -217,7 +217,7 @@ def _print(dataset: Dataset, plan: Plan) -> None:
         },
         **{
             f"label {name} = {label}": f"{seen.label_pixels[name]:,} pixels, {seen.label_pixels[name] / total:.2%}"
-            for name, label in data.labels.given.items()
+            for name, label in data.labels.with_ignore.items()
         },
         **{
             f"region {region.name}": f"labels {', '.join(map(str, region.labels))}, written as {region.written_as}"

@@ -193,7 +193,7 @@ def _facts(title: str, facts: dict[str, str]) -> Table:
 
 def _data(data: DataPlan) -> dict[str, str]:
     return {
-        "labels": ", ".join(f"{name} = {label}" for name, label in data.labels.given.items()),
+        "labels": ", ".join(f"{name} = {label}" for name, label in data.labels.with_ignore.items()),
         "regions": ", ".join(region.name for region in data.labels.regions or ()) or "none",
         "channels": ", ".join(f"{channel.name} ({channel.normalisation})" for channel in data.channels),
         "patch": f"{data.patch[0]} x {data.patch[1]}",

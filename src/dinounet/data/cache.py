@@ -226,7 +226,7 @@ def _prepare(case: Case, plan: DataPlan, folder: Path, memory: int) -> str | Odd
         if image is None or mask is None:
             return summarize([*problems, *describe_problems(odd)]) if problems else odd[0]
         mask = on_one_grid(mask, image)[0]
-        check_case(image, mask, [channel.name for channel in plan.channels], plan.labels.given)
+        check_case(image, mask, [channel.name for channel in plan.channels], plan.labels.with_ignore)
         moments = measure_channels(image, plan.channels)
         slices, size = image.shape[slice_axis(image, plan)], resampled_size(image, plan)
         background = [0] if plan.labels.ignore is None else [0, IGNORED]

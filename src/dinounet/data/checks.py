@@ -191,7 +191,7 @@ def on_classes(dataset: Dataset, pixels: Mapping[str, Mapping[int, int]], known:
         pixels: of each case, by its name, how many hold what its mask is stored with, or its label.
         known: what masks hold.
     """
-    marks = {to_mask_value(colour): known.given[name] for name, colour in (known.colours or {}).items()}
+    marks = {to_mask_value(colour): known.with_ignore[name] for name, colour in (known.colours or {}).items()}
     held = {
         case: {marks.get(value, value % 256 if value >= COLOUR else value) for value in counts}
         for case, counts in pixels.items()

@@ -165,7 +165,7 @@ def _of_class_files(cases: Sequence[Case], named: Labels | None) -> Labels | Non
         return Labels({"background": 0} | {name: index for index, name in enumerate(classes, start=1)})
     if {name for name, label in named.classes.items() if label} != {*classes} or named.colours or named.ignore:
         raise ConfigError(
-            f"the masks have a file for each of {', '.join(classes)}, but the labels are {named.as_given}; name these, "
+            f"the masks have a file for each of {', '.join(classes)}, but the labels are {named.as_cli}; name these, "
             "by numbers, or leave --labels out"
         )
     return named

@@ -56,7 +56,7 @@ def _of_dicom(names: Mapping[int, str], overlap: bool) -> tuple[Segment, ...]:
 
 def rules(segments: Sequence[Segment], known: Labels) -> bool:
     """Whether segments are known by their names, rather than by their numbers, among labels with these names."""
-    return bool(segments) and {*names_of(segments)} <= {*known.outputs, *known.given} - {BACKGROUND}
+    return bool(segments) and {*names_of(segments)} <= {*known.outputs, *known.with_ignore} - {BACKGROUND}
 
 
 def names_of(segments: Sequence[Segment]) -> list[str]:
@@ -133,7 +133,7 @@ def by_name(volume: Volume, segments: Sequence[Segment], known: Labels) -> np.nd
 
 def other_names(path: Path, segments: Sequence[Segment], known: Labels | None) -> DataError:
     """The error for a mask whose segments have other names than the labels."""
-    labels = "nobody named labels" if known is None else f"the labels are {write_labels(known.given)}"
+    labels = "nobody named labels" if known is None else f"the labels are {write_labels(known.with_ignore)}"
     plain = ", or write masks of numbers alone by dinounet relabel"
     return DataError(
         f"{path} has the segments {', '.join(names_of(segments))}, but {labels}; name these by --labels, or in "
@@ -159,9 +159,9 @@ def _refuse_other_names(found: Mapping[Path, Sequence[Segment]], given: Labels) 
     names = ", ".join(names_of(segments))
     plain = ""
     if ending_of(path) != SEGMENTATION_ENDING and given.colours is None and common_numbers(others) is not None:
-        plain = f", or write masks that hold numbers alone: {relabel_command(path.parent, given.given)}"
+        plain = f", or write masks that hold numbers alone: {relabel_command(path.parent, given.with_ignore)}"
     raise DataError(
-        f"{path} has the segments {names}, but the labels are {write_labels(given.as_given)}; name these by "
+        f"{path} has the segments {names}, but the labels are {write_labels(given.as_cli)}; name these by "
         f"--labels, or leave it out{plain}"
     )
 

@@ -103,7 +103,7 @@ def read_mask(mask: Path | ClassFiles, known: Labels | None = None, by_colour: b
         return replace(volume, array=_number(to_mask_values(volume, coloured=True), known, mask))
     values = to_mask_values(volume)
     if values.max(initial=0) >= COLOUR:
-        labels = "none has a name" if known is None else f"the labels are numbers ({write_labels(known.given)})"
+        labels = "none has a name" if known is None else f"the labels are numbers ({write_labels(known.with_ignore)})"
         raise DataError(
             f"{mask} is a mask in different colours ({listed(np.unique(values))}), but {labels}; convert it to one "
             "number a pixel, as dinounet relabel does"
@@ -201,7 +201,7 @@ def _number(values: np.ndarray, known: Labels, path: Path) -> np.ndarray:
     named = np.zeros(values.shape, bool)
     for name, colour in known.colours.items():
         here = values == to_mask_value(colour)
-        numbers[here] = known.given[name]
+        numbers[here] = known.with_ignore[name]
         named |= here
     if not named.all():
         raise OddValues("colours", path, count_values(values[~named]), known.colours)
@@ -216,13 +216,15 @@ def _number_greys(greys: np.ndarray, known: Labels, path: Path) -> np.ndarray:
     """
     assert known.colours is not None
     found = count_values(greys)
-    numbers = {int(colour[1:3], 16): known.given[name] for name, colour in known.colours.items() if is_grey(colour)}
+    numbers = {
+        int(colour[1:3], 16): known.with_ignore[name] for name, colour in known.colours.items() if is_grey(colour)
+    }
     if found.keys() <= numbers.keys():
         mapped = np.zeros(greys.shape, np.uint8)
         for grey, number in numbers.items():
             mapped[greys == grey] = number
         return mapped
-    if len(known.given) == 2 and numbers.get(0) == 0 and found.keys() <= {0, 1}:  # as files of 1 bit are read
+    if len(known.with_ignore) == 2 and numbers.get(0) == 0 and found.keys() <= {0, 1}:  # as files of 1 bit are read
         return greys
     raise OddValues("no colours", path, found, known.colours)
 

@@ -73,7 +73,7 @@ def relabel_folder(
     coloured = isinstance(next(iter(given.values())), str)
     known = name_labels(given) if coloured else None
     means = whole_labels(given)
-    numbers = np.array([known.given[name] if known else means[name] for name in given])
+    numbers = np.array([known.with_ignore[name] if known else means[name] for name in given])
     palette = None if known is None else known.palette
     meant = np.array([to_mask_value(mark) for mark in given.values()])
     legends = {} if coloured else _legends(files, means)
@@ -160,7 +160,7 @@ def whole_labels(given: Given) -> Given:
 
 def _write_whole(path: Path, copy: Path, target: Path, known: Labels) -> Change:
     """Of a DICOM segmentation, whose fractions become the segment that holds at least half a pixel."""
-    unknown = sorted({*segment_names(path)} - {*known.given})
+    unknown = sorted({*segment_names(path)} - {*known.with_ignore})
     if unknown:
         raise DataError(f"{path} has the segments {', '.join(unknown)}, which the labels don't name; name them")
     copy.parent.mkdir(parents=True, exist_ok=True)

@@ -89,7 +89,7 @@ def common_labels(folders: Mapping[str, Path], truth: Path, given: str | None = 
 
 def _describe(labels: Labels) -> str:
     regions = "".join(f", region {region.name} of {list(region.labels)}" for region in labels.regions or ())
-    return write_labels(labels.as_given) + regions
+    return write_labels(labels.as_cli) + regions
 
 
 def evaluate_models(

@@ -189,7 +189,7 @@ def evaluate_cases(
             palettes += [
                 (mask.source, mask.palette, count_values(mask.array)) for mask in pair if mask.palette is not None
             ]
-        may_hold = known.given, known.classes
+        may_hold = known.with_ignore, known.classes
         wrong += [text for mask, may in zip(pair, may_hold, strict=True) if (text := _unknown(mask, may))]
         units.setdefault(_units(pair[0]), []).append(case.name)
         # measuring takes long; once something is wrong, only look for more of it
@@ -214,7 +214,7 @@ def evaluate_cases(
     if found:
         raise DataError("; ".join(found))
     if told := palettes_differ(palettes):
-        say("note", f"{told}: palettes differ, and the numbers count ({write_labels(known.given)})")
+        say("note", f"{told}: palettes differ, and the numbers count ({write_labels(known.with_ignore)})")
     if smaller:
         say(
             "tolerance",

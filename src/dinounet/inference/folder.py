@@ -227,7 +227,7 @@ def _predict(
     """
     problems: Problems = {}
     cut: dict[str, BodyAxis] = {}
-    meaning = predictor.plan.data.labels
+    labels = predictor.plan.data.labels
     with allocated(outputs.folder) as allocate, ThreadPoolExecutor(1) as writer:
         wanted = OutputOptions(outputs.probabilities, outputs.uncertainty, allocate)
         writing: list[Future[None]] = []
@@ -235,7 +235,7 @@ def _predict(
             if isinstance(found, UserError):
                 problems[case.name] = str(found)
             else:
-                writing.append(writer.submit(_write, outputs, case, found, meaning, problems))
+                writing.append(writer.submit(_write, outputs, case, found, labels, problems))
                 del found  # or it would be held until the next one is there
             while len(writing) > WAITING_TO_BE_WRITTEN:
                 writing.pop(0).result()
@@ -245,10 +245,10 @@ def _predict(
     return problems, cut
 
 
-def _write(outputs: Outputs, case: Case, found: Segmentation, meaning: Labels, problems: Problems) -> None:
+def _write(outputs: Outputs, case: Case, found: Segmentation, labels: Labels, problems: Problems) -> None:
     """Write a case's files; one that can't be written keeps no other from it."""
     try:
-        outputs.write(case, found, meaning)
+        outputs.write(case, found, labels)
     except UserError as error:
         problems[case.name] = str(error)
 

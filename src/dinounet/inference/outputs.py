@@ -101,7 +101,7 @@ class Outputs:
             wanted.append(self.folder / UNCERTAINTY / f"{case.name}_entropy{self._ending_of_maps(case)}")
         return all(path.is_file() for path in wanted)
 
-    def write(self, case: Case, found: Segmentation, meaning: Labels) -> Path:
+    def write(self, case: Case, found: Segmentation, labels: Labels) -> Path:
         """Write all of a case's files, the mask last, so that a mask tells that the others are there."""
         if found.probabilities is not None:
             self._write_probabilities(case, found.probabilities)
@@ -112,15 +112,15 @@ class Outputs:
                 _write_map(path, values, found.volume.geometry)
         if self.overlay:
             with atomic_write(self._in(OVERLAYS) / f"{case.name}.png") as temporary:
-                _draw(found, meaning).save(temporary)
+                _draw(found, labels).save(temporary)
         path = self.mask_of(case)
         if ending_of(path) == SEGMENTATION_ENDING:
             with atomic_write(path) as temporary:
                 write_segmentation(
-                    temporary, found.labels, found.volume.source, meaning.classes, versions().get("dinounet", "unknown")
+                    temporary, found.labels, found.volume.source, labels.classes, versions().get("dinounet", "unknown")
                 )
         else:
-            write_mask(path, found.labels, like=found.volume, colours=meaning.palette)
+            write_mask(path, found.labels, like=found.volume, colours=labels.palette)
         return path
 
     def _in(self, name: str) -> Path:
@@ -172,7 +172,7 @@ def _write_map(path: Path, values: np.ndarray, geometry: Geometry | None) -> Non
         tifffile.imwrite(temporary, stack.astype(np.float32), compression="zlib", photometric="minisblack")
 
 
-def _draw(found: Segmentation, meaning: Labels) -> Any:
+def _draw(found: Segmentation, known: Labels) -> Any:
     """The image with what was found in colour; of a volume, slices in rows."""
     import PIL.Image
     import PIL.ImageDraw
@@ -188,7 +188,7 @@ def _draw(found: Segmentation, meaning: Labels) -> Any:
         channels = pixels if len(pixels) == 3 else pixels[:1]
         base = to_grey_levels(channels, *np.percentile(channels, (0.5, 99.5)))
         here = labels[in_slice(axis, index)][::every, ::every]
-        numbers = meaning.foreground
+        numbers = known.foreground
         regions = [(np.isin(here, numbers[name]), colour) for name, colour in colours_of(numbers).items()]
         pictures.append(paint(base, regions, OPACITY))
     rows = math.ceil(len(pictures) / columns)

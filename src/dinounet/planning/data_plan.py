@@ -170,7 +170,7 @@ def plan_data(
             median_shape,
             largest,
             median_spacing,
-            {name: pixels[label] for name, label in known.given.items()},
+            {name: pixels[label] for name, label in known.with_ignore.items()},
             sum(one.at_the_detector for one in seen),
             sum(one.spacing is None for one in seen),
             axes.most_common(1)[0][0] if axes else None,
@@ -188,7 +188,7 @@ def _remarks_on_palettes(
     palettes: Sequence[tuple[Path, Mapping[int, str], Mapping[int, int]]], known: Labels
 ) -> tuple[str, ...]:
     told = palettes_differ(palettes) if known.colours is None else ""
-    return (f"{told}: palettes differ, and the numbers count ({write_labels(known.given)})",) if told else ()
+    return (f"{told}: palettes differ, and the numbers count ({write_labels(known.with_ignore)})",) if told else ()
 
 
 @dataclass(frozen=True)
@@ -234,7 +234,7 @@ def _examine(case: Case, known: Labels | None, channels: Sequence[str] | None, m
         with collect_errors(problems), collect_odd_values(odd):
             mask = on_one_grid(mask, image)[0]
             channels = channels or _channel_names(len(image.array))
-            pixels = check_case(image, mask, channels, None if known is None else known.given)
+            pixels = check_case(image, mask, channels, None if known is None else known.with_ignore)
             _require_colours(image, channels)
             statistics, samples = collect_statistics(image, mask, pixels, known.ignore if known else None)
             return Examined(statistics.hash, statistics, samples, mask.palette)

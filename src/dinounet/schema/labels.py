@@ -85,7 +85,7 @@ class Labels:
                 f"there are {len(numbers)} classes; beside an ignore label there can be {IGNORED} at most"
             )
         if self.colours is not None:
-            _check_colours(self.colours, self.given)
+            _check_colours(self.colours, self.with_ignore)
         if self.regions is None:
             return
         names = [region.name for region in self.regions]
@@ -104,24 +104,26 @@ class Labels:
                 )
 
     @property
-    def given(self) -> dict[str, int]:
+    def with_ignore(self) -> dict[str, int]:
         """The labels and the ignore label by name, as a mask of numbers may hold them."""
         return self.classes | ({} if self.ignore is None else {IGNORE: self.ignore})
 
     @property
     def largest(self) -> int:
         """The greatest number that a mask may hold."""
-        return max(self.given.values(), default=0)
+        return max(self.with_ignore.values(), default=0)
 
     @property
-    def as_given(self) -> Given:
+    def as_cli(self) -> Given:
         """The same as --labels gives them: colours where masks hold those."""
-        return self.given if self.colours is None else self.colours
+        return self.with_ignore if self.colours is None else self.colours
 
     @property
     def palette(self) -> dict[int, str] | None:
         """The colour of each number, of colour-coded masks."""
-        return None if self.colours is None else {self.given[name]: colour for name, colour in self.colours.items()}
+        return (
+            None if self.colours is None else {self.with_ignore[name]: colour for name, colour in self.colours.items()}
+        )
 
     @property
     def outputs(self) -> dict[str, tuple[int, ...]]:

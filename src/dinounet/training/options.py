@@ -171,7 +171,7 @@ def require_as_started(
         "fold": record.fold,
         "test": record.data.test_cases,
         "group": groups.by,
-        "labels": plan.data.labels.as_given,
+        "labels": plan.data.labels.as_cli,
         "channels": tuple(channel.name for channel in plan.data.channels),
         "precision": record.precision,
         "weights": record.backbone and record.backbone.weights,

@@ -366,13 +366,11 @@ def record_absent_classes(record: RunRecord, training: Sequence[CachedCase]) -> 
     Raises:
         DataError: none holds any, so that there is nothing to learn.
     """
-    meaning = record.plan.data.labels
-    places = {label: place for place, label in enumerate(meaning.classes.values())}
+    known = record.plan.data.labels
+    places = {label: place for place, label in enumerate(known.classes.values())}
     held = {place for case in training for place in case.classes}
-    absent = tuple(
-        name for name, labels in meaning.foreground.items() if not held & {places[label] for label in labels}
-    )
-    if len(absent) == len(meaning.foreground):
+    absent = tuple(name for name, labels in known.foreground.items() if not held & {places[label] for label in labels})
+    if len(absent) == len(known.foreground):
         raise DataError(
             f"no training case of the fold {record.fold} holds anything but background, so that there is nothing to "
             "learn; train another --fold, or on all cases by --fold all"
