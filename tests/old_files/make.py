@@ -90,7 +90,13 @@ def make() -> None:
     program("predict", "unet", "data/imagesTs", "-o", "predicted", "--device", "cpu", "--precision", "fp32")
     program("evaluate", "predicted", "data/labelsTs")
     train("regions", "paper", ("--recipe", "paper", *steps), VIT, "--fold", "all", "--no-report")
+    program("predict", "paper", "regions/imagesTs", "-o", "paper_masks", "--device", "cpu", "--precision", "fp32")
+    program("evaluate", "paper_masks", "regions/labelsTs")
     program("export", "paper", "-o", "bundle", "--licence", "mit")
+    labels = ("--labels", "background=#000000,disc=#ff0000,square=#0080ff")
+    train("coloured", "coloured_run", ("--network", "unet", "--steps", 20, *labels), UNET, *labels)
+    program("predict", "coloured_run", "coloured/images", "-o", "coloured_masks", "--device", "cpu")
+    program("evaluate", "coloured_masks", "coloured/masks")
     train("data", "int8", ("--backbone-precision", "int8", *steps), WIDE, "--no-report")
     cached = ("--backbone", "timm:vit_tiny_patch16_224", "--cache-features", "on")
     train("data", "timm", (*cached, *steps), TIMM, "--no-report")
@@ -107,6 +113,6 @@ def make() -> None:
 
 
 if __name__ == "__main__":
-    os.chdir(sys.argv[1])  # where data/ and regions/ are, two small datasets
+    os.chdir(sys.argv[1])  # where data/, regions/ and coloured/ are, small datasets
     torch.set_num_threads(1)
     make()
