@@ -27,17 +27,18 @@ def relabel(
     *,
     labels: str,
 ) -> list[Path]:
-    """Write clean copies of masks that were smoothed, stored as JPEG or painted in colours: one number a pixel.
+    """Write clean copies of masks that were smoothed, saved as JPEG or painted in colours: one value per class.
 
-    Each pixel takes the nearest of the named values, and how much that changes is told of every file: a few pixels at
-    the borders if all is well. In DICOM segmentations of fractions each pixel goes to the segment that holds at least
-    half of it.
+    Each pixel takes the nearest of the given values, and the number of changed pixels is reported for every file: only
+    a few, at the borders, if all is well. In fractional DICOM segmentations each pixel is assigned to the segment with
+    a fraction of at least one half.
 
     Args:
-        masks: Folder of masks, or of folders of them.
-        output: Folder for the copies, by the same names; it must not exist yet.
-        labels: What is meant, as background=0,border=127,lesion=255, which the copies keep, or as background=#000000,
-            lesion=#ff0000, which become 0, 1, 2 ... with these colours as their palette, as do fractions such as 0.5.
+        masks: Folder of masks, or of folders of masks.
+        output: Folder for the clean masks, which keep their names; it must not exist yet.
+        labels: Intended values, such as background=0,border=127,lesion=255, which are kept; or colours, such as
+            background=#000000,lesion=#ff0000, which become 0, 1, 2 ... with the colours as palette, as do fractions
+            such as 0.5.
 
     Returns:
         The copies' paths.
@@ -92,35 +93,38 @@ def plan(
     device: Device = "auto",
     precision: Precision = "auto",
 ) -> Plan:
-    """Look at a dataset without training on it: print what it holds and every decision about it, or all that is wrong.
+    """Inspect a dataset without training: print its contents and all planning decisions, or everything that is wrong.
 
     Args:
-        data: Dataset, as for `dinounet train`.
-        output: File to write the plan to, which may be edited and trained by: `dinounet train --plan FILE`.
-        recipe: How to train: default (docs/recipes.md tells why), or paper (what the published code does, which also
-            plans spacing, slices, patch and batch its way). From Python also a `Recipe`.
-        changes: Of a named recipe, what is to be otherwise; on the command line a flag each.
-        network: What to train; unet is nnU-Net's, a baseline without a backbone.
-        backbone: Frozen backbone, as listed by `dinounet info`, or timm:NAME.
-        taps: Four of its blocks to read, counted from 0; by default its usual ones.
-        backbone_scale: How many times finer its grid is than usual, from 1 to 4: it sees the image so much larger, at
-            the cost that `dinounet info backbones --backbone-scale` tells.
-        backbone_precision: How its weights are held: fp32, bf16 in half the memory, int8 in a quarter; auto is bf16 for
-            7B and fp32 for all others.
-        patch: Rows and columns of a patch; by default what covers the median slice, at most 512.
-        test: Text file that names, a line each, cases or groups (such as patients) to hold out for a test: they
-            decide on nothing (their pixels are compared with the others'), and training by this plan leaves them out.
-        group: What keeps cases, such as a patient's, on one side of a fold: folder (their images lie in one), name
-            (equal before _slice, _z or _frame and a number), patient (DICOM's PatientID, or BIDS's sub-), none; auto is
-            the patient if the files tell, else five or more folders or names of several cases each. A table's column
-            group decides where there is one.
-        labels: Of plain masks, what their numbers (background=0,lesion=255) or colours (background=#000000,
-            lesion=#ff0000) stand for; by default told by the masks.
-        channels: Of plain images, the channels' names, such as T1,T2, which decide the normalisation as in nnU-Net: CT,
-            rgb (0 to 1, then ImageNet's statistics), rescale_to_0_1, rgb_to_0_1, noNorm; others by mean and deviation.
-        device: Where it is to be trained: a trial step there tells which patch and batch fit into memory. Without
-            PyTorch none is taken.
-        precision: How precisely it is to be trained.
+        data: Dataset, in the same layouts as for `dinounet train`.
+        output: File to write the plan to; it can be edited and used by `dinounet train --plan FILE`.
+        recipe: Training recipe: default (explained in docs/recipes.md) or paper (that of the published code, which also
+            determines spacing, slices, patch and batch). In Python also a `Recipe`.
+        changes: Fields of the named recipe to override; on the command line, one flag each.
+        network: Network to train; unet is nnU-Net's 2D U-Net, a baseline without a backbone.
+        backbone: Frozen backbone: a name listed by `dinounet info`, or timm:NAME.
+        taps: Indices of the four backbone blocks whose features are used, counted from 0; by default the backbone's
+            usual ones.
+        backbone_scale: Factor from 1 to 4 by which images are enlarged for the backbone, which makes its feature grid
+            finer; `dinounet info backbones --backbone-scale FACTOR` lists the cost.
+        backbone_precision: Precision in which the backbone's weights are stored: fp32, bf16 (half the memory) or int8
+            (a quarter); auto is bf16 for 7B and fp32 for all others.
+        patch: Rows and columns of a patch; by default large enough to cover the median slice, at most 512.
+        test: Text file of held-out test cases or groups (such as patients), one per line: training with this plan uses
+            them neither for training nor for validation and affect no decision (their pixels are only compared with
+            those of other cases, to find duplicates).
+        group: How to recognise cases that must stay in the same fold, such as a patient's: folder (images in the same
+            folder), name (names that are equal before _slice, _z or _frame and a number), patient (DICOM's PatientID,
+            or BIDS's sub-), or none; auto uses patients if the files identify them, else folders or names if at least
+            five contain several cases each. A table's column group takes precedence.
+        labels: Meaning of the masks' values (background=0,lesion=255) or colours (background=#000000,lesion=#ff0000),
+            for masks without a dataset.json; inferred from the masks by default.
+        channels: Names of the images' channels, such as T1,T2, for images without a dataset.json. As in nnU-Net, they
+            determine the normalisation: CT, rgb (0 to 1, then ImageNet's statistics), rescale_to_0_1, rgb_to_0_1,
+            noNorm; any other name means each image's mean and standard deviation.
+        device: Device to be trained on: a trial step on it measures which patch and batch fit into memory. It is
+            skipped if PyTorch is not installed.
+        precision: Numerical precision to be trained in.
 
     Returns:
         The plan.

@@ -101,7 +101,7 @@ def _add_recipe(parser: Parser) -> list[str]:
     from dinounet.schema.base import field_docstrings
     from dinounet.schema.recipe import RECIPES, Recipe
 
-    group = parser.add_argument_group("recipe", "What is to differ from the named recipe.")
+    group = parser.add_argument_group("recipe", "Overrides of the named recipe.")
     hints = get_type_hints(Recipe)
     texts = {name: text for name, text in field_docstrings(Recipe).items() if name != "base"}
     for name in texts:

@@ -29,15 +29,15 @@ def info(
     backbone_scale: Annotated[float, Default(1.0)] = UNSET,
     json: bool = False,
 ) -> None:
-    """List the backbones and what they cost, or tell what is known of a run or a bundle.
+    """List the backbones and their cost, or describe a run or a bundle.
 
     Args:
-        what: backbones for all that have a name here; timm:NAME for a model of timm's; the folder that
-            `dinounet train` or `dinounet export` wrote, also of ONNX files; or a bundle on the Hugging Face Hub,
-            hf://user/name or hf://user/name@revision; or nnunet for the folder in which nnU-Net finds our trainers:
-            export nnUNet_extTrainer=$(dinounet info nnunet).
-        backbone_scale: Of the backbones, what they cost with a grid so many times finer.
-        json: As JSON.
+        what: One of: backbones, for all named backbones; timm:NAME, for a model of timm; a folder written by `dinounet
+            train` or `dinounet export`, ONNX included; a bundle on the Hugging Face Hub, hf://user/name or
+            hf://user/name@revision; or nnunet, for the folder of our nnU-Net trainers: export
+            nnUNet_extTrainer=$(dinounet info nnunet).
+        backbone_scale: Factor by which the feature grid is finer, for the cost of the backbones.
+        json: Print JSON.
     """
     import json as files
 

@@ -20,15 +20,15 @@ from dinounet.system import dist_info, keep_freed_memory, wait_asleep
 
 VERBS = {
     "demo": "train, predict, evaluate and report on real brain images, in minutes",
-    "plan": "show what a dataset holds and how it would be trained on",
+    "plan": "describe a dataset and how it would be trained on",
     "train": "train on a dataset",
     "predict": "segment images with a trained run or a bundle",
-    "evaluate": "score predictions against the truth: Dice, HD95 and others",
+    "evaluate": "compare predictions with the ground truth: Dice, HD95 and others",
     "compare": "compare models on the same cases",
-    "report": "write a run's results as one HTML page",
-    "relabel": "write clean masks of smoothed, JPEG or painted ones",
-    "export": "write a bundle of a run, or several, to share; or a folder for nnU-Net",
-    "import": "make a bundle of what nnU-Net or the published code trained",
+    "report": "write results as one HTML page",
+    "relabel": "clean masks that were smoothed, saved as JPEG or painted in colours",
+    "export": "write runs as a bundle to share, as ONNX, or for nnU-Net",
+    "import": "make a bundle of a model trained in nnU-Net or by the published code",
     "push": "upload a bundle to the Hugging Face Hub",
     "info": "list the backbones, or describe a run or a bundle",
 }

@@ -32,35 +32,38 @@ def predict(
     precision: Precision = "auto",
     offload: bool = False,
 ) -> list[Path]:
-    """Segment images with a trained run; masks come in the images' own format and geometry.
+    """Segment images with a trained run; masks are written in the images' own format and geometry.
 
-    Those of DICOM series are DICOM Segmentation objects (which need the extra dicom); those of JPEGs, which would
-    change labels, are PNG. Masks that are in the folder already are kept, so that the same command goes on after an
-    interruption; images that can't be predicted are listed at the end and don't keep the others from it.
+    Masks of DICOM series are DICOM Segmentation objects (which need the extra dicom); masks of JPEGs are PNG, since
+    JPEG would change the values. Masks that are already in the folder are kept, so the same command continues after an
+    interruption. Images that cannot be predicted are listed at the end and do not stop the others.
 
     Args:
-        run: Folder that `dinounet train` or `dinounet export` wrote, or a folder of such, whose probabilities are
-            averaged; or an ONNX file, which needs no PyTorch; or a bundle on the Hugging Face Hub,
-            hf://user/name or hf://user/name@revision.
-        inputs: Images, or folders of images (`<case>_0000.nii.gz` or `<case>.nii.gz`, as the run was trained on), which
-            may hold folders; a folder of DICOM files is one image.
-        output: Folder for the masks, `<case>` with the image's ending.
-        also: Further runs, such as the other folds, whose probabilities are averaged with the first one's.
-        format: Ending of all masks instead: .nii.gz, .nii, .nrrd, .mha, or for DICOM series .dcm.
-        tta: Average mirrored copies of each tile (flip, four times the work), or all mirrored and turned (full, eight).
-        step: Distance of neighbouring tiles at the most, as a share of a tile.
-        batch: Tiles at a time; auto is what the device works on well.
-        probabilities: Also write the probabilities of the classes, probabilities/<case>.npz, float16.
-        uncertainty: Also write how unsure each pixel is: uncertainty/<case>_entropy, and with several runs or copies
-            how much they disagree.
-        overlay: Also write pictures with what was found in colour, overlays/<case>.png.
-        postprocessing: auto does with masks what was chosen on the run's validation cases; none; or a file that says
-            what.
-        overwrite: Predict anew what is in the folder already.
-        weights: Where the backbone's weights are, if not where they were in training.
-        device: Where to compute.
-        precision: How precisely; auto is bf16 where the device computes with it natively.
-        offload: Leave the backbone's weights on the disk and bring each block as it computes: slower, in little memory.
+        run: Folder written by `dinounet train` or `dinounet export`; a folder of such folders, whose probabilities are
+            averaged; an ONNX file, which needs no PyTorch; or a bundle on the Hugging Face Hub, hf://user/name or
+            hf://user/name@revision.
+        inputs: Images, or folders of images (`<case>_0000.nii.gz` or `<case>.nii.gz`, as in training), searched
+            recursively; a folder of DICOM files is one image.
+        output: Folder for the masks, named `<case>` with the image's extension.
+        also: Further runs, such as the other folds, whose probabilities are averaged with those of the first.
+        format: File extension for all masks, instead of the image's: .nii.gz, .nii, .nrrd, .mha, or for DICOM series
+            .dcm.
+        tta: Test-time augmentation: average the mirrored copies of each tile (flip, four times the computation), or all
+            mirrored and rotated copies (full, eight times).
+        step: Maximum distance between neighbouring tiles, as a fraction of the tile size.
+        batch: Number of tiles per forward pass; auto chooses one that suits the device.
+        probabilities: Also write the class probabilities: probabilities/<case>.npz, float16.
+        uncertainty: Also write the uncertainty of each pixel: uncertainty/<case>_entropy and, with several runs or
+            test-time augmentation, uncertainty/<case>_disagreement.
+        overlay: Also write pictures of the images with the masks in colour: overlays/<case>.png.
+        postprocessing: auto applies what was selected on the run's validation cases; none; or a postprocessing.json
+            file.
+        overwrite: Predict again the images whose masks are already in the folder.
+        weights: Source of the backbone's weights, if not the same as in training.
+        device: Device to compute on.
+        precision: Numerical precision; auto is bf16 on devices that support it natively.
+        offload: Keep the backbone's weights on disk and load each block when it is computed: slower, but in little
+            memory.
 
     Returns:
         The masks' paths.

@@ -25,17 +25,17 @@ def report(
     title: str = "Dino U-Net",
     pictures: int = 12,
 ) -> Path:
-    """Put results into one self-contained HTML page: what was trained, curves, tables, and pictures, worst case first.
+    """Write results as one self-contained HTML page: training settings, curves, tables, and pictures, worst case first.
 
     Args:
-        predictions: Folder of masks.
-        truth: Folder of masks by the same names.
-        output: The page.
+        predictions: Folder of predicted masks.
+        truth: Folder of ground-truth masks with the same names.
+        output: HTML file to write.
         images: Folder of the images.
-        run: Folder that `dinounet train` wrote, for the curves and for what was trained on what.
-        metrics: What `dinounet evaluate` wrote; by default metrics.json among the predictions.
-        title: Of the page.
-        pictures: Cases to picture, worst first; the tables hold all.
+        run: Folder written by `dinounet train`, for the learning curves and the training settings.
+        metrics: File written by `dinounet evaluate`, by default metrics.json in the folder of predictions.
+        title: Title of the page.
+        pictures: Number of cases to show as pictures, worst first; the tables contain all cases.
 
     Returns:
         The page's path.
@@ -74,21 +74,22 @@ def compare(
     by: By = "case",
     groups: Path | None = None,
 ) -> Comparison:
-    """Compare models on the same cases: measures, paired differences to the first, Wilcoxon's p, wins and losses.
+    """Compare models on the same cases: metrics, paired differences to the first, Wilcoxon's p, wins and losses.
 
-    All are evaluated afresh, as by `dinounet evaluate`. Also tells what training and prediction cost, as far as the
-    folders' prediction.json and the runs that they name know.
+    All predictions are evaluated anew, as by `dinounet evaluate`. The cost of training and prediction is included if
+    the folders' prediction.json and the runs named in it are available.
 
     Args:
-        predictions: Two folders of masks or more, or NAME=FOLDER to name a model otherwise than its folder.
-        truth: Folder of masks by the same names; formats may differ.
-        output: File for all of it as JSON.
-        labels: Classes as background=0,lesion=1; by default as the predictions' or the dataset's own record tells.
-        tolerance: How far apart surfaces count as the same for NSD, in mm, or in pixels where no spacing is known.
-        by: What is scored: each case, or each group, such as the slices of a patient, with its pixels pooled.
-        groups: CSV file with the columns case and group. Intervals are then over groups, since cases of a group depend
-            on each other. By group, it isn't needed for a run's validation masks if the dataset has groups, nor where
-            the truth has a folder for each group.
+        predictions: At least two folders of masks, or NAME=FOLDER to give a model another name than its folder's.
+        truth: Folder of ground-truth masks with the same names; formats may differ.
+        output: JSON file for the comparison.
+        labels: Classes such as background=0,lesion=1; by default read from the predictions' or the dataset's own files.
+        tolerance: Tolerance of NSD: the distance at which surfaces still count as equal, in mm, or in pixels if the
+            spacing is unknown.
+        by: Unit to score: each case, or each group, such as the slices of a patient, with its pixels pooled.
+        groups: CSV file with the columns case and group. Confidence intervals are then computed over groups, since
+            cases of a group are not independent. --by group does not need it for a run's validation masks if the
+            dataset has groups, nor if the ground truth has one folder per group.
 
     Returns:
         The comparison.
@@ -214,24 +215,27 @@ def evaluate(
     by: By = "case",
     groups: Path | None = None,
 ) -> Metrics:
-    """Compare predictions with the truth: overlap and distances of every class in every case, and their means.
+    """Compare predictions with the ground truth: overlap and surface distances per class and case, and their means.
 
-    Measures Dice, IoU, precision, recall, HD95, ASSD (average symmetric surface distance), NSD (surface Dice at a
-    tolerance) and volume difference, in mm where the spacing is known and else in pixels. Beside the means stand those
-    over the cases that have the class, false alarms in the others, and what all background would score.
+    Reports Dice, IoU, precision, recall, HD95, ASSD (average symmetric surface distance), NSD (surface Dice at a
+    tolerance) and volume difference, in mm if the spacing is known, else in pixels. Beside each mean it reports the
+    mean over the cases that contain the class, the false alarms in the others, and the score of an all-background
+    prediction.
 
     Args:
-        predictions: Folder of masks.
-        truth: Folder of masks by the same names; formats may differ.
-        output: File for the metrics as JSON; by default metrics.json among the predictions. A CSV file of the same name
-            goes beside it.
-        labels: Classes as background=0,lesion=1, or of a truth in colours background=#000000,lesion=#ff0000 (the name
-            ignore stands for pixels to leave out); by default as the predictions' or the dataset's own record tells.
-        tolerance: How far apart surfaces count as the same for NSD, in mm, or in pixels where no spacing is known.
-        by: What is scored: each case, or each group, such as the slices of a patient, with its pixels pooled.
-        groups: CSV file with the columns case and group. Intervals are then over groups, since cases of a group depend
-            on each other. By group, it isn't needed for a run's validation masks if the dataset has groups, nor where
-            the truth has a folder for each group.
+        predictions: Folder of predicted masks.
+        truth: Folder of ground-truth masks with the same names; formats may differ.
+        output: JSON file for the metrics, by default metrics.json in the folder of predictions. A CSV file of the same
+            name is written beside it.
+        labels: Classes such as background=0,lesion=1, or background=#000000,lesion=#ff0000 if the ground truth is in
+            colours (pixels of a class named ignore are left out); by default read from the predictions' or the
+            dataset's own files.
+        tolerance: Tolerance of NSD: the distance at which surfaces still count as equal, in mm, or in pixels if the
+            spacing is unknown.
+        by: Unit to score: each case, or each group, such as the slices of a patient, with its pixels pooled.
+        groups: CSV file with the columns case and group. Confidence intervals are then computed over groups, since
+            cases of a group are not independent. --by group does not need it for a run's validation masks if the
+            dataset has groups, nor if the ground truth has one folder per group.
 
     Returns:
         The metrics.

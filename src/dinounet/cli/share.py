@@ -20,27 +20,29 @@ def export(
     int8: Literal["none", "weights", "static"] = "none",
     calibrate: tuple[Path, ...] = (),
 ) -> Path:
-    """Write a bundle: the trained weights, everything that prediction needs beside them, and a model card; or ONNX.
+    """Write a bundle to share: the trained weights, everything needed for prediction, and a model card; or ONNX.
 
-    A bundle holds no weights of the backbone, which are found by name and known by their hash; no names of cases; and
-    no paths. `dinounet predict`, `load`, `info` and `push` take it. Several runs, such as the folds of a dataset,
-    become one bundle whose networks predict together. Their weights are not averaged: the mean of two networks is none.
+    A bundle contains no backbone weights, which are found by name and verified by hash; no case names; and no paths.
+    `dinounet predict`, `load`, `info` and `push` accept it. Several runs, such as the folds of a dataset, become one
+    bundle whose networks predict together. Their weights are not averaged, since the mean of two networks is not a
+    working network.
 
-    As ONNX (extra export) each network is one file, backbone included, which onnxruntime computes without PyTorch;
-    onnx.json beside it holds what a bundle's record does. `dinounet predict`, `load` and `info` take the folder.
+    As ONNX (extra export) each network is one file, backbone included, which onnxruntime runs without PyTorch;
+    onnx.json beside it contains the bundle's record. `dinounet predict`, `load` and `info` accept the folder.
 
-    For nnU-Net it is a folder, a fold for each network, that nnUNetv2_predict_from_modelfolder predicts from.
+    For nnU-Net the output is a folder with one fold per network, for nnUNetv2_predict_from_modelfolder.
 
     Args:
-        runs: Folders that `dinounet train` wrote, or a folder of such; for ONNX also a bundle, for nnU-Net bundles.
-        output: Folder for the bundle: a new one, or an older bundle, of which the part of README.md that you wrote is
-            kept. Otherwise a new one.
-        format: What to write.
-        licence: Licence that you give the trained weights, as the Hub names it, such as cc-by-4.0.
-        weights: For ONNX, where the backbone's weights are, if not where they were in training.
-        int8: For ONNX, what is held and computed in 8 bits: weights of products alone, or (static) convolutions and
-            what lies between as well, by scales that are measured on the images of --calibrate.
-        calibrate: Images, or folders of them, such as those that were trained on.
+        runs: Folders written by `dinounet train`, or a folder of such folders; for ONNX also a bundle, for nnU-Net also
+            bundles.
+        output: Folder for the bundle: a new one, or an existing bundle, in which your part of README.md is kept. For
+            other formats it must be new.
+        format: Format to write.
+        licence: Licence under which you share the trained weights, by its name on the Hub, such as cc-by-4.0.
+        weights: For ONNX: source of the backbone's weights, if not the same as in training.
+        int8: For ONNX, 8-bit quantization: of the weights of matrix products only (weights), or also of convolutions
+            and activations (static), with scales measured on the images of --calibrate.
+        calibrate: Images, or folders of images, for static quantization, such as those used in training.
 
     Returns:
         The folder.
@@ -77,18 +79,20 @@ def import_(
     dataset: Path | None = None,
     licence: str | None = None,
 ) -> Path:
-    """Make a bundle of a Dino U-Net that was trained in nnU-Net, or by the published code; dinounet predicts with it.
+    """Make a bundle of a Dino U-Net that was trained in nnU-Net or by the published code, for prediction by dinounet.
 
-    A checkpoint is a pickle: it is read as tensors and plain values, and refused if it holds anything else. The frozen
-    backbone in a published one is kept in the bundle's folder, for this machine; `dinounet push` leaves it out.
+    A checkpoint is a pickle: it is read as tensors and plain values, and refused if it contains anything else. The
+    frozen backbone of a published checkpoint is kept in the bundle's folder, for this machine; `dinounet push` leaves
+    it out.
 
     Args:
-        checkpoint: A checkpoint_final.pth or checkpoint_best.pth, or the folder of a model that nnU-Net trained, whose
-            folds then predict together.
-        plans: The plans.json that it was trained by, if not the one in its folder; of volumes a 2d configuration.
-        dataset: The dataset.json of its data, if not the one in its folder.
-        output: Folder for the bundle: a new one, or an older bundle.
-        licence: Licence of the trained weights, as the Hub names it.
+        checkpoint: File checkpoint_final.pth or checkpoint_best.pth, or a model folder of nnU-Net, whose folds then
+            predict together.
+        plans: File plans.json that the model was trained with, if not the one in its folder; for volumes, a 2d
+            configuration.
+        dataset: File dataset.json of the training data, if not the one in its folder.
+        output: Folder for the bundle: a new one, or an existing bundle.
+        licence: Licence of the trained weights, by its name on the Hub.
 
     Returns:
         The bundle's folder.
@@ -111,14 +115,14 @@ def push(
 ) -> str:
     """Upload a bundle to the Hugging Face Hub, where others find it as hf://user/name.
 
-    Log in before by `hf auth login`, or set HF_TOKEN. Weights, model.json and the model card go up in one commit; the
-    backbone's weights don't.
+    Log in first with `hf auth login`, or set HF_TOKEN. Weights, model.json and the model card are uploaded in one
+    commit, without the backbone's weights.
 
     Args:
-        bundle: Folder that `dinounet export` or `dinounet import` wrote.
-        repository: Name on the Hub, user/name or hf://user/name; made if it is not there.
-        revision: Branch to put it on, made if it is not there; by default main.
-        private: If the repository is made now, show it to its owners only.
+        bundle: Folder written by `dinounet export` or `dinounet import`.
+        repository: Repository on the Hub, user/name or hf://user/name; created if it does not exist.
+        revision: Branch to upload to, created if it does not exist; by default main.
+        private: Create the repository as private, visible to its owners only.
 
     Returns:
         Its address.

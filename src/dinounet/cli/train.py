@@ -21,12 +21,13 @@ def demo(
     weights: Annotated[str, Default("hub")] = UNSET,
     resume: bool = False,
 ) -> Path:
-    """Train, predict, evaluate and report on real brain images (ICBM 152), in minutes and without a download.
+    """Train, predict, evaluate and report on real brain images (ICBM 152), in minutes, without downloading a dataset.
 
     Args:
-        output: Folder for dataset, run, predictions and report; but for --resume it must not exist yet.
-        weights: The backbone's: hub (where it can't be reached: random, and said so), a file or folder, or random.
-        resume: Go on with a demo that was interrupted.
+        output: Folder for dataset, run, predictions and report; it must not exist yet, except with --resume.
+        weights: Source of the backbone's weights: hub (random, with a warning, if the Hub cannot be reached), a file or
+            folder, or random.
+        resume: Continue an interrupted demo.
 
     Returns:
         The report's path.
@@ -96,51 +97,56 @@ def train(
     resume: bool = False,
     report: bool = True,
 ) -> Path:
-    """Train Dino U-Net on a dataset: look at the data, plan, cache, train, and report on the cases kept from training.
+    """Train Dino U-Net on a dataset: check the data, plan, cache, train, and report on the held-out cases.
 
     Args:
         data: Folder with images/ and masks/, or with pairs such as a.png and a_mask.png, or an nnU-Net dataset; or a
-            CSV file with the columns image, mask and, for what belongs together, group.
-        output: Folder of the run, by default runs/ and the dataset's name; but for --resume it must not exist yet.
-        recipe: How to train: default (docs/recipes.md tells why), or paper (what the published code does, which also
-            plans spacing, slices, patch and batch its way). From Python also a `Recipe`.
-        changes: Of a named recipe, what is to be otherwise; on the command line a flag each.
-        network: What to train; unet is nnU-Net's, a baseline without a backbone.
-        backbone: Frozen backbone, as listed by `dinounet info`, or timm:NAME.
-        taps: Four of its blocks to read, counted from 0; by default its usual ones.
-        backbone_scale: How many times finer its grid is than usual, from 1 to 4: it sees the image so much larger, at
-            the cost that `dinounet info backbones --backbone-scale` tells.
-        backbone_precision: How its weights are held: fp32, bf16 in half the memory, int8 in a quarter; auto is bf16 for
-            7B and fp32 for all others. It decides the features, so prediction follows it.
-        weights: The backbone's: hub (Hugging Face Hub), random, or a file or folder: safetensors in the names of timm,
-            transformers or Meta, or Meta's .pth.
-        plan: An edited plan.json to train by; backbone, recipe and patch are taken from it.
-        patch: Rows and columns of a patch; by default what covers the median slice, at most 512.
-        fold: Which of the dataset's splits, from 0; all trains on every case and watches none. By default 0, or all
-            where there is but one case or group.
-        test: Text file that names, a line each, cases or groups (such as patients) to hold out for a test: they are
-            neither learned from nor watched, and decide on nothing (their pixels are compared with the others').
-        group: What keeps cases, such as a patient's, on one side of a fold: folder (their images lie in one), name
-            (equal before _slice, _z or _frame and a number), patient (DICOM's PatientID, or BIDS's sub-), none; auto is
-            the patient if the files tell, else five or more folders or names of several cases each. A table's column
-            group decides where there is one.
-        labels: Of plain masks, what their numbers (background=0,lesion=255) or colours (background=#000000,
-            lesion=#ff0000) stand for; by default told by the masks.
-        channels: Of plain images, the channels' names, such as T1,T2, which decide the normalisation as in nnU-Net: CT,
-            rgb (0 to 1, then ImageNet's statistics), rescale_to_0_1, rgb_to_0_1, noNorm; others by mean and deviation.
-        device: Where to compute.
-        precision: How precisely; auto is bf16 where the device computes with it natively.
-        micro_batch_size: Patches that go through the network together, whose gradients add up; auto is the whole batch,
-            or as many as a trial step shows that there is memory for.
-        offload: Leave the backbone's weights on the disk and bring each block as it computes: slower, in little memory.
-        cache: Folder for preprocessed slices, which runs may share, also at the same time; by default the run has its
-            own. It holds the patients' pixels: remove it when no run needs it.
-        deterministic: Only operations that give the same numbers again, to the bit, on the same machine.
-        checkpoint_minutes: Time between two checkpoints; what a kill may cost.
-        track: Experiment tracking: tensorboard (files in the run's folder), wandb (its server, unless
+            CSV file with the columns image, mask and, optionally, group, for cases that belong together.
+        output: Folder of the run, by default runs/ and the dataset's name; it must not exist yet, except with --resume.
+        recipe: Training recipe: default (explained in docs/recipes.md) or paper (that of the published code, which also
+            determines spacing, slices, patch and batch). In Python also a `Recipe`.
+        changes: Fields of the named recipe to override; on the command line, one flag each.
+        network: Network to train; unet is nnU-Net's 2D U-Net, a baseline without a backbone.
+        backbone: Frozen backbone: a name listed by `dinounet info`, or timm:NAME.
+        taps: Indices of the four backbone blocks whose features are used, counted from 0; by default the backbone's
+            usual ones.
+        backbone_scale: Factor from 1 to 4 by which images are enlarged for the backbone, which makes its feature grid
+            finer; `dinounet info backbones --backbone-scale FACTOR` lists the cost.
+        backbone_precision: Precision in which the backbone's weights are stored: fp32, bf16 (half the memory) or int8
+            (a quarter); auto is bf16 for 7B and fp32 for all others. The features depend on it, so prediction uses the
+            same.
+        weights: Source of the backbone's weights: hub (Hugging Face Hub), random, or a file or folder: safetensors with
+            the key names of timm, transformers or Meta, or Meta's .pth.
+        plan: Edited plan.json to train with; backbone, recipe and patch are taken from it.
+        patch: Rows and columns of a patch; by default large enough to cover the median slice, at most 512.
+        fold: Index of the cross-validation fold, counted from 0; all trains on every case, without validation. By
+            default 0, or all if there is only one case or group.
+        test: Text file of held-out test cases or groups (such as patients), one per line: they are used neither for
+            training nor for validation and affect no decision (their pixels are only compared with those of other
+            cases, to find duplicates).
+        group: How to recognise cases that must stay in the same fold, such as a patient's: folder (images in the same
+            folder), name (names that are equal before _slice, _z or _frame and a number), patient (DICOM's PatientID,
+            or BIDS's sub-), or none; auto uses patients if the files identify them, else folders or names if at least
+            five contain several cases each. A table's column group takes precedence.
+        labels: Meaning of the masks' values (background=0,lesion=255) or colours (background=#000000,lesion=#ff0000),
+            for masks without a dataset.json; inferred from the masks by default.
+        channels: Names of the images' channels, such as T1,T2, for images without a dataset.json. As in nnU-Net, they
+            determine the normalisation: CT, rgb (0 to 1, then ImageNet's statistics), rescale_to_0_1, rgb_to_0_1,
+            noNorm; any other name means each image's mean and standard deviation.
+        device: Device to compute on.
+        precision: Numerical precision; auto is bf16 on devices that support it natively.
+        micro_batch_size: Number of patches per forward pass; their gradients are accumulated over the batch. auto is
+            the whole batch, or as many patches as fit into memory according to a trial step.
+        offload: Keep the backbone's weights on disk and load each block when it is computed: slower, but in little
+            memory.
+        cache: Folder for preprocessed slices, which several runs may share, also at the same time; by default inside
+            the run's folder. It contains the patients' pixels: remove it when no run needs it any more.
+        deterministic: Use only operations that reproduce results bit for bit on the same machine.
+        checkpoint_minutes: Minutes between two checkpoints: the most that is lost when the process is killed.
+        track: Experiment trackers to report to: tensorboard (files in the run's folder), wandb (its server, unless
             WANDB_MODE=offline), mlflow (the run's folder, unless MLFLOW_TRACKING_URI is set).
-        resume: Go on with a run that was interrupted, as it was planned.
-        report: Whether to segment the fold's validation cases in the end, and to write metrics and report.html.
+        resume: Continue an interrupted run, as it was planned.
+        report: Segment the fold's validation cases after training, and write metrics and report.html.
 
     Returns:
         The run's folder.

@@ -38,67 +38,69 @@ class Recipe:
     """How the network is trained."""
 
     base: RecipeName = "default"
-    """Named recipe that it started from; "paper" also plans spacing, slices and patch in its own way."""
+    """Named recipe that this one is based on; "paper" also plans spacing, slices and patch in its own way."""
 
     steps: Positive = 1000
-    """Optimizer steps."""
+    """Number of optimizer steps."""
 
     epochs: Positive | None = None
-    """Training length in epochs of 250 steps, nnU-Net's, instead of steps."""
+    """Training length in epochs of 250 steps, as in nnU-Net, instead of steps."""
 
     max_minutes: Annotated[float, Field(gt=0)] | None = None
-    """Training length in minutes, instead of steps: the schedule follows the clock."""
+    """Training length in minutes, instead of steps; the learning rate then follows the elapsed time."""
 
     batch_size: Positive = 2
-    """Patches of a step."""
+    """Batch size: the number of patches per optimizer step."""
 
     optimizer: OptimizerName = "adamw"
-    """Optimizer; sgd is with Nesterov momentum."""
+    """Optimizer; sgd is used with Nesterov momentum."""
 
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3
-    """Peak learning rate, after warm-up and before the schedule."""
+    """Peak learning rate, after warm-up and before it decays to zero."""
 
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4
-    """Weight decay of the optimizer."""
+    """Weight decay."""
 
     momentum: Share = 0.99
     """Momentum of sgd."""
 
     schedule: Schedule = "cosine"
-    """How the learning rate falls: cosine at every step, or poly (power 0.9) once in 250 steps, as nnU-Net's."""
+    """Learning rate decay: cosine at every step, or poly (power 0.9) once in 250 steps, as in nnU-Net."""
 
     warmup: Annotated[int, Field(ge=0)] = 15
-    """Steps over which the learning rate rises from zero."""
+    """Number of warm-up steps, in which the learning rate rises from zero."""
 
     initialisation: Initialisation = "pytorch"
-    """Initial values of FAPM, enlargement and decoder: PyTorch's, as published, or he, as nnU-Net's."""
+    """Initial weights of FAPM, upsampling and decoder: pytorch (its defaults, as published), or he, as in nnU-Net."""
 
     deep_supervision: bool = True
-    """Whether the decoder's outputs at 1/2 and 1/4 of the size learn as well; a U-Net's always do, as nnU-Net's."""
+    """Whether the loss includes outputs at 1/2 and 1/4 resolution; it always does for a U-Net, as in nnU-Net."""
 
     max_grad_norm: Annotated[float, Field(gt=0)] = 12.0
-    """Norm to which larger gradients are clipped."""
+    """Maximum norm of the gradient, which is clipped beyond."""
 
     foreground_fraction: Annotated[float, Field(ge=0, le=1)] = 0.33
     """Fraction of a batch's patches that are centred on foreground."""
 
     augmentation: Augmentation = "nnunet"
-    """Augmentation of training patches."""
+    """Augmentation of training patches: all of nnU-Net's (nnunet), mirroring only (flip), or none."""
 
     cache_features: CacheFeatures = "off"
-    """Whether the backbone's features of a fixed set of tiles are cached; auto: where that saves half of a step."""
+    """Whether to compute the backbone's features of a fixed set of tiles once, instead of at every step; auto: if this
+    saves half of a step."""
 
     feature_variants: Positive = 1
-    """With cached features: how often the intensities of each tile and view are changed, if augmentation is nnunet."""
+    """Number of intensity augmentations of each tile and view, for cached features with the augmentation nnunet."""
 
     eval_interval: Positive = 100
-    """Steps between two validations."""
+    """Number of steps between validations."""
 
     ema_decay: Share = 0.0
-    """Decay of an exponential moving average of the weights, such as 0.999, which then is the model; 0: none."""
+    """Decay of an exponential moving average of the weights, such as 0.999, which then becomes the model; 0: no
+    averaging."""
 
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
-    """Seed of initial values, patches and drop path."""
+    """Seed of initial weights, patches and drop path."""
 
     PLACE: ClassVar[str] = "recipe"
 
