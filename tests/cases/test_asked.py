@@ -241,8 +241,8 @@ WRONG: list[tuple[str, list[Any], dict[str, Any], str]] = [
     ("Recipe", [], {"steps": "3"}, "recipe.steps is '3'; it must be a whole number"),
     ("Recipe", [], {"learning_rate": "1e-3"}, "recipe.learning_rate is '1e-3'; it must be a number"),
     ("Recipe", [], {"schedule": "linear"}, "recipe.schedule is 'linear'; it must be cosine or poly"),
-    ("NetworkConfig", [], {"in_channels": "3"}, "network.in_channels is '3'; it must be a whole number"),
-    ("NetworkConfig", [], {"backbone_scale": "2"}, "network.backbone_scale is '2'; it must be a number"),
+    ("network_config", [], {"in_channels": "3"}, "network.in_channels is '3'; it must be a whole number"),
+    ("network_config", [], {"backbone_scale": "2"}, "network.backbone_scale is '2'; it must be a number"),
 ]  # fmt: skip
 
 

@@ -70,6 +70,8 @@ class TrainOptions:
 
     def __post_init__(self) -> None:
         require_fields(self.changes)
+        if isinstance(self.recipe, Recipe):
+            choose_any_recipe(self.recipe, self.changes)  # which has none beside it
         if isinstance(self.micro_batch_size, int) and self.micro_batch_size < 1:
             raise ConfigError(f"--micro-batch-size is {self.micro_batch_size}; it must be at least 1")
         if not 0 <= self.checkpoint_minutes < math.inf:
@@ -163,7 +165,6 @@ def require_as_started(
         options: what is asked for.
     """
     plan, groups = record.plan, record.plan.data.groups
-    choose_any_recipe(options.recipe or "default", options.changes if isinstance(options.recipe, Recipe) else {})
     asked = {**options.of_plan, **{name: getattr(options, name) for name in OF_RUN}}
     started_with = {
         **decisions_of(plan),
