@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL.ImageFile import ImageFile
 
 import dinounet
 from dinounet import pipeline as review
@@ -43,12 +44,25 @@ def test_one_command_reaches_a_report_of_the_cases_kept_from_training(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     words = ["--plan", str(plan_file), "--weights", "random", "--device", "cpu", "--precision", "fp32"]
+    decoded: Counter[str] = Counter()
+    load = ImageFile.load
+
+    def count(picture: ImageFile) -> Any:
+        if picture.tile:  # else it is decoded already
+            decoded[Path(str(picture.filename)).name] += 1
+        return load(picture)
+
+    monkeypatch.setattr(ImageFile, "load", count)
     LISTENING.append([])
     assert main(["train", str(png), *words]) == 0
     assert Counter(LISTENING.pop())[str(png / "dataset.json")] == 1
     run = tmp_path / "runs" / "pictures"
     watched = read_run(run).data.validation_cases
     assert len(watched) == 2
+    for name in read_run(run).data.training_cases:
+        assert decoded[f"{name}_0000.png"] == 1  # for its slices
+    for name in watched:
+        assert decoded[f"{name}_0000.png"] == 3  # and to predict and to show it
     masks = run / "validation"
     assert {path.stem for path in masks.glob("*.png")} == set(watched)
     assert not (run / "training").exists()

@@ -87,10 +87,10 @@ class LazyRows:
         return DataError(f"{self.path} can't be read as an image ({reason_of(error, -1)}); is it whole?")
 
 
-def probe_rows(path: Path) -> LazyRows | None:
-    """A flat image with its pixels still in the file; None if it is to be read whole."""
+def probe_rows(path: Path, most: int = 0) -> LazyRows | None:
+    """A flat image with its pixels still in the file; None if it is to be read whole, or takes no more than `most`."""
     try:
-        found = (_tiff if path.name.lower().endswith(TIFF_ENDINGS) else _picture)(path)
+        found = _tiff(path) if path.name.lower().endswith(TIFF_ENDINGS) else _picture(path, most)
     except Exception:  # the readers raise whatever they meet; reading it whole tells what is wrong
         return None
     return found and LazyRows(path, (found[0], 1, *found[1]), found[2])
@@ -100,12 +100,16 @@ Found = tuple[int, tuple[int, int], np.dtype[Any]]
 """Channels, rows and columns, and type."""
 
 
-def _picture(path: Path) -> Found | None:
+def _picture(path: Path, most: int) -> Found | None:
     with open_picture(path) as file:
         plain = file.format in ("PNG", "JPEG") and file.mode in MODES and "transparency" not in file.info
-        if not plain or file.getexif().get(ORIENTATION, 1) not in (0, 1) or _libvips_differs(path):
+        if not plain or _libvips_differs(path):
             return None
         dtype = np.dtype(np.uint16 if file.mode == "I;16" else np.uint8)
+        if 2 * len(file.getbands()) * file.height * file.width * dtype.itemsize <= most:
+            return None
+        if file.getexif().get(ORIENTATION, 1) not in (0, 1):  # for which Pillow decodes a PNG: it may stand at its end
+            return None
         return len(file.getbands()), (file.height, file.width), dtype
 
 
@@ -167,7 +171,7 @@ def open_image(paths: Sequence[Path], most: int, slice_axis: int = 0) -> Volume:
         DataError: as `read_image`; what is left in its files, as soon as the wrong plane is read.
     """
     if len(paths) == 1 and ending_of(paths[0]) in FLAT_ENDINGS and paths[0].is_file():
-        rows = probe_rows(paths[0])
+        rows = probe_rows(paths[0], most)
         flat = None if rows is None else Volume(cast(np.ndarray, rows), None, paths[0])
         return read_image(paths) if flat is None or bytes_to_read(flat) <= most else flat
     found = probe(paths)
