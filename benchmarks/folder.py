@@ -19,8 +19,9 @@ from typing import Any
 import torch
 
 import dinounet
-from dinounet.inference.folder import predict_files
+from dinounet.inference.folder import predict_folder, record_prediction
 from dinounet.inference.inputs import find_inputs
+from dinounet.inference.outputs import Outputs, choose_endings
 from dinounet.system import keep_freed_memory
 from prediction_memory import make_run, write_picture
 
@@ -56,6 +57,7 @@ def compare(run: Path, images: Path, masks: Path, tta: Any, precision: Any, repe
     """Predict the folder and ask the network alone in turns; a line's last cells."""
     predictor = dinounet.load(run, tta=tta, precision=precision)
     cases = find_inputs([images], predictor.plan.data)
+    outputs = Outputs(masks, choose_endings(cases, None, predictor.plan.data.labels.largest))
     engine, batches = predictor.engine, []
 
     def remember(network: Any, tiles: torch.Tensor) -> torch.Tensor:
@@ -64,8 +66,7 @@ def compare(run: Path, images: Path, masks: Path, tta: Any, precision: Any, repe
 
     def predict() -> None:
         shutil.rmtree(masks, ignore_errors=True)
-        masks.mkdir()
-        predict_files(predictor, cases, masks)
+        predict_folder(predictor, cases, outputs, record_prediction(predictor))
 
     def ask() -> None:
         for network, tiles in batches:

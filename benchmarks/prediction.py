@@ -181,15 +181,17 @@ def by_us(home: Path, precision: str, tta: str):
     import shutil
 
     import dinounet
-    from dinounet.inference.folder import predict_files
+    from dinounet.inference.folder import predict_folder, record_prediction
     from dinounet.inference.inputs import find_inputs
+    from dinounet.inference.outputs import Outputs, choose_endings
 
     predictor = dinounet.load(home / "run", precision=precision, tta=tta)
 
     def predict(images: list[Path], output: Path) -> None:
         shutil.rmtree(output, ignore_errors=True)
-        output.mkdir()
-        predict_files(predictor, find_inputs(images, predictor.plan.data), output)
+        cases = find_inputs(images, predictor.plan.data)
+        outputs = Outputs(output, choose_endings(cases, None, predictor.plan.data.labels.largest))
+        predict_folder(predictor, cases, outputs, record_prediction(predictor))
 
     return predict
 

@@ -19,8 +19,7 @@ from dinounet.data.images import read_image
 from dinounet.data.preprocessing import image_to_slices
 from dinounet.errors import ConfigError, DataError
 from dinounet.io import write_json
-from dinounet.planning.data_plan import plan_data
-from dinounet.planning.fingerprint import principal_components
+from dinounet.planning.data_plan import plan_data, principal_components
 from dinounet.schema.plan import Plan, read_plan
 from dinounet.schema.recipe import Recipe
 from dinounet.schema.run import MODEL

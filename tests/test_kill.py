@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 
 import dinounet
 from datasets import write_png_dataset
-from dinounet.data.augmentation import make_transform
 from dinounet.data.dataset import read_dataset
+from dinounet.data.patches import make_transform
 from dinounet.io import write_json
 from dinounet.planning.data_plan import plan_data
 from dinounet.schema.plan import Plan

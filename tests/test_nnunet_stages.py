@@ -17,16 +17,17 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.inference.sliding_window_prediction import compute_gaussian
 
 from dinounet.backbones.frozen import build_network
-from dinounet.data.augmentation import enlarged, make_transform
 from dinounet.data.dataset import read_dataset
 from dinounet.data.geometry import coarsest_axis
 from dinounet.data.images import read_image
 from dinounet.data.masks import read_truth
+from dinounet.data.patches import enlarged, make_transform
 from dinounet.data.preprocessing import image_to_slices, mask_to_slices
 from dinounet.inference import tiling
 from dinounet.inference.predictor import Predictor
 from dinounet.inference.torch_backend import TorchBackend
-from dinounet.planning.data_plan import largest_batch, plan_data
+from dinounet.planning.data_plan import plan_data
+from dinounet.planning.planner import largest_batch
 from dinounet.schema.network import plan_unet
 from dinounet.schema.plan import DataPlan, Intensities, Plan
 from dinounet.schema.recipe import IN_MEMORY, RECIPES, STEPS_AN_EPOCH

@@ -21,8 +21,8 @@ from dinounet.data.dataset import read_dataset
 from dinounet.errors import ConfigError, Interrupted, UserError
 from dinounet.io import write_json
 from dinounet.network.decoder import initialise_he
-from dinounet.planning.data_plan import largest_batch, plan_as_published, plan_data
-from dinounet.planning.planner import choose_recipe, plan_dataset
+from dinounet.planning.data_plan import plan_data
+from dinounet.planning.planner import choose_recipe, largest_batch, plan_as_published, plan_dataset
 from dinounet.schema.network import NetworkConfig, UNetConfig, plan_unet
 from dinounet.schema.plan import DataPlan, Plan, read_plan
 from dinounet.schema.recipe import RECIPES, Recipe

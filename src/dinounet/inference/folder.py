@@ -22,7 +22,7 @@ from dinounet.data.layouts import Case, known_files
 from dinounet.errors import ConfigError, DataError, UserError
 from dinounet.inference.inputs import cut_otherwise, tell_cut_otherwise
 from dinounet.inference.models import TrainedModel
-from dinounet.inference.outputs import Outputs, allocated, choose_endings
+from dinounet.inference.outputs import Outputs, allocated
 from dinounet.inference.postprocessing import OutputOptions, Segmentation, describe
 from dinounet.inference.predictor import Predictor
 from dinounet.io import PREDICTION, remove_leftovers, require_new, summarize, write_json
@@ -132,29 +132,6 @@ WAITING_TO_BE_WRITTEN = 2
 
 Problems = dict[str, str]
 """What is wrong with which case."""
-
-
-def predict_files(
-    predictor: Predictor,
-    cases: Sequence[Case],
-    folder: Path,
-    on_case: Callable[[], None] = lambda: None,
-    *,
-    probabilities: bool = False,
-) -> list[Path]:
-    """Predict cases into a folder that exists: `<case><ending>`, in the input's format and geometry.
-
-    A file that can't be predicted doesn't keep the others from it.
-
-    Raises:
-        UserError: after the others are done, names those that failed.
-    """
-    outputs = Outputs(folder, choose_endings(cases, None, predictor.plan.data.labels.largest), probabilities)
-    problems, cut = _predict(predictor, cases, outputs, on_case)
-    if cut:
-        say("note", tell_cut_otherwise(cut, predictor.plan.data))
-    _tell(problems, len(cases))
-    return [outputs.mask_of(case) for case in cases]
 
 
 def predict_folder(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Mapping
 from dataclasses import fields, replace
 from typing import Any
@@ -12,10 +13,41 @@ from dinounet.data.dataset import Dataset
 from dinounet.data.layouts import Case
 from dinounet.data.splits import FOLDS, by_group
 from dinounet.errors import ConfigError
-from dinounet.planning.data_plan import PATCH, largest_batch, plan_as_published, plan_data
+from dinounet.planning.data_plan import plan_data
 from dinounet.schema.network import NetworkConfig, plan_unet
 from dinounet.schema.plan import DataPlan, Fold, Plan
-from dinounet.schema.recipe import RECIPES, Recipe, RecipeName
+from dinounet.schema.recipe import IN_MEMORY, RECIPES, Recipe, RecipeName
+
+PATCH = (512, 512)
+SLICE_AXIS = 0
+LARGEST_SHARE = 0.05
+"""Of all the dataset's pixels in one batch."""
+LEAST_BATCH = 2
+
+
+def plan_as_published(data: DataPlan) -> DataPlan:
+    """Slices along the first axis, and a spacing at which the median slice has 512 x 512 pixels.
+
+    Images that don't know their spacing count as 1 apart, as in nnU-Net's reader of flat images, if none knows it.
+    """
+    seen = data.fingerprint
+    spacing = seen.median_spacing or (1.0, 1.0, 1.0)
+    rows, columns = (
+        distance * length / side
+        for distance, length, side in zip(spacing[1:], seen.median_shape[1:], PATCH, strict=True)
+    )
+    unknown = None if seen.median_spacing and not seen.cases_without_spacing else 1.0
+    return replace(data, slice_axis=SLICE_AXIS, spacing=(rows, columns), unknown_spacing=unknown)
+
+
+def largest_batch(data: DataPlan) -> int:
+    """nnU-Net's rule for 2D: as many patches as a plain U-Net takes in 8 GB, 5 % of the dataset's pixels at most.
+
+    The dataset counts with every case as large as the median one, whose slices have 512 x 512 pixels.
+    """
+    seen = data.fingerprint
+    pixels = seen.cases * seen.median_shape[SLICE_AXIS] * math.prod(PATCH)
+    return max(LEAST_BATCH, min(IN_MEMORY, round(pixels * LARGEST_SHARE / math.prod(data.patch))))
 
 
 def choose_recipe(name: RecipeName, changes: Mapping[str, Any], data: DataPlan | None = None) -> Recipe:

@@ -20,7 +20,8 @@ from dinounet.errors import ConfigError, UserError
 from dinounet.io import summarize
 from dinounet.network.decoder import initialise_he
 from dinounet.network.dinounet import DinoUNet
-from dinounet.planning.data_plan import PATCH_STEP, largest_batch
+from dinounet.planning.data_plan import PATCH_STEP
+from dinounet.planning.planner import largest_batch
 from dinounet.schema.network import UNetConfig, plan_unet
 from dinounet.schema.plan import Plan, StepMemory
 from dinounet.system import available_memory, give_back_freed
