@@ -1,1 +1,1 @@
-"""From files to patches: formats, dataset, plan, preprocessing, cache, augmentation and sampling."""
+"""Data from files to patches: formats, dataset, preprocessing, cache, augmentation and sampling."""

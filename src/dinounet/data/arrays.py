@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 Array: TypeAlias = Any
-"""Of NumPy or of PyTorch."""
+"""An array of NumPy's or a tensor of PyTorch's."""
 
 
 def zeros(shape: tuple[int, ...], like: Array) -> Array:
@@ -39,22 +39,22 @@ def to_numpy(array: Array, dtype: type) -> np.ndarray:
 
 
 def concatenate(parts: Sequence[Array], axis: int) -> Array:
-    """One after another."""
+    """Join arrays along an axis."""
     return np.concatenate(parts, axis) if isinstance(parts[0], np.ndarray) else _torch().cat(list(parts), axis)
 
 
 def stack(parts: Sequence[Array], axis: int) -> Array:
-    """Along a new axis."""
+    """Join arrays along a new axis."""
     return np.stack(parts, axis) if isinstance(parts[0], np.ndarray) else _torch().stack(list(parts), axis)
 
 
 def flip(array: Array, axes: tuple[int, ...]) -> Array:
-    """Mirrored."""
+    """Mirror an array along these axes."""
     return np.flip(array, axes) if isinstance(array, np.ndarray) else array.flip(axes)
 
 
 def softmax(array: Array, axis: int) -> Array:
-    """Shares of one."""
+    """Softmax along an axis: numbers from 0 to 1 that add up to 1."""
     if isinstance(array, np.ndarray):
         from scipy import special  # takes a third of a second to import
 
@@ -63,7 +63,7 @@ def softmax(array: Array, axis: int) -> Array:
 
 
 def sigmoid(array: Array) -> Array:
-    """From 0 to 1, each by itself."""
+    """Logistic function of each number."""
     if isinstance(array, np.ndarray):
         from scipy import special
 
@@ -72,7 +72,7 @@ def sigmoid(array: Array) -> Array:
 
 
 def entropy(array: Array) -> Array:
-    """-p log p, each by itself."""
+    """Entropy of each number, -p log p."""
     if isinstance(array, np.ndarray):
         from scipy import special
 
@@ -117,7 +117,7 @@ def to_classes(scores: Array, plan: DataPlan, threshold: float = 0.0) -> Array:
 
 
 def to_probabilities(logits: Array, plan: DataPlan) -> Array:
-    """Of the classes, or of each region by itself: (B, K, H, W) of logits of the same shape."""
+    """Probabilities of the classes, or of each region by itself: (B, K, H, W) of logits of the same shape."""
     return softmax(logits, 1) if plan.labels.regions is None else sigmoid(logits)
 
 
@@ -209,7 +209,7 @@ class CaseSamples(NamedTuple):
     """(n, C) at pixels from anywhere; None for images of one channel or three."""
 
     moments: RunningMoments | None
-    """Of all pixels, under the same condition."""
+    """Moments of all pixels, under the same condition."""
 
 
 class Samples:

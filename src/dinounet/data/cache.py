@@ -59,7 +59,7 @@ PLACES_A_CLASS = 10_000
 """Pixels of a class that a case remembers for sampling around foreground."""
 
 KNOWN = 0
-"""In the place of a class: pixels that somebody has judged, remembered where there is an ignore label."""
+"""Stands in the place of a class for pixels that somebody has judged, where there is an ignore label."""
 
 WORTH_TELLING = 10**9
 """Bytes of a cache from which on its size is told before it is built."""
@@ -70,10 +70,10 @@ class CachedCase:
     """One case, preprocessed; a process that reads it maps its files into memory, and those of few cases at a time."""
 
     name: str
-    """As in the dataset."""
+    """The case's name in the dataset."""
 
     folder: Path
-    """Where its files are."""
+    """The folder of its files."""
 
     @property
     def image(self) -> np.memmap[Any, Any]:
@@ -94,7 +94,7 @@ class CachedCase:
 
     @property
     def places(self) -> dict[int, np.ndarray]:
-        """Of each foreground class that the case holds: (n, 3) slice, row and column of pixels of it."""
+        """Pixels of each foreground class that the case holds: (n, 3) slice, row and column."""
         return {label: places for label, places in _open_places(self.folder).items() if label != KNOWN}
 
     @property
@@ -148,10 +148,10 @@ class Needs:
     """What it takes to preprocess a case, in bytes."""
 
     on_disk: int
-    """Of its part of the cache."""
+    """Bytes of its part of the cache."""
 
     in_memory: int
-    """Of image and mask if they are read whole."""
+    """Bytes of image and mask if they are read whole."""
 
     must_be_whole: bool
     """Whether they can't be read plane by plane."""

@@ -185,7 +185,7 @@ def hash_dataset(dataset: Dataset, on_case: Callable[[], None] = lambda: None) -
 
 
 DIGESTS = "digests.json"
-"""In a cache's folder: the hashes of datasets, by what their files' places, sizes and times of change are."""
+"""File in a cache's folder: the hashes of datasets by their files' places, sizes and times of change."""
 
 
 def known_hash(dataset: Dataset, cache: Path) -> str | None:
@@ -223,7 +223,7 @@ def _with_content(digest: hashlib._Hash, path: Path) -> hashlib._Hash:
 
 
 def parse_channels(text: str) -> tuple[str, ...]:
-    """ "T1,T2" as names.
+    """Split "T1,T2" into names.
 
     Raises:
         ConfigError: a name is empty.

@@ -1,4 +1,4 @@
-"""Where a volume lies in space, and the one notion of two volumes that lie on the same grid.
+"""Place of a volume in space, and the one notion of two volumes that lie on the same grid.
 
 Two volumes lie on one grid if they have the same shape, the same spacing, relative to itself, and if the centres of
 their eight corner voxels are less than a tenth of a voxel apart. Centres, and not the voxels' outer corners, since
@@ -58,7 +58,7 @@ class NiftiForms:
 
 @dataclass(frozen=True)
 class Geometry:
-    """Where a volume lies in space: x, y, z in mm, to the left, back and head of a patient, as SimpleITK has it.
+    """Place of a volume in space: x, y, z in mm, to the left, back and head of a patient, as SimpleITK has it.
 
     A flat image has two spacings, and two numbers of origin and four of direction; three and nine where it tells how it
     lies in 3D space.
@@ -80,13 +80,13 @@ class Geometry:
     """Whether the file tells more than a spacing; else it lies anywhere."""
 
     also: tuple[Geometry, ...] = ()
-    """Where its file says that it lies in another way too, as the two forms of NIfTI may."""
+    """Further places that its file names, as the two forms of NIfTI may."""
 
     nifti: NiftiForms | None = None
-    """Of a NIfTI file, for its mask."""
+    """Header of a NIfTI file, for its mask."""
 
     file_units: tuple[str, ...] = ()
-    """Of an NRRD or MHA file, units of its own numbers along x, y, z, for its mask; none: mm."""
+    """Units of an NRRD or MHA file's own numbers along x, y, z, for its mask; none: mm."""
 
     @property
     def affine(self) -> np.ndarray:
@@ -119,13 +119,13 @@ class Volume:
     """The file, or the first of its channels' files."""
 
     modality: str | None = None
-    """How it was taken, such as CT or MR; None where the format doesn't tell."""
+    """Modality, such as CT or MR; None where the format doesn't tell."""
 
     segments: tuple[Segment, ...] = ()
-    """Of a mask, what its file says that its numbers stand for, as they are stored, a channel a layer."""
+    """What a mask's file says that its numbers stand for, as they are stored, a channel a layer."""
 
     palette: Mapping[int, str] | None = None
-    """Of a mask in a file with a palette, the colour that each number is shown in, as "#ff0000"."""
+    """Colour that each number is shown in, as "#ff0000", of a mask whose file has a palette."""
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -207,7 +207,7 @@ def require_straight(volume: Volume) -> None:
 
 
 def _difference(a: Geometry, b: Geometry, shape: tuple[int, int, int]) -> str:
-    """In what two grids of one shape differ, in words; "" if they are one."""
+    """Difference of two grids of one shape, in words; "" if they are one."""
     along = [axis for axis in range(min(len(a.spacing), len(b.spacing))) if shape[2 - axis] > 1]
     if any(abs(a.spacing[axis] / b.spacing[axis] - 1) > SAME_SPACING for axis in along):
         return f"spacing: {rounded(a.spacing)} and {rounded(b.spacing)} mm"
@@ -222,7 +222,7 @@ def _difference(a: Geometry, b: Geometry, shape: tuple[int, int, int]) -> str:
 
 
 def _shifts(a: Geometry, b: Geometry, shape: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """How far the first voxels, and all corner voxels, of two grids are apart, in voxels along the axes of each."""
+    """Distances of the first voxels, and of all corner voxels, of two grids, in voxels along the axes of each."""
     corners = np.array([(*corner, 1) for corner in itertools.product(*((0, length - 1) for length in shape[::-1]))])
     mm = (corners @ (a.affine - b.affine).T)[:, :3]
     voxels = np.stack([np.linalg.solve(one.affine[:3, :3], mm.T).T for one in (a, b)])

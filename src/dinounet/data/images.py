@@ -35,7 +35,7 @@ VOLUME_ENDINGS = NIFTI_ENDINGS + ITK_ENDINGS
 FLAT_ENDINGS = PICTURE_ENDINGS + TIFF_ENDINGS
 ENDINGS = VOLUME_ENDINGS + FLAT_ENDINGS
 SEGMENTATION_ENDING = ".dcm"
-"""Of masks that are DICOM Segmentation objects (`dicom_seg.py`); an image in DICOM is a folder."""
+"""Ending of masks that are DICOM Segmentation objects (`dicom_seg.py`); an image in DICOM is a folder."""
 KNOWN = f"{', '.join(ENDINGS)}, or a folder of DICOM files"
 
 
@@ -262,7 +262,7 @@ def _shifted(geometry: Geometry | None, first: np.ndarray) -> Geometry | None:
 
 
 COLOURS = ("#e69f00", "#0072b2", "#009e73", "#cc79a7", "#56b4e9", "#f0e442", "#d55e00")
-"""Of the classes, in the order of the labels; with more classes than colours, lighter and then darker ones follow."""
+"""Colours of the classes, in the order of the labels; of more classes lighter and then darker ones follow."""
 
 
 def colours_of(classes: Iterable[str]) -> dict[str, str]:

@@ -29,14 +29,14 @@ MOST_CLASSES, MOST_LABELS = 64, 12
 between them, and with gaps or in colours."""
 
 NEAR_WHOLE = 1 / 4
-"""How far fractions may be from whole numbers that are proposed for them."""
+"""Distance of fractions from the whole numbers that are proposed for them, at the most."""
 
 CLEAR_SHARE, CLEAR_DISTANCE = 0.05, 1 / 8
-"""Of what isn't background, and of the range of values: what a value of a smoothed mask needs, to be meant."""
+"""Shares of what isn't background, and of the range of values: what a value of a smoothed mask needs, to be meant."""
 
 
 Counts = Mapping[int, int] | Mapping[float, int]
-"""How many pixels hold each value, which may be a fraction."""
+"""Number of pixels that hold each value, which may be a fraction."""
 
 
 class OddValues(DataError):

@@ -275,7 +275,7 @@ def _told_apart(folder: Path) -> tuple[list[Path], list[Path]]:
 WANTED, OPTIONAL = ("image", "mask"), ("group", "case")
 
 MEANS_A_PATIENT = re.compile(r"(patient|subject|person|participant)([ _-]?(id|no|number|name))?|pid|sub", re.IGNORECASE)
-"""How people name the column that we call group."""
+"""Names that people give to the column that we call group."""
 
 CONTROL = re.compile(r"[\0-\x1f\x7f-\x9f\u2028\u2029]")
 """Characters that break lines, or that nobody sees."""

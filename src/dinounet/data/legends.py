@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dinounet.data.formats.dicom_seg import read_segmentation, segment_names, segments_overlap
+from dinounet.data.formats.dicom_seg import read_names, read_segmentation
 from dinounet.data.formats.itk import Segment, read_segments
 from dinounet.data.geometry import Volume
 from dinounet.data.images import SEGMENTATION_ENDING, ending_of, read_stored
@@ -33,7 +33,8 @@ BACKGROUND = "background"
 def segments_of(path: Path) -> tuple[Segment, ...]:
     """The segments that a mask's file names; none if it names none. No pixel is read."""
     if ending_of(path) == SEGMENTATION_ENDING:
-        return _of_dicom(dict(enumerate(segment_names(path), start=1)), overlap=segments_overlap(path))
+        names, overlap = read_names(path)
+        return _of_dicom(dict(enumerate(names, start=1)), overlap)
     return read_segments(path) if ending_of(path) == ".nrrd" else ()
 
 
@@ -215,7 +216,7 @@ def _overlap(path: Path, a: str, b: str, pixels: int) -> DataError:
 
 
 def _inside(found: Mapping[Path, Sequence[Segment]]) -> dict[str, set[str]]:
-    """Of each name those that it lies in, in all files with several layers; none if nothing overlaps.
+    """The names that each one lies in, in all files with several layers; none if nothing overlaps.
 
     Raises:
         DataError: two overlap, and neither lies in the other.

@@ -34,7 +34,7 @@ from dinounet.errors import DataError
 from dinounet.schema.labels import Labels, relabel_command, write_labels
 
 ROUNDING = 1e-3
-"""How far a float may be from a whole number to be taken for it."""
+"""Distance from a whole number at which a float is taken for it."""
 
 MOST_VALUES = 4096
 """A single mask with more different values is refused at once."""
@@ -307,7 +307,7 @@ def refuse_fractions(masks: Sequence[Path]) -> None:
 def check_case(
     image: Volume, mask: Volume, channels: Sequence[str], labels: Mapping[str, int] | None
 ) -> dict[int, int]:
-    """How many pixels of each label, with the ignore label if there is one, a case holds.
+    """Number of pixels of each label, with the ignore label if there is one, that a case holds.
 
     Raises:
         DataError: image and mask don't lie on one grid, or have other channels or labels.
@@ -352,6 +352,6 @@ def where(labels: np.ndarray, numbers: Sequence[int]) -> np.ndarray:
 
 
 def count_values(array: np.ndarray) -> dict[int, int]:
-    """How many pixels hold each value."""
+    """Number of pixels that hold each value."""
     values, counts = np.unique(array, return_counts=True)
     return dict(zip(values.tolist(), counts.tolist(), strict=True))

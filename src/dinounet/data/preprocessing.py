@@ -1,4 +1,4 @@
-"""From a volume to normalised slices at the planned spacing, as the network reads them."""
+"""Normalised slices of a volume at the planned spacing, as the network reads them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Moments = tuple[float, float]
 
 
 def choose_moments(measured: RunningMoments, channels: Sequence[ChannelPlan]) -> list[Moments]:
-    """Of what was measured of a case, what each channel's rule needs."""
+    """What each channel's rule needs of what was measured of a case."""
     ranges = zip(channels, measured.mean, measured.deviation, measured.low, measured.high, strict=True)
     return [
         (float(low), float(high - low)) if how.normalisation == "rescale_to_0_1" else (float(mean), float(deviation))
@@ -101,19 +101,19 @@ class Slice:
     """A slice of an image as the network reads it, which is made as its rows are asked for."""
 
     image: Volume
-    """In memory or in its file."""
+    """The volume, in memory or in its file."""
 
     plan: DataPlan
-    """Says how."""
+    """Rules of normalisation and spacing."""
 
     index: int
-    """Its place along the plan's axis."""
+    """Index along the plan's axis."""
 
     moments: Sequence[Moments]
-    """From `measure_channels`."""
+    """Moments of the channels, by `measure_channels`."""
 
     _whole: np.ndarray | None = None
-    """Where it can't be made row by row: it is resampled, or its file gives whole planes only."""
+    """The whole slice, where it can't be made row by row: it is resampled, or its file gives whole planes only."""
 
     @property
     def size(self) -> tuple[int, int]:
@@ -235,7 +235,7 @@ def _resize_labels(classes: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def _resize(slice: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """By cubic splines, to the bit as `skimage.transform.resize`, without what that imports."""
+    """Resample by cubic splines, to the bit as `skimage.transform.resize`, without what that imports."""
     from scipy import ndimage  # takes a third of a second to import
 
     resized = ndimage.zoom(slice, np.divide(size, slice.shape), order=3, mode="nearest", grid_mode=True)

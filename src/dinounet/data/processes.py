@@ -88,7 +88,7 @@ def workers_for(jobs: int, decoded: int, memory: int) -> int:
 
 
 _stop: Any = None
-"""In a worker: set when it should leave its job."""
+"""Event that is set, in a worker, when it should leave its job."""
 
 
 def stop_if_told() -> None:
@@ -147,5 +147,5 @@ def _started_clean() -> Iterator[None]:
 
 
 def _cores() -> int:
-    """Those that this process may use."""
+    """Number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

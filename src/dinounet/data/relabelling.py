@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dinounet.data.formats.dicom_seg import segment_names, write_whole
+from dinounet.data.formats.dicom_seg import read_names, write_whole
 from dinounet.data.formats.itk import Segment
 from dinounet.data.formats.picture import PICTURE_ENDINGS
 from dinounet.data.geometry import Volume
@@ -34,13 +34,13 @@ class Change(NamedTuple):
     """What became of one mask."""
 
     path: Path
-    """The clean copy."""
+    """Path of the clean copy."""
 
     pixels: int
-    """That hold something else than before."""
+    """Number of pixels that hold something else than before."""
 
     share: float
-    """Of the mask's pixels."""
+    """Share of the mask's pixels."""
 
     most: float
     """Greatest distance that a pixel went: of numbers, or of colours in red, green and blue."""
@@ -142,7 +142,7 @@ def _legends(files: Sequence[Path], means: Given) -> dict[Path, tuple[Segment, .
 
 
 def _write_named(volume: Volume, segments: Sequence[Segment], copy: Path, target: Path, means: Given) -> Change:
-    """Of a mask whose file names its segments, the labels' numbers."""
+    """Numbers of the labels in a mask whose file names its segments."""
     numbers = by_name(volume, segments, name_labels(means))
     apart = np.abs(numbers - volume.array.astype(np.int64).max(axis=0))
     write_mask(copy, numbers, volume)
@@ -159,8 +159,8 @@ def whole_labels(given: Given) -> Given:
 
 
 def _write_whole(path: Path, copy: Path, target: Path, known: Labels) -> Change:
-    """Of a DICOM segmentation, whose fractions become the segment that holds at least half a pixel."""
-    unknown = sorted({*segment_names(path)} - {*known.with_ignore})
+    """Clean a DICOM segmentation, whose fractions become the segment that holds at least half a pixel."""
+    unknown = sorted({*read_names(path)[0]} - {*known.with_ignore})
     if unknown:
         raise DataError(f"{path} has the segments {', '.join(unknown)}, which the labels don't name; name them")
     copy.parent.mkdir(parents=True, exist_ok=True)
@@ -176,7 +176,7 @@ def _ending(path: Path, largest: int) -> str:
 
 
 def _mask_values(volume: Volume, coloured: bool) -> np.ndarray:
-    """As `to_mask_values`, but for fractions, and grey that stands for colours, which both are about to be replaced."""
+    """The same as `to_mask_values`, but for fractions, and grey that stands for colours, which are about to go."""
     if volume.array.dtype.kind == "f" and len(volume.array) == 1:
         return volume.array[0]
     if coloured:
@@ -187,7 +187,7 @@ def _mask_values(volume: Volume, coloured: bool) -> np.ndarray:
 
 
 def _nearest(values: np.ndarray, meant: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Of each of n vectors the place of the nearest meant one, and its distance."""
+    """Place of the nearest meant vector to each of n vectors, and its distance."""
     best = np.zeros(len(values), int)
     distance = np.full(len(values), np.inf)
     for index, target in enumerate(meant):

@@ -47,7 +47,7 @@ class Grouping:
     """Cases with their groups, and what decided on them."""
 
     cases: tuple[Case, ...]
-    """In the order in which they were given."""
+    """The cases, in the order in which they were given."""
 
     by: GroupBy
     """What put the cases into groups; never auto."""
@@ -153,7 +153,7 @@ def _torn_patients(cases: Sequence[Case]) -> tuple[str, ...]:
 
 
 def spell_as_one(groups: Iterable[str]) -> tuple[dict[str, str], str]:
-    """Of names of groups the first that differs in capitals, spaces or accents alone, and the sentence that tells."""
+    """For each group's name the first that differs in capitals, spaces or accents alone, and a sentence about them."""
     first: dict[str, str] = {}
     spelled = {name: first.setdefault(_in_one_spelling(name), name) for name in groups}
     alike = [f"{one!r} and {name!r}" for name, one in spelled.items() if name != one]
@@ -184,7 +184,7 @@ def _offer(kind: _Kind, cases: int) -> str:
 
 
 def _by_patient(cases: Sequence[Case]) -> _Kind:
-    """By DICOM's PatientID, which is kept out of the groups' names since these are written down; else by BIDS."""
+    """Group by DICOM's PatientID, which is kept out of the groups' names since these are written down; else by BIDS."""
     ids = {case.name: _in_one_spelling(patient_id(case.images[0])) for case in cases if case.images[0].is_dir()}
     ids = {case: patient for case, patient in ids.items() if not NO_PATIENT.fullmatch(patient)}
     if ids:
@@ -204,7 +204,7 @@ def _by_patient(cases: Sequence[Case]) -> _Kind:
 
 
 def _by_folder(cases: Sequence[Case]) -> _Kind:
-    """By the outermost folders of which there are enough, else by the outermost ones of several cases."""
+    """Group by the outermost folders of which there are enough, else by the outermost ones of several cases."""
     parts = _folders(cases)
     levels = []
     for depth in range(1, max(map(len, parts.values()), default=0) + 1):
@@ -224,14 +224,14 @@ def _by_name(cases: Sequence[Case]) -> _Kind:
 
 
 def _folders(cases: Sequence[Case]) -> dict[str, tuple[str, ...]]:
-    """Of each case by its name the folders that its first image lies in, below the one that holds all images."""
+    """Folders, by the case's name, that its first image lies in, below the one that holds all images."""
     parents = {case.name: case.images[0].absolute().parent for case in cases}
     around = Path(os.path.commonpath(parents.values()))
     return {name: parent.relative_to(around).parts for name, parent in parents.items()}
 
 
 def _some(what: str, groups: Mapping[str, str], most: int = 3) -> str:
-    """How many groups there are, with the names of some."""
+    """Number of groups, with the names of some."""
     names = list(dict.fromkeys(groups.values()))
     named = ", ".join(names[:most]) + (" …" if len(names) > most else "")
     return f"{len(names)} {what}{'s' * (len(names) != 1)} ({named})"

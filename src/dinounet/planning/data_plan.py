@@ -205,7 +205,7 @@ class Examined:
     """What reading a case gives, as a process sends it to the one that plans."""
 
     hash: ImageHash | None = None
-    """Of the image; None where it can't be read."""
+    """Hash of the image; None where it can't be read."""
 
     statistics: CaseStatistics | None = None
     """None where something is wrong, and for cases that are held out."""
@@ -269,7 +269,7 @@ def _bytes_of_files(case: Case) -> int:
 
 
 def _channel_names(count: int, modalities: AbstractSet[str | None] = frozenset()) -> tuple[str, ...]:
-    """Of images that nobody described: how all of them were taken, if they tell, or colours."""
+    """Names of channels that nobody described: the modality of all images, if they tell, or colours."""
     if count == 1 and len(modalities) == 1 and (only := next(iter(modalities))):
         return (only,)
     return ("R", "G", "B") if count == 3 else tuple(f"channel {index}" for index in range(count))
@@ -290,7 +290,7 @@ def _triple(numbers: np.ndarray) -> tuple[float, float, float]:
 
 
 LEAST_VARIANCE = 0.01
-"""Of a component, as a share of the first one's, below which it is not made as strong as the others: it is noise."""
+"""Variance of a component, as a share of the first one's, below which it isn't raised to the others': it is noise."""
 
 
 @dataclass(frozen=True)
@@ -303,9 +303,9 @@ class CaseStatistics:
     """Whether the spacing is in mm at the detector."""
     is_flat: bool
     modality: str | None
-    """How the image was taken, as DICOM names it, where the file tells."""
+    """Modality as DICOM names it, where the file tells."""
     constant: tuple[bool, ...]
-    """Of each channel whether it holds one value alone."""
+    """Whether each channel holds one value alone."""
     pixels: dict[int, int]
     """Number of pixels that hold each label, or what stands for one in the mask."""
     hash: ImageHash

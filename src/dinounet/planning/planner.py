@@ -21,7 +21,7 @@ from dinounet.schema.recipe import IN_MEMORY, RECIPES, Recipe, RecipeName
 PATCH = (512, 512)
 SLICE_AXIS = 0
 LARGEST_SHARE = 0.05
-"""Of all the dataset's pixels in one batch."""
+"""Share of all the dataset's pixels in one batch."""
 LEAST_BATCH = 2
 
 

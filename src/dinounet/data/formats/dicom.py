@@ -46,7 +46,7 @@ DECODED = (
 
 
 Rescales = Sequence[tuple[float, float] | None]
-"""Of each frame its slope and intercept; None: stored values are meant."""
+"""Slope and intercept of each frame; None: stored values are meant."""
 
 
 class Series(NamedTuple):
@@ -56,10 +56,10 @@ class Series(NamedTuple):
     """(C, Z, Y, X), in the units that the files' rescaling gives, such as Hounsfield's."""
 
     geometry: Geometry | None
-    """Where it lies; None where its pixels have no known size, or its frames are no slices of one volume."""
+    """Place in space; None where its pixels have no known size, or its frames are no slices of one volume."""
 
     modality: str
-    """How it was taken, such as CT or MR."""
+    """Modality, such as CT or MR."""
 
 
 def read_series(folder: Path) -> Series:
@@ -116,7 +116,7 @@ def find_slices(folder: Path) -> tuple[list[Slice], str]:
 
 
 def geometry_of_series(folder: Path) -> Geometry | None:
-    """Where the series in a folder lies, without reading its pixels; None where it tells no size of pixels.
+    """Place of the series in a folder, without reading its pixels; None where it tells no size of pixels.
 
     Raises:
         DataError: as `find_slices`.
@@ -172,7 +172,7 @@ def _read_header(path: Path) -> Dataset:
 
 
 def _bytes_lacking(path: Path, header: Dataset) -> int:
-    """How many bytes its pixels have too few, for which GDCM would give whatever lies in memory."""
+    """Number of bytes that its pixels have too few, for which GDCM would give whatever lies in memory."""
     from pydicom.pixels.utils import get_expected_length
     from pydicom.uid import ImplicitVRLittleEndian
 

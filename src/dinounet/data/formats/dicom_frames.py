@@ -35,7 +35,7 @@ UNEVEN = 0.02
 
 
 class Place(NamedTuple):
-    """Where a slice lies in the patient."""
+    """Place of a slice in the patient."""
 
     position: np.ndarray
     """(3,) of the centre of its first pixel, mm."""
@@ -56,7 +56,7 @@ class Slice(NamedTuple):
     """The file."""
 
     frame: int | None
-    """In the file, from 0; None where it is all that the file holds."""
+    """Number of the frame in the file, from 0; None where it is all that the file holds."""
 
     size: tuple[int, int, int]
     """Rows, columns and channels."""
@@ -153,7 +153,7 @@ def sort_slices(folder: Path, slices: Sequence[Slice]) -> list[Slice]:
 
 
 def geometry_of_slices(folder: Path, slices: Sequence[Slice]) -> Geometry | None:
-    """Where sorted slices lie; None where their pixels have no known size, and of several that tell no place.
+    """Place of sorted slices; None where their pixels have no known size, and of several that tell no place.
 
     A single slice is a slab where it tells its place and thickness, and flat else. An X-ray lies anywhere.
     """
@@ -190,7 +190,7 @@ def _position(one: Slice) -> np.ndarray:
 
 
 def _distance(folder: Path, slices: Sequence[Slice]) -> float:
-    """Of neighbouring slices, which must all be as far apart and lie straight above each other."""
+    """Distance of neighbouring slices, which must all be as far apart and lie straight above each other."""
     first = slices[0].place
     assert first is not None
     positions = np.stack([_position(one) for one in slices])

@@ -151,7 +151,7 @@ SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 """And, with numbers behind, its classes of several frames: also films that were scanned."""
 
 TISSUE, CENTIMETRES = 1, 3
-"""Of an ultrasound region: that it shows a plane of the body, and the unit of its axes."""
+"""What an ultrasound region must tell: that it shows a plane of the body, and the unit of its axes."""
 
 SAME = 1e-3
 """Share by which two spacings may differ and count as one."""

@@ -45,7 +45,7 @@ class Segmentation(NamedTuple):
     """The segments' names by their numbers; several may have one name."""
 
     geometry: Geometry | None
-    """Where it lies; None where it tells no size of pixels or, of several slices, no place."""
+    """Place in space; None where it tells no size of pixels or, of several slices, no place."""
 
 
 def require_highdicom() -> Any:
@@ -126,8 +126,10 @@ def write_segmentation(path: Path, labels: np.ndarray, series: Path, names: Mapp
     made.save_as(path)
 
 
-def segment_names(path: Path) -> list[str]:
-    """The names of a segmentation's segments, without its pixels.
+def read_names(path: Path) -> tuple[list[str], bool]:
+    """The names of a segmentation's segments, and whether it says that they overlap, so that they are read as layers.
+
+    No pixel is read.
 
     Raises:
         DataError: it is no DICOM segmentation.
@@ -137,19 +139,8 @@ def segment_names(path: Path) -> list[str]:
     import pydicom
 
     with _reading(path):
-        return list(_names(path, pydicom.dcmread(path, stop_before_pixels=True)).values())
-
-
-def segments_overlap(path: Path) -> bool:
-    """Whether a segmentation says that its segments overlap, so that they are read as layers.
-
-    Raises:
-        DataError: it is no DICOM segmentation.
-    """
-    import pydicom
-
-    with _reading(path):
-        return _overlap(pydicom.dcmread(path, stop_before_pixels=True))
+        header = pydicom.dcmread(path, stop_before_pixels=True)
+        return list(_names(path, header).values()), _overlap(header)
 
 
 def holds_fractions(path: Path) -> list[str]:
@@ -273,7 +264,7 @@ def _overlap(content: Dataset) -> bool:
 
 
 def _names(path: Path, content: Dataset) -> dict[int, str]:
-    """Of a segmentation's segments; number 0 is the background, whatever it is called.
+    """Names of a segmentation's segments by number; 0 is the background, whatever it is called.
 
     Raises:
         DataError: it has none, and is no segmentation.
@@ -304,7 +295,7 @@ def _tells_places(content: Dataset) -> bool:
 
 
 def _without_place(content: Dataset) -> np.ndarray:
-    """Of an X-ray, ultrasound and their like, of one image or the frames of one: as highdicom gives those with a place.
+    """Labels of an X-ray, ultrasound or the like, of one image or its frames, as highdicom gives those with a place.
 
     highdicom 0.28 writes such objects, and can't read them where they tell their pixels' size.
     """
@@ -328,7 +319,7 @@ def _without_place(content: Dataset) -> np.ndarray:
 
 
 def _frame_places(content: Dataset) -> list[tuple[float, ...]]:
-    """Of each frame of a segmentation what tells its place from others': its position, or the frame that it is of."""
+    """Place of each frame of a segmentation: its position, or the number of the frame that it is of."""
     shared = content.get("SharedFunctionalGroupsSequence") or []
     positions = [
         in_groups([one, *shared], "PlanePositionSequence", "ImagePositionPatient")
@@ -350,7 +341,7 @@ def _source_frame(group: Dataset) -> int | None:
 
 
 def _flat_geometry(content: Dataset) -> Geometry | None:
-    """Of a segmentation without place: its pixels' size, if it is of a single image and tells it."""
+    """Pixel size of a segmentation without place, if it is of a single image and tells it."""
     found = spacing_of_frame(content.get("SharedFunctionalGroupsSequence") or [])
     several = any(_source_frame(one) not in (None, 1) for one in content.PerFrameFunctionalGroupsSequence)
     if found is None or several:

@@ -28,7 +28,7 @@ PAIRS = (b"ni1", b"ni2")
 """What stands in a header whose pixels are in a file of their own."""
 
 MM = {1: 1000.0, 3: 0.001}
-"""By the lower three bits of xyzt_units: metres and micrometres; all else is millimetres."""
+"""Units by the lower three bits of xyzt_units: metres and micrometres; all else is millimetres."""
 
 FARTHEST = 1e30
 """Numbers by which a header places voxels are smaller than this."""
@@ -57,7 +57,7 @@ class NiftiFile:
     """Type of the voxels that are read: as stored where the header asks for no scaling."""
 
     geometry: Geometry
-    """Where it lies."""
+    """Place in space."""
 
     can_give_planes: bool
     """Whether a plane can be read without the others."""
@@ -145,7 +145,7 @@ def open_nifti(path: Path) -> NiftiFile:
 
 
 def step_of(path: Path) -> float:
-    """By how much neighbouring stored integers differ in value; 0 where the header asks for no scaling."""
+    """Difference in value of neighbouring stored integers; 0 where the header asks for no scaling."""
     scaling = open_nifti(path)._scaling
     return abs(scaling[0]) if scaling else 0.0
 
