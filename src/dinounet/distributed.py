@@ -121,7 +121,9 @@ class DistributedContext:
         """
         if self.world_size == 1:
             return tensor
-        parts = list(self.fabric.all_gather(tensor.detach()))
+        own = tensor.detach().contiguous()
+        parts = [torch.empty_like(own) for _ in range(self.world_size)]
+        torch.distributed.all_gather(parts, own)  # Fabric's goes by a function that PyTorch has deprecated
         parts[self.rank] = tensor
         return torch.cat(parts)
 
