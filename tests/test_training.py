@@ -284,7 +284,7 @@ def test_a_record_of_another_version_is_refused(png: Path, plan_file: Path, tmp_
     run = train(png, tmp_path / "run", plan_file)
     content = json.loads((run / "run.json").read_text())
     (run / "run.json").write_text(json.dumps({**content, "format": 7}))
-    with pytest.raises(ConfigError, match=r"run\.json: format is 7"):
+    with pytest.raises(ConfigError, match=r"run\.json has the format 7, of a newer dinounet than this one"):
         dinounet.load(run)
 
 

@@ -205,10 +205,10 @@ def _make_run(
     remove_leftovers(output)
     try:
         write_json(output / RECORD, record)  # first: what holds it can be resumed
+        remember_hash(as_read, digest, cache)
     except OSError:  # such as a full disk
         shutil.rmtree(output, ignore_errors=True)
         raise
-    remember_hash(as_read, digest, cache)
     return frozen, as_read
 
 
