@@ -81,7 +81,8 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[pytest.MonkeyPat
         if not config.backbone_args:
             stages = find_variant(config.backbone).stages
             few = {"dims": (16, 32, 64, 64), "depths": (1, 1, 1, 1)} if stages else {"embed_dim": 64, "num_heads": 4}
-            for name, value in {"backbone_args": few, "stem_width": 8, "rank": 16, "widths": (4, 8, 16, 32)}.items():
+            sizes = {"backbone_args": few, "backbone_width": 64, "stem_width": 8, "rank": 16, "widths": (4, 8, 16, 32)}
+            for name, value in sizes.items():
                 object.__setattr__(config, name, value)
         PUBLISHED_SIZE(config)
 

@@ -124,6 +124,7 @@ def _product(rows: Tensor, columns: Tensor, bias: Tensor | None = None) -> Tenso
 def _instance_norm(map: Tensor, *, weight: Tensor | None, running_mean: Tensor | None, **named: Any) -> Tensor:
     if weight is None or running_mean is not None:  # not as the network has it
         return F.instance_norm(map, weight=weight, running_mean=running_mean, **named)
+    map = map.as_subclass(Tensor)  # MONAI's would make a view of the result, which nothing may change in place
     result: Tensor = InstanceNormByBatchNorm.apply(map, weight, named["bias"], named["eps"])
     return result
 
