@@ -15,7 +15,7 @@ from skimage.transform import resize
 from datasets import LABELS, describe, normalised, picture, volume, write_nifti_dataset
 from dinounet.backbones.registry import network_config
 from dinounet.data.cache import build_cache
-from dinounet.data.dataset import find_cases, hash_dataset, read_dataset
+from dinounet.data.dataset import find_cases, hash_dataset, known_hash, read_dataset, remember_hash
 from dinounet.data.geometry import Geometry, Volume, coarsest_axis
 from dinounet.data.images import read_image, write_mask
 from dinounet.data.label_inference import infer_labels
@@ -37,14 +37,18 @@ def nifti(tmp_path: Path) -> Path:
     return write_nifti_dataset(tmp_path / "volumes")
 
 
-def test_an_index_is_read_without_its_pixels(png: Path) -> None:
+def test_an_index_is_read_without_its_pixels(png: Path, tmp_path: Path) -> None:
     dataset = read_dataset(png)
     assert [case.name for case in dataset.cases] == [f"case_{i}" for i in range(6)]
     assert dataset.labels.classes == LABELS
     assert dataset.cases[0].mask == png / "labelsTr" / "case_0.png"
     before = hash_dataset(dataset)
+    assert known_hash(dataset, tmp_path / "cache") is None
+    remember_hash(dataset, before, tmp_path / "cache")
+    assert known_hash(read_dataset(png), tmp_path / "cache") == before
     Image.fromarray(picture((72, 80), 99)[0]).save(png / "imagesTr" / "case_0_0000.png")
     assert hash_dataset(read_dataset(png)) != before
+    assert known_hash(read_dataset(png), tmp_path / "cache") is None
 
 
 def test_a_plan_measures_and_decides(nifti: Path) -> None:

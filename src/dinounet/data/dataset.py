@@ -196,8 +196,10 @@ def known_hash(dataset: Dataset, cache: Path) -> str | None:
 
 def remember_hash(dataset: Dataset, digest: str, cache: Path) -> None:
     """Keep the hash of a dataset in a cache's folder, so that unchanged files need not be read again."""
-    cache.mkdir(parents=True, exist_ok=True)
-    write_json(cache / DIGESTS, {**_known_hashes(cache), _state_of(dataset): digest})
+    known, state = _known_hashes(cache), _state_of(dataset)
+    if known.get(state) != digest:
+        cache.mkdir(parents=True, exist_ok=True)
+        write_json(cache / DIGESTS, {**known, state: digest})
 
 
 def _known_hashes(cache: Path) -> dict[str, Any]:
