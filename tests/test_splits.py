@@ -120,7 +120,7 @@ def test_what_is_watched_or_held_out_is_never_learned_from(
     """By the greys that reach the network of a real fit, which tell the cases apart."""
     data: Path = request.getfixturevalue(kind)
     test = ("patient 1",) if kind == "table" else ("case_2",)
-    plan = write_plan(data, tmp_path / "plan.json", test, steps=60, eval_interval=60, batch_size=2)
+    plan = write_plan(data, tmp_path / "plan.json", test, steps=20, eval_interval=20, batch_size=2)
     seen: dict[bool, set[int]] = defaultdict(set)
     build = session.build_planned
 
