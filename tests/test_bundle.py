@@ -299,7 +299,7 @@ def test_what_can_not_be_exported_is_told(run: Path, bundle: Path, tmp_path: Pat
         dinounet.export([bundle], tmp_path / "b")
     with pytest.raises(DataError, match="nowhere does not exist; give the folder"):
         dinounet.export([tmp_path / "nowhere"], tmp_path / "b")
-    with pytest.raises(DataError, match="a run is named twice"):
+    with pytest.raises(DataError, match="there is a duplicate run"):
         dinounet.export([run, run], tmp_path / "b")
     with pytest.raises(UserError, match="exists already; give the bundle another name"):
         dinounet.export([run], run.parent)
@@ -316,6 +316,6 @@ def test_what_can_not_be_exported_is_told(run: Path, bundle: Path, tmp_path: Pat
 def test_info_tells_what_is_known_of_a_bundle(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["info", str(bundle)]) == 0
     told = capsys.readouterr().out
-    assert all(text in told for text in ("pictures", "disc = 1", "dinov3_vits16", "4 to train on, 2 to watch"))
+    assert all(text in told for text in ("pictures", "disc = 1", "dinov3_vits16", "4 for training, 2 for validation"))
     assert main(["info", str(bundle), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["format"] == BundleRecord.format

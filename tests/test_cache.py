@@ -276,7 +276,7 @@ def test_a_full_disk_is_one_sentence_and_nothing_is_left(where: str, tmp_path: P
     assert done.returncode == 2, done.stderr
     root = shared if words else run / "cache"
     assert done.stderr == (
-        f"dinounet: {root} can't hold the cache (File too large); make room, or name a folder elsewhere with --cache\n"
+        f"dinounet: {root} can't hold the cache (File too large); make room, or choose another folder with --cache\n"
     )
     assert not run.exists()
     assert not words or [path.name for path in shared.iterdir()] == [".lock"]
@@ -443,7 +443,7 @@ def test_what_can_only_be_read_whole_is(tmp_path: Path) -> None:
     [
         ("nan", r"a\.nii\.gz holds NaN or infinity in plane 2; repair or exclude it"),
         ("cut", r"a\.nii\.gz can't be read as an image \(.*\); is it whole\?"),
-        ("fraction", r"mask\.nii\.gz holds the value 0\.5; a mask must hold whole numbers, one a class"),
+        ("fraction", r"mask\.nii\.gz holds the value 0\.5; a mask must hold whole numbers, one per class"),
         ("grid", r"b\.nii\.gz and .*a\.nii\.gz differ in spacing"),
     ],
 )

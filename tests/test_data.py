@@ -122,7 +122,7 @@ def test_only_numbered_channels_are_joined_to_cases() -> None:
 
     assert names(["a_0000.png", "a_0001.png", "b_0001.png", "b_0000.png"], 2) == {"a": 2, "b": 2}
     assert names(["a_0000.png", "scan_2021.png", "c.png"], 1) == {"a": 1, "scan_2021": 1, "c": 1}
-    with pytest.raises(DataError, match=r"scan should have one file a channel \(2\).* but has scan_0001\.png"):
+    with pytest.raises(DataError, match=r"scan should have one file per channel \(2\).* but has scan_0001\.png"):
         names(["scan_0001.png", "scan_0002.png"], 2)
     with pytest.raises(DataError, match="several images are named a; rename them"):
         names(["a.png", "a_0000.png"], 1)
@@ -419,8 +419,8 @@ def break_it(png: Path, what: str) -> None:
         ("size", r"case_1\.png is 1 x 50 x 80 but .*case_1_0000\.png is 1 x 72 x 80"),
         ("label", r"case_1\.png holds 100, 200, but the labels are background=0,disc=1,square=2; name them or correct"),
         ("colour", r"is a mask in different colours \(#000000, #010100, #020200\), but the labels are numbers"),
-        ("channels", r"case_1_0000\.png has 3 channels, but 1 are wanted \(MR\)"),
-        ("empty", r"nothing but background"),
+        ("channels", r"case_1_0000\.png has 3 channels, but 1 are expected \(MR\)"),
+        ("empty", r"contain only background"),
     ],
 )
 def test_a_wrong_dataset_is_answered(what: str, message: str, png: Path) -> None:

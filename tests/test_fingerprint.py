@@ -111,7 +111,7 @@ def test_channels_are_named_on_the_command_line(tmp_path: Path) -> None:
     data = write_pairs(tmp_path / "data", 1)
     dinounet.plan(data, output=tmp_path / "plan.json", channels="CT", labels=NAMED)
     assert read_plan(tmp_path / "plan.json").data.channels[0].normalisation == "ct"
-    with pytest.raises(DataError, match=r"0\.mha has 1 channels, but 2 are wanted \(T1, T2\)"):
+    with pytest.raises(DataError, match=r"0\.mha has 1 channels, but 2 are expected \(T1, T2\)"):
         dinounet.plan(data, channels="T1,T2")
     with pytest.raises(ConfigError, match="--channels is 'T1,'; write a name for each channel"):
         dinounet.plan(data, channels="T1,")

@@ -205,7 +205,7 @@ def test_wrong_pictures_are_answered(what: str, message: str, tmp_path: Path) ->
 def test_a_file_that_may_not_be_read_is_told_from_a_broken_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a.png").touch()
     monkeypatch.setattr("os.access", lambda *_: False)  # the tests may run as root
-    with pytest.raises(DataError, match=r"a\.png may not be read by you; change its permissions"):
+    with pytest.raises(DataError, match=r"a\.png is not readable; change its permissions"):
         read_image([tmp_path / "a.png"])
 
 

@@ -282,7 +282,7 @@ def test_a_folder_is_a_folder_and_the_hub_is_asked_by_its_name_alone(
 
 
 def test_what_is_wrong_at_the_hub_is_told(store: Store, bundle: Path, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=f"the Hugging Face Hub shows nothing of the name {NAME}"):
+    with pytest.raises(DataError, match=f"the Hugging Face Hub has no visible repository {NAME}"):
         dinounet.load(f"hf://{NAME}")
     store.commit("main", {"README.md": b"something else"})
     with pytest.raises(DataError, match=r"holds no model\.json, so it is no bundle of dinounet's; name another"):

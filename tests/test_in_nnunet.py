@@ -233,7 +233,7 @@ def test_what_nnunet_cannot_do_is_refused_and_what_it_does_otherwise_is_told(
         ),
         tmp_path / "folder",
     )
-    assert "nnU-Net wants labels without gaps, so its masks hold background 0 for 0, disc 1 for 128" in (
+    assert "nnU-Net requires labels without gaps, so its masks hold background 0 for 0, disc 1 for 128" in (
         capsys.readouterr().out
     )
     description = json.loads((folder / "dataset.json").read_text())

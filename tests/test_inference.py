@@ -247,7 +247,7 @@ def test_wrong_inputs_are_answered(png: Path, png_run: Path, tmp_path: Path) -> 
         dinounet.predict(png_run, [tmp_path / "broken.png"], tmp_path / "out")
     assert not (tmp_path / "out").exists()
     predictor = dinounet.load(png_run)
-    with pytest.raises(DataError, match=r"the array has 3 channels, but 1 are wanted \(MR\)"):
+    with pytest.raises(DataError, match=r"the array has 3 channels, but 1 are expected \(MR\)"):
         predictor.predict(np.zeros((3, 20, 20)))
     with pytest.raises(DataError, match="the array holds 400 pixels that are NaN or infinite"):
         predictor.predict(np.full((20, 20), np.nan))
@@ -264,7 +264,7 @@ def test_odd_sizes_are_predicted(size: tuple[int, int], png_run: Path) -> None:
 def test_an_image_without_spacing_is_refused_where_spacing_counts(nifti_run: Path, png: Path) -> None:
     predictor = dinounet.load(nifti_run)
     with pytest.raises(
-        DataError, match=r"doesn't tell its pixels' size in mm, but the run was trained at 0\.8 x 0\.7 mm"
+        DataError, match=r"does not state its pixel size in mm, but the run was trained at 0\.8 x 0\.7 mm"
     ):
         predictor.predict(png / "imagesTs" / "case_6_0000.png")
     assert predictor.predict(np.zeros((1, 2, 20, 30))).shape == (2, 20, 30)  # an array is taken to have it

@@ -262,7 +262,7 @@ def test_what_cannot_be_held_or_brought_is_answered() -> None:
         build_backbone(network_config(backbone="timm:resnet18", backbone_precision="int8"))
     with pytest.raises(ConfigError, match=r"^dinov3_convnext_tiny has no row of blocks .* from the disk; leave --off"):
         build_backbone(network_config("dinov3_convnext_tiny"), offload=True)
-    with pytest.raises(WeightsError, match=r"^--offload computes from a file .* random ones stand in none; pass"):
+    with pytest.raises(WeightsError, match=r"^--offload computes from a file .* random weights are in none; pass"):
         filled("random", "bf16", offload=True)
     with pytest.raises(ConfigError, match=r"dinov3_vits16 can't be built with .*num_head_count"):
         filled("random", "bf16", backbone_args={"depth": 4, "num_head_count": 4})

@@ -1,4 +1,4 @@
-"""Masks as people have them: colours, one file a class, smoothed, JPEG; and how images and masks find each other."""
+"""Masks as people have them: colours, one file per class, smoothed, JPEG; and how images and masks find each other."""
 
 import shlex
 import shutil
@@ -204,7 +204,7 @@ def test_one_file_a_class_is_joined(tmp_path: Path) -> None:
     ("what", "message"),
     [
         ("overlap", r"disc/c1\.png and .*square/c1\.png both hold 30 pixels; give each to one class"),
-        ("missing", r"one mask a class \(disc, square\), but c1 has no mask of square; add masks of 0 where"),
+        ("missing", r"one mask per class \(disc, square\), but c1 has no mask of square; add masks of 0 where"),
         ("values", r"disc/c1\.png holds 7, 255 beside 0; the mask of one class must hold one number"),
     ],
 )
@@ -327,7 +327,7 @@ def test_too_many_classes_are_refused() -> None:
     many = {f"class {index}": index for index in range(257)}
     with pytest.raises(ConfigError, match="there are 257 classes; there can be 256 at most"):
         name_labels(many)
-    with pytest.raises(DataError, match="in which each object has a number of its own; store a number a class"):
+    with pytest.raises(DataError, match="in which each object has a number of its own; store a number per class"):
         infer_labels(dict.fromkeys(range(300), 1), "x", Path("masks"))
 
 

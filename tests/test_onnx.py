@@ -350,10 +350,10 @@ def flip(folder: Path) -> None:
         (replaced(b"no ONNX"), r"model_0\.onnx can't be loaded by onnxruntime .*; export it again"),
         (replaced(other_network()), r"is not the network that the record beside it describes"),
         (replaced(b""), r"model_0\.onnx can't be loaded by onnxruntime"),
-        (replaced(other_network("../secret")), r"model_0\.onnx wants weights from a file that is not its own; export"),
-        (replaced(other_network("/etc/hostname")), r"model_0\.onnx wants weights from a file that is not its own"),
-        (replaced(other_network("link")), r"model_0\.onnx wants weights from a file that is not its own"),
-        (replaced(twice_located()), r"model_0\.onnx wants weights from a file that is not its own"),
+        (replaced(other_network("../secret")), r"model_0\.onnx refers to weights in a file outside its own; export"),
+        (replaced(other_network("/etc/hostname")), r"model_0\.onnx refers to weights in a file outside its own"),
+        (replaced(other_network("link")), r"model_0\.onnx refers to weights in a file outside its own"),
+        (replaced(twice_located()), r"model_0\.onnx refers to weights in a file outside its own"),
         (replaced(other_network("model_0.onnx.data")), "is not the network that the record beside it describes"),
         (put(2, "format"), r"onnx\.json has the format 2, of a newer dinounet than this one, which reads 1"),
         (put(9, "bundle", "format"), r"onnx\.json: bundle has the format 9, of a newer dinounet"),
@@ -391,7 +391,7 @@ def test_damaged_and_hostile_folders_are_one_sentence(
 
 def test_a_file_without_its_record_is_told(exported: Path, tmp_path: Path) -> None:
     alone = Path(shutil.copy(exported / "model_0.onnx", tmp_path / "model.onnx"))
-    with pytest.raises(DataError, match=r"model\.onnx has no onnx\.json beside it, which says how images become"):
+    with pytest.raises(DataError, match=r"model\.onnx has no onnx\.json beside it, which describes how images become"):
         dinounet.load(alone)
     with pytest.raises(DataError, match=r"some/where\.onnx does not exist"):
         dinounet.load("some/where.onnx")
@@ -406,7 +406,7 @@ def test_what_does_not_go_with_onnx_is_told(place: Path, tmp_path: Path, monkeyp
         ({"weights": "hub"}, "holds the backbone already; leave --weights out"),
         ({"offload": True}, "holds the backbone already; leave --offload out"),
         ({"precision": "bf16"}, "computes in fp32; leave --precision bf16 out"),
-        ({"device": "mps"}, "this onnxruntime computes nothing on mps; choose --device cpu"),
+        ({"device": "mps"}, "this onnxruntime does not support mps; choose --device cpu"),
         ({"revision": "v1"}, "is not on the Hub"),
     ):
         with pytest.raises(ConfigError, match=message):
@@ -420,7 +420,7 @@ def test_what_does_not_go_with_onnx_is_told(place: Path, tmp_path: Path, monkeyp
         (bundle, {"format": "onnx", "calibrate": [place]}, "--int8 static and --calibrate IMAGES belong together"),
         (bundle, {"format": "onnx", "int8": "static", "calibrate": ["nowhere"]}, "nowhere does not exist"),
         (folder, {"format": "onnx"}, "is ONNX already; give the run or the bundle that it was made of"),
-        (bundle, {"format": "onnx", "licence": "mit"}, "has named its licence when it was made; leave --licence out"),
+        (bundle, {"format": "onnx", "licence": "mit"}, "has a licence already; leave --licence out"),
         ([bundle, place / "dino"], {"format": "onnx"}, "can't predict together: their plans differ in data.patch"),
     ):
         with pytest.raises(UserError, match=message):

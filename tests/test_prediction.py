@@ -140,7 +140,7 @@ def test_runs_that_see_images_differently_do_not_predict_together(runs: Path, tm
         ConfigError, match=r"other and .*run_0 can't predict together: their plans differ in data\.patch"
     ):
         dinounet.load([runs / "run_0", tmp_path / "other"])
-    with pytest.raises(DataError, match="a run is named twice"):
+    with pytest.raises(DataError, match="there is a duplicate run"):
         dinounet.load([runs / "run_0", runs / "run_0"])
 
 
@@ -189,9 +189,9 @@ def test_arrays_tensors_and_pictures_are_the_same_image(run: Path, picture: np.n
     ):
         np.testing.assert_array_equal(predictor.predict(image), expected)
     for wrong, message in (
-        (Image.fromarray(np.stack([picture] * 3, -1)), r"the picture has 3 channels, but 1 are wanted \(MR\)"),
+        (Image.fromarray(np.stack([picture] * 3, -1)), r"the picture has 3 channels, but 1 are expected \(MR\)"),
         (Image.fromarray(picture).convert("P"), "the picture has a palette; convert it"),
-        (np.array(["a"]), "an image can't be an array of <U1; give an array of whole or broken numbers"),
+        (np.array(["a"]), "an image can't be an array of <U1; give an array of integers or floats"),
         (7, "an image can't be a int; give a path"),
         (np.zeros((0, 5)), r"the array has shape \(0, 5\)"),
     ):
@@ -289,12 +289,12 @@ def test_masks_that_were_made_otherwise_are_not_added_to(png: Path, runs: Path, 
     images, out = many(png, tmp_path / "images", 2), tmp_path / "out"
     dinounet.predict(runs / "run_0", [images / "00000.png"], out)
     with pytest.raises(
-        ConfigError, match=r"holds masks that were predicted otherwise \(by .*run_0\); give another fol"
+        ConfigError, match=r"holds masks that were predicted differently \(by .*run_0\); give another fol"
     ):
         dinounet.predict(runs / "run_1", [images], out)
-    with pytest.raises(ConfigError, match=r"predicted otherwise \(tta none, and now flip\)"):
+    with pytest.raises(ConfigError, match=r"predicted differently \(tta none, and now flip\)"):
         dinounet.predict(runs / "run_0", [images], out, tta="flip")
-    with pytest.raises(ConfigError, match=r"masks of other cases that were predicted otherwise .*: 00000\.png"):
+    with pytest.raises(ConfigError, match=r"masks of other cases that were predicted differently .*: 00000\.png"):
         dinounet.predict(runs / "run_1", [images / "00001.png"], out, overwrite=True)
     dinounet.predict(runs / "run_1", [images], out, overwrite=True)
     assert json.loads((out / "prediction.json").read_text())["models"][0]["run"].endswith("run_1")
@@ -339,7 +339,7 @@ def test_processes_share_a_folder_and_one_of_them_tells_what_failed(png: Path, r
 def test_patterns_stand_for_what_they_fit(png: Path, run: Path, tmp_path: Path) -> None:
     images = many(png, tmp_path / "images", 3)
     assert len(dinounet.predict(run, [images / "0000[12].png"], tmp_path / "out")) == 2
-    with pytest.raises(DataError, match=r"nothing fits .*\*\.tif; name images"):
+    with pytest.raises(DataError, match=r"nothing matches .*\*\.tif; name images"):
         dinounet.predict(run, [images / "*.tif"], tmp_path / "none")
     assert not (tmp_path / "none").exists()
 

@@ -375,7 +375,7 @@ def test_calibration_is_drawn_or_how_to_get_it_is_said(tmp_path):
         (["--metrics", "nothing.json"], "nothing.json does not exist; it should be what `dinounet evaluate` wrote"),
         (["--metrics", "broken.json"], "broken.json is not JSON"),
         (["--metrics", "nan.json"], "nan.json: cases[1].classes.grey.dice is nan; it must be a finite number"),
-        (["--metrics", "old.json"], "old.json has the format 1, which this dinounet can't read; make or get it anew"),
+        (["--metrics", "old.json"], "old.json has the format 1, which this dinounet can't read; create it again"),
         (["--output", "empty"], "empty is a folder; name a file with -o"),
         (["--output", "old.json/page.html"], "old.json is not a writable directory; choose another with -o"),
         (["--run", "empty"], "empty is not a run: it holds no run.json"),

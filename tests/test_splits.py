@@ -174,7 +174,7 @@ def test_a_single_case_is_all_trained_on_but_has_no_fold(tmp_path: Path, capsys:
     with pytest.raises(ConfigError, match=r"one has one case, .* can't be split; train on it, .* by --fold all"):
         train(data, tmp_path / "run", plan, fold=0)
     record = train(data, tmp_path / "run", plan)
-    assert "it is all trained on, and none is watched" in capsys.readouterr().out
+    assert "all of it is trained on, without validation" in capsys.readouterr().out
     assert (record.fold, record.data.training_cases, record.data.validation_cases) == ("all", ("case_0",), ())
 
 
@@ -230,7 +230,9 @@ def test_plans_and_interrupted_runs_remember_what_is_held_out(png: Path, tmp_pat
     for path, name in zip(lists, ("case_1", "case_2"), strict=True):
         path.write_text(name)
     plan = write_plan(png, tmp_path / "plan.json", ("case_1",))
-    with pytest.raises(ConfigError, match="the plan holds out case_1, and not what --test names; plan anew with that"):
+    with pytest.raises(
+        ConfigError, match="the plan holds out case_1, and not what --test names; make a new plan with that"
+    ):
         train(png, tmp_path / "run", plan, test=lists[1])
     with pytest.raises(ConfigError, match="the plan holds out no case, and not what --test names"):
         train(png, tmp_path / "run", write_plan(png, tmp_path / "other.json"), test=lists[0])

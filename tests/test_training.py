@@ -251,7 +251,7 @@ def test_memory_that_runs_out_halves_the_micro_batch_and_the_step_is_done_again(
 
     with register_module_forward_pre_hook(run_out):
         halved = train(png, tmp_path / "halved", plan_file)
-    assert "out of memory: going on with 2 patches at a time" in capsys.readouterr().out
+    assert "out of memory: continuing with 2 patches at a time" in capsys.readouterr().out
     asked = train(png, tmp_path / "asked", plan_file, micro_batch_size=2)
     ours, theirs = load_file(halved / MODEL), load_file(asked / MODEL)
     assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
@@ -305,7 +305,7 @@ def test_what_cannot_be_resumed_is_answered(png: Path, plan_file: Path, tmp_path
     [
         ({"fold": 9}, "pictures has 5 folds, numbered from 0, and no fold 9"),
         ({"weights": "nowhere.safetensors"}, r"nowhere\.safetensors does not exist; download the weights of"),
-        ({"weights": __file__}, r"test_training\.py is no file of weights, neither of"),
+        ({"weights": __file__}, r"test_training\.py is not a file of weights, neither of"),
         ({"backbone": "dinov3_vitz16"}, "there is no backbone 'dinov3_vitz16'; the nearest names are dinov3_vit"),
     ],
 )

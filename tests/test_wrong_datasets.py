@@ -100,13 +100,13 @@ FORBIDDEN = [
     (
         pairs,
         ["images/b.png", "masks/c.png"],
-        r"images/b\.png may not be read by you; change its .*masks/c\.png may not",
+        r"images/b\.png is not readable; change its .*masks/c\.png is not",
     ),
     (pairs, ["images"], r"images: Permission denied; check the path, its permissions and the space that is left"),
     (with_table, ["table.csv"], r"table\.csv can't be read \(Permission denied\); it should be a table"),
     (nnunet, ["dataset.json"], r"dataset\.json can't be read \(Permission denied\); it should be the description"),
-    (volumes, ["labelsTr/b.nii.gz"], r"labelsTr/b\.nii\.gz may not be read by you; change its permissions"),
-    (series, ["images/a/000"], r"images/a/000 may not be read by you; change its permissions"),
+    (volumes, ["labelsTr/b.nii.gz"], r"labelsTr/b\.nii\.gz is not readable; change its permissions"),
+    (series, ["images/a/000"], r"images/a/000 is not readable; change its permissions"),
 ]
 """What may not be read, and how that is answered."""
 
@@ -249,7 +249,7 @@ def test_a_run_that_the_disk_has_no_room_for_leaves_nothing(
     assert main(["train", "data", "-o", "run", *words]) == 2
     told = capfd.readouterr().err
     assert "No space left on device" in told
-    assert ("the space that is left" if fsyncs < 6 else "make room, or name a folder elsewhere with --cache") in told
+    assert ("the space that is left" if fsyncs < 6 else "make room, or choose another folder with --cache") in told
     assert told.count("\n") == 1
     assert content_of(place) == before
 

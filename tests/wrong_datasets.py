@@ -267,7 +267,7 @@ def nnunet_with_another_format(root: Path) -> None:
     save(root / "labelsTr" / "d.tif", truth(3))
 
 
-@wrong(nnunet, "b should have one file a channel (2), or one with all, but has b_0001.png", "c_0001.png")
+@wrong(nnunet, "b should have one file per channel (2), or one with all, but has b_0001.png", "c_0001.png")
 def nnunet_with_channels_that_are_missing(root: Path) -> None:
     describe(root, channel_names={"0": "T1", "1": "T2"})
     save(root / "imagesTr" / "a_0001.png", picture(0))

@@ -151,13 +151,13 @@ wrong_table("a_table_without_header", f"{ROW}\n", "has the unknown column 'image
 wrong_table("a_table_without_masks", "image,group\nimages/a.png,p\n", "has no column 'mask'; its first line must")
 wrong_table("a_table_of_patients", f"image,mask,patient_id\n{ROW},3\n", "'patient_id' (did you mean 'group'?)")
 wrong_table("a_table_with_a_mistyped_column", f"image,maks\n{ROW}\n", "'maks' (did you mean 'mask'?)")
-wrong_table("a_table_with_a_column_twice", f"image,mask,mask\n{ROW},\n", "has the column 'mask' twice")
+wrong_table("a_table_with_a_column_twice", f"image,mask,mask\n{ROW},\n", "has a duplicate column 'mask'")
 wrong_table("a_table_with_bars", f"image|mask\n{ROW.replace(',', '|')}\n", "unknown column 'image|mask'", "commas")
 wrong_table("a_table_in_latin_1", "image,mask\nGröße.png,x\n".encode("latin-1"), "is not text in UTF-8; save")
-wrong_table("a_table_in_utf_16_without_mark", f"image,mask\n{ROW}\n".encode("utf-16-le"), "bytes of 0; save")
-wrong_table("a_table_with_a_zero_byte", f"image,mask\n{ROW}\0\n", "is not text, for it holds bytes of 0; save")
-wrong_table("a_table_with_short_rows", f"image,mask\n{ROW}\nimages/b.png\n", "table.csv:3 has not as many cells")
-wrong_table("a_table_with_empty_cells", f"image,mask\n{ROW}\n,masks/b.png\n", "table.csv:3 says nothing in the column")
+wrong_table("a_table_in_utf_16_without_mark", f"image,mask\n{ROW}\n".encode("utf-16-le"), "null bytes; save")
+wrong_table("a_table_with_a_zero_byte", f"image,mask\n{ROW}\0\n", "is not text, since it contains null bytes; save")
+wrong_table("a_table_with_short_rows", f"image,mask\n{ROW}\nimages/b.png\n", "table.csv:3 does not have as many cells")
+wrong_table("a_table_with_empty_cells", f"image,mask\n{ROW}\n,masks/b.png\n", "table.csv:3 is empty in the column")
 wrong_table(
     "a_table_of_missing_files", f"image,mask\n{ROW}\nx.png,masks/b.png\nimages/c.png,y.png\n",
     "table.csv:3 names", "x.png, which does not exist", "table.csv:4 names", "y.png, which does not exist", "correct",
@@ -174,7 +174,7 @@ wrong_table(
 )
 wrong_table("a_table_with_folders_in_it", "image,mask\nimages,masks\n", "which is a folder", "without DICOM files")
 wrong_table("a_table_with_texts_in_it", "image,mask\ntable.csv,masks/a.png\n", "table.csv is not an image in a known")
-wrong_table("a_table_with_slashes_in_names", f"image,mask,case\n{ROW},a/b\n", "'a/b', which can be no file's name")
+wrong_table("a_table_with_slashes_in_names", f"image,mask,case\n{ROW},a/b\n", "'a/b', which is not a valid file name")
 wrong_table(
     "a_table_with_an_open_quote", f'image,mask,group\n{ROW},"p1\nimages/b.png,masks/b.png,p2\n',
     "table.csv can't be read as a table (unexpected end of data)", "close every quotation mark",
@@ -212,7 +212,7 @@ def a_folder_named_as_a_description(root: Path) -> None:
     (root / "dataset.json").mkdir()
 
 
-@wrong(pairs, "images/a.png has 1 channels, but 2 are wanted (T1, T2)", "images/c.png", flags=("--channels", "T1,T2"))
+@wrong(pairs, "images/a.png has 1 channels, but 2 are expected (T1, T2)", "images/c.png", flags=("--channels", "T1,T2"))
 def more_channel_names_than_channels(root: Path) -> None: ...
 
 

@@ -190,13 +190,13 @@ with_nrrds("spacings: 1 inf", "spacing (inf) invalid", name="an_nrrd_with_an_inf
 # ---- masks
 
 
-@wrong(pairs, "hold nothing but background; there is nothing to learn")
+@wrong(pairs, "contain only background; there is nothing to learn")
 def empty_masks_only(root: Path) -> None:
     for path in (root / "masks").iterdir():
         save(path, np.zeros((16, 18), np.uint8))
 
 
-@wrong(nnunet, "hold nothing but background; there is nothing to learn")
+@wrong(nnunet, "contain only background; there is nothing to learn")
 def ignored_pixels_only(root: Path) -> None:
     describe(root, labels={"background": 0, "disc": 1, "ignore": 2})
     for path in (root / "labelsTr").iterdir():
@@ -252,7 +252,7 @@ def masks_with_numbers_that_nobody_named(root: Path) -> None:
     save(root / "masks" / "b.png", np.choose(truth(1), (0, 100)).astype(np.uint8))
 
 
-@wrong(pairs, "288 different values", "each object has a number of its own; store a number a class")
+@wrong(pairs, "288 different values", "each object has a number of its own; store a number per class")
 def masks_with_a_number_for_each_object(root: Path) -> None:
     for path in (root / "masks").iterdir():
         path.unlink()
@@ -297,7 +297,7 @@ def colours_that_nobody_named(root: Path) -> None:
 
 
 def classes(root: Path) -> None:
-    """One file a class."""
+    """One file per class."""
     for seed, name in enumerate("abc"):
         save(root / "images" / f"{name}.png", picture(seed))
         save(root / "masks" / "disc" / f"{name}.png", truth(seed) * 255)

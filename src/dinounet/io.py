@@ -93,7 +93,7 @@ def read_patiently(path: Path, read: Callable[[], T]) -> T:
             raise
         raise UnreachableError(
             f"{path} can't be read though it was tried {len(SECONDS_BEFORE_TRYING_AGAIN) + 1} times "
-            f"({_root_of(error)}); see that its disk, or the network to it, is there"
+            f"({_root_of(error)}); check its disk, or the network connection to it"
         ) from None
 
 
@@ -196,7 +196,7 @@ def require_file(path: Path) -> None:
 def require_readable(path: Path) -> None:
     """Raise a DataError if the user may not read a file."""
     if not os.access(path, os.R_OK):
-        raise DataError(f"{path} may not be read by you; change its permissions")
+        raise DataError(f"{path} is not readable; change its permissions")
 
 
 def _require_place(path: Path, folder: Path, flag: str) -> None:
@@ -227,7 +227,7 @@ def read_text(path: Path, *, unreadable: str, no_text: str) -> str:
     except UnicodeDecodeError:
         raise DataError(f"{path} is not text in UTF-8; {no_text}") from None
     if "\0" in text:
-        raise DataError(f"{path} is not text, for it holds bytes of 0; {no_text}")
+        raise DataError(f"{path} is not text, since it contains null bytes; {no_text}")
     return text
 
 

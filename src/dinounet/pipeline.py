@@ -248,7 +248,7 @@ def _bytes_of_probabilities(predictor: Predictor, cases: int) -> int:
 def _choose_postprocessing(cases: Sequence[Case], run: Path) -> None:
     post = choose(cases, _masks_in(run / "validation"), read_run(run).plan.data.labels)
     write_json(run / POSTPROCESSING, post)
-    say("postprocessing", describe(post) or "no postprocessing helps", classes=asdict(post)["classes"])
+    say("postprocessing", describe(post) or "no postprocessing improves the masks", classes=asdict(post)["classes"])
 
 
 def _tell_postprocessing(run: Path, part: str) -> list[str]:

@@ -59,14 +59,14 @@ REFUSED: list[tuple[str, tuple[int, ...], str | None, str]] = [
         "rgb",
         (2, 3, H, W),
         None,
-        "2 channels, but 3 are wanted (R, G, B): its shape (2, 3, 40, 50) is taken for (C, Z, Y, X",
+        "2 channels, but 3 are expected (R, G, B): its shape (2, 3, 40, 50) is taken for (C, Z, Y, X",
     ),
     ("rgb", (2, 3, H, W), None, "if these are several images, predict one after another"),
     ("rgb", (1, 3, H, W), None, "if these are several images, predict one after another"),
     ("rgb", (H, W, 3), None, "if the channels are its last axis, give axes='HWC'"),
     ("grey", (H, W, 1), None, "if the channel is its last axis, give axes='HWC'"),
     ("grey", (H, W, 3), None, "if its last axis, as in axes='HWC', is colours, make one channel of them, (H, W)"),
-    ("rgb", (H, W), None, "1 channels, but 3 are wanted"),
+    ("rgb", (H, W), None, "1 channels, but 3 are expected"),
     ("rgb", (4, H, W), None, "give an array of (3, H, W)"),
     ("grey", (5, H, W), None, "if these are several images, predict one after another"),
     ("grey", (1, 5, H, W), None, "would be a volume"),
@@ -141,12 +141,12 @@ def test_a_volume_of_one_channel_may_name_its_slices(predictors: dict[str, Predi
     [
         (
             [[0, 1], [2, 3]],
-            "a list of list is no image; give a list of one path a channel, or one array, as numpy.asarray",
+            "a list of list is not an image; give a list of one path per channel, or one array, as numpy.asarray",
         ),
-        ([], "an empty list is no image"),
-        ((), "an empty list is no image"),
-        ([np.zeros((4, 4))], "a list of ndarray is no image"),
-        (["a.png", None], "a list of NoneType is no image"),
+        ([], "an empty list is not an image"),
+        ((), "an empty list is not an image"),
+        ([np.zeros((4, 4))], "a list of ndarray is not an image"),
+        (["a.png", None], "a list of NoneType is not an image"),
         (None, "an image can't be a NoneType"),
         (b"a.png", "an image can't be a bytes"),
         ({"image": 1}, "an image can't be a dict"),
@@ -161,7 +161,7 @@ def test_a_volume_of_one_channel_may_name_its_slices(predictors: dict[str, Predi
         (torch.full((4, 4), torch.nan, dtype=torch.bfloat16), "16 pixels that are NaN or infinite"),
         (Image.fromarray(np.full((4, 4), np.nan, np.float32)), "the picture holds 16 pixels that are NaN or infinite"),
         (Image.new("CMYK", (4, 4)), "the picture has its colours in CMYK; convert it to RGB"),
-        (Image.new("RGB", (4, 4)), r"the picture has 3 channels, but 1 are wanted (MR)"),
+        (Image.new("RGB", (4, 4)), r"the picture has 3 channels, but 1 are expected (MR)"),
     ],
 )
 def test_what_is_no_image_is_told(predictors: dict[str, Predictor], given: Any, told: str) -> None:
@@ -185,7 +185,7 @@ def test_axes_of_a_file_are_the_files_own(predictors: dict[str, Predictor], tmp_
     Image.fromarray(numbers(H, W)).save(tmp_path / "a.png")
     with Image.open(tmp_path / "a.png") as picture:
         for given in (tmp_path / "a.png", [tmp_path / "a.png"], picture):
-            with pytest.raises(UserError, match="axes are for arrays, and files and pictures tell theirs; leave axes"):
+            with pytest.raises(UserError, match="axes is for arrays only, since files and pictures define"):
                 predictors["grey"].predict(given, axes="HW")
 
 

@@ -220,7 +220,7 @@ def test_compare_by_group(folders: tuple[Path, Path, Path], tmp_path: Path) -> N
     ("rows", "message"),
     [
         (None, "in no folder of their own; give --groups a CSV file with the columns case and group"),
-        ("case,group\ns0,x\n", "says no group of s1"),
+        ("case,group\ns0,x\n", "has no group for s1"),
         ("case,group\ns0,x\ns1,\n", "line 3 says no group"),
         ("case,group\ns0,x\ns1,x\ns0,y\n", "line 4 puts s0 into y, another one into x"),
         ("image,mask\ns0,x\n", "its first line must name case and group"),

@@ -116,7 +116,7 @@ def test_a_film_gets_a_mask_in_a_format_that_can_hold_it(tmp_path: Path) -> None
     still = write_image(tmp_path / "still" / "1.dcm", frames[0], "US")
     cases = [Case(path.name, (path,)) for path in (film, still)]
     assert choose_endings(cases, None, 1) == {"film": ".tif", "still": ".dcm"}
-    with pytest.raises(ConfigError, match=r"--format is \.dcm, but film are frames that tell no place"):
+    with pytest.raises(ConfigError, match=r"--format is \.dcm, but film are frames that have no position"):
         choose_endings(cases, ".dcm", 1)
     labels = (frames > 100).astype(np.uint8)
     write_mask(tmp_path / "film.tif", labels, read_image([film]))

@@ -84,7 +84,9 @@ def test_a_file_that_can_not_be_read_for_a_moment_is_read(
 def test_a_file_that_can_not_be_read_at_all_is_one_sentence(tmp_path: Path, break_reading: Break) -> None:
     path = write(tmp_path / "a.png")
     failed = break_reading("a.png", 1000)
-    with pytest.raises(UnreachableError, match=r"a\.png can't be read though it was tried 4 times \(.*error\); see"):
+    with pytest.raises(
+        UnreachableError, match=r"a\.png can't be read though it was tried 4 times \(.*error\); check its disk"
+    ):
         read_image([path])
     assert len(failed) == 4
 

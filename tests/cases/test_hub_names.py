@@ -107,7 +107,7 @@ def test_weights_that_are_not_there_are_a_missing_file(asked: list[Any]) -> None
 @pytest.mark.parametrize("given", ["hf://ada/lesions", "hf://ada/lesions@v1", Path("hf://ada/lesions")])
 def test_the_hub_is_asked_by_its_name(asked: list[Any], given: Any) -> None:
     """Of a path's two slashes one is left."""
-    with pytest.raises(UserError, match="ada/lesions can't be had from the Hugging Face Hub"):
+    with pytest.raises(UserError, match="ada/lesions cannot be downloaded from the Hugging Face Hub"):
         dinounet.load(given)
     assert any("hub.invalid" in str(one) for one in asked)
     before = len(asked)

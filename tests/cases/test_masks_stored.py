@@ -84,7 +84,7 @@ def turned(path: Path, tag: str, value: int) -> None:
 
 
 def test_what_pillow_unpacks_for_tifffile_are_the_same_numbers(tmp_path: Path) -> None:
-    """Compressed by LZW, or with 4 bits a pixel, neither of which tifffile reads without another package."""
+    """Compressed by LZW, or with 4 bits per pixel, neither of which tifffile reads without another package."""
     Image.fromarray(LESION * 7).save(tmp_path / "lzw.tif", compression="tiff_lzw")
     turned(tmp_path / "lzw.tif", "PhotometricInterpretation", 0)
     np.testing.assert_array_equal(read_mask(tmp_path / "lzw.tif").array[0], LESION * 7)

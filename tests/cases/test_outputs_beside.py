@@ -215,7 +215,7 @@ def test_an_edited_plan_is_another_prediction(place: Path, tmp_path: Path, chang
     first, other = (dinounet.load(run, device="cpu").predict(image) for run in (place / "runs" / "0", edited))
     assert (first != other).any()
     dinounet.predict(place / "runs" / "0", [image], tmp_path / "out", device="cpu")
-    with pytest.raises(ConfigError, match=r"predicted otherwise \(another plan\); give another folder"):
+    with pytest.raises(ConfigError, match=r"predicted differently \(another plan\); give another folder"):
         dinounet.predict(edited, [image], tmp_path / "out", device="cpu")
 
 

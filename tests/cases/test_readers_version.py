@@ -123,5 +123,7 @@ def test_sheared_images_are_predicted_on_their_voxels(story: Story, tmp_path: Pa
         np.testing.assert_allclose(nibabel.load(path).affine, sheared, rtol=1e-6)
         assert nibabel.load(path).shape == (40, 36, 2)
     np.testing.assert_array_equal(np.asarray(nibabel.load(mask).dataobj).T, dinounet.load(story.run).predict(scan))
-    with pytest.raises(DataError, match=r"b\.nii\.gz is sheared: .* which \.nrrd can't tell; predict it with --format"):
+    with pytest.raises(
+        DataError, match=r"b\.nii\.gz is sheared: .* which \.nrrd can't store; predict it with --format"
+    ):
         dinounet.predict(story.run, [scan.parent], tmp_path / "nrrd", format=".nrrd")

@@ -119,9 +119,9 @@ def test_an_accent_may_be_composed_or_not(folder: Path) -> None:
             r"table\.csv is wrong: table\.csv:6 names .*images/x\.png, which does not exist; correct the table",
         ),
         ('image,mask,group\nimages/x.png,masks/a.png,"one\ntwo"\n', r"table\.csv:2 names .*x\.png, which does not"),
-        ("image,mask,group\r\nimages/a.png,masks/a.png,\u2028\r\n", r"table\.csv:2 says nothing in the column group"),
-        ("image,mask\n\n\nimages/a.png\n", r"table\.csv:4 has not as many cells as the first line"),
-        ("image,mask\nimages/a.png,masks/a.png,x\n", r"table\.csv:2 has not as many cells as the first line"),
+        ("image,mask,group\r\nimages/a.png,masks/a.png,\u2028\r\n", r"table\.csv:2 is empty in the column group"),
+        ("image,mask\n\n\nimages/a.png\n", r"table\.csv:4 does not have as many cells as the first line"),
+        ("image,mask\nimages/a.png,masks/a.png,x\n", r"table\.csv:2 does not have as many cells as the first line"),
         (
             'image,mask\nimages/a.png,"masks/a.png\n',
             r"table\.csv can't be read as a table .*close every quotation mark",
@@ -138,7 +138,7 @@ def test_lines_are_told_by_the_files_own_numbers(text: str, message: str, folder
 @pytest.mark.parametrize("character", ["\n", "\r", "\t", "\u2028", "\x85", "\x7f"])
 def test_a_case_is_named_as_a_file_can_be(character: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = f'image,mask,case\nimages/a.png,masks/a.png,"case{character}a"\nimages/b.png,masks/b.png,b\n'
-    with pytest.raises(DataError, match=r"table\.csv:2 names the case 'case.+a', which can be no file's name"):
+    with pytest.raises(DataError, match=r"table\.csv:2 names the case 'case.+a', which is not a valid file name"):
         read_dataset(write(folder, text))
     assert main(["plan", str(folder / "table.csv")]) == 2
     assert len(capsys.readouterr().err.splitlines()) == 1

@@ -73,7 +73,7 @@ colours = st.from_regex(r"#[0-9a-f]{6}", fullmatch=True)
 @given(st.one_of(st.dictionaries(class_names, marks, min_size=1, max_size=8) for marks in (numbers, colours)))
 def test_labels_are_what_was_written(given_labels: dict[str, Any]) -> None:
     if len(set(given_labels.values())) < len(given_labels):
-        with pytest.raises(ConfigError, match="twice"):
+        with pytest.raises(ConfigError, match="duplicate"):
             parse_labels(write_labels(given_labels))
         return
     assert parse_labels(write_labels(given_labels)) == given_labels

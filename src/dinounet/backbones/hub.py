@@ -113,7 +113,7 @@ def _fetch(variant: BackboneVariant, file: str) -> Path:
 def _explain(error: Exception, variant: BackboneVariant) -> WeightsError:
     """What went wrong, what may help, and how to do without."""
     return WeightsError(
-        f"the weights of {variant.name} can't be had from the Hugging Face Hub: "
+        f"the weights of {variant.name} cannot be downloaded from the Hugging Face Hub: "
         f"{explain(error, str(variant.repository), 4 * variant.frozen / 1e9)}, or download "
         f"{FILE} elsewhere from {pages(variant)} and pass it by --weights FILE"
     )

@@ -305,7 +305,7 @@ def by_table(table: Table) -> Callable[[State], dict[str, Tensor]]:
                 continue
             name, _, part = name.rstrip("]").partition("[")
             if parts.setdefault(name, {}).setdefault(int(part or 0), tensor) is not tensor:
-                raise WeightsError(f"the file holds {name} twice, once as {key}")
+                raise WeightsError(f"the file has a duplicate of {name}, {key}")
         joined = {name: [found[part] for part in sorted(found)] for name, found in parts.items()}
         return _fold_class_position(
             {name: torch.cat(found) if len(found) > 1 else found[0] for name, found in joined.items()}

@@ -72,8 +72,8 @@ def _read(path: Path, names: Collection[str] | None, take: Callable[[Tensor], Te
         raise WeightsError(f"{path} is damaged or incomplete ({error}); download it again") from None
     if start[:4] != b"PK\x03\x04" and start[:1] != b"\x80":
         raise WeightsError(
-            f"{path} is no file of weights, neither of safetensors nor of PyTorch: it begins with {start!r}; download "
-            "it again, and look at it if it is small: it may say what went wrong"
+            f"{path} is not a file of weights, neither of safetensors nor of PyTorch: it begins with {start!r}; "
+            "download it again, and look at it if it is small: it may say what went wrong"
         )
     held = _read_pytorch(path)
     return {name: take(held[name]) for name in (held if names is None else names)}
@@ -205,7 +205,7 @@ def fill_backbone(backbone: FrozenBackbone, name: str, weights: str, seed: int =
     if path is None:
         if backbone.on_disk:
             raise WeightsError(
-                "--offload computes from a file of weights, and random ones stand in none; pass a file by --weights, "
+                "--offload computes from a file of weights, and random weights are in none; pass a file by --weights, "
                 "or leave --offload out"
             )
         sha256 = _fill(backbone, random_numbers(backbone, seed))

@@ -93,13 +93,13 @@ def _fetch(repository: str, file: str, revision: str | None) -> Path:
             raise ConfigError(f"{where} has no revision {revision}; name a branch, a tag or a commit of it") from None
         if isinstance(error, RepositoryNotFoundError):
             raise DataError(
-                f"the Hugging Face Hub shows nothing of the name {repository}; check it, and set "
+                f"the Hugging Face Hub has no visible repository {repository}; check the name, and set "
                 "HF_TOKEN if it is private"
             ) from None
         if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
             raise DataError(f"{where} holds no {file}, so it is no bundle of dinounet's; name another") from None
         raise DataError(
-            f"{repository} can't be had from the Hugging Face Hub: "
+            f"{repository} cannot be downloaded from the Hugging Face Hub: "
             f"{explain(error, repository)}, or download its files elsewhere and name their folder"
         ) from None
 
@@ -154,7 +154,7 @@ def push_bundle(bundle: Path, repository: str, *, revision: str | None = None, p
     name = f"{HUB}{repository}" + (f"@{revision}" if revision else "")
     say(
         "pushed",
-        f"{address}, commit {done.oid}; it predicts by: dinounet predict {name} IMAGES -o MASKS",
+        f"{address}, commit {done.oid}; to predict: dinounet predict {name} IMAGES -o MASKS",
         address=address,
         commit=done.oid,
         name=name,

@@ -64,7 +64,7 @@ def find_models(given: Sequence[str | Path], revision: str | None = None) -> lis
     if not folders:
         raise DataError("no run is named; give the folder that `dinounet train` or `dinounet export` wrote")
     if len({folder.resolve() for folder in folders}) < len(folders):
-        raise DataError(f"a run is named twice among {', '.join(map(str, folders))}; name each once")
+        raise DataError(f"there is a duplicate run among {', '.join(map(str, folders))}; name each once")
     return [model for folder in folders for model in _read(folder, names.get(folder, str(folder)))]
 
 

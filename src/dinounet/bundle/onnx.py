@@ -105,7 +105,7 @@ def _describe(models: Sequence[TrainedModel], licence: str | None) -> BundleReco
     if len(folders) > 1:
         raise ConfigError(f"{bundles[0]} is a bundle, which is exported by itself; give it alone")
     if licence:
-        raise ConfigError(f"{bundles[0]} has named its licence when it was made; leave --licence out")
+        raise ConfigError(f"{bundles[0]} has a licence already; leave --licence out")
     return read_bundle(bundles[0])
 
 

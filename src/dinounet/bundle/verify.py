@@ -115,8 +115,8 @@ def read_exported(folder: Path, only: str | None = None) -> OnnxRecord:
         raise DataError(f"{folder / only} does not exist; give the file or folder that `dinounet export` wrote")
     if not path.is_file():
         raise DataError(
-            f"{folder / (only or '')} has no {EXPORTED} beside it, which says how images become its input; give it "
-            "in the folder that `dinounet export --format onnx` wrote"
+            f"{folder / (only or '')} has no {EXPORTED} beside it, which describes how images become its input; give "
+            "it in the folder that `dinounet export --format onnx` wrote"
         )
     return read_record(OnnxRecord, path, what="the record of exported networks", largest=LARGEST_JSON)
 
@@ -163,5 +163,5 @@ def _require_own_weights(path: Path, data: str | None) -> None:
         place = content.find(word)
         while place >= 0:
             if not data or content[max(place - ahead, 0) : place - ahead + len(usual)] != usual:
-                raise WeightsError(f"{path} wants weights from a file that is not its own; export it again")
+                raise WeightsError(f"{path} refers to weights in a file outside its own; export it again")
             place = content.find(word, place + 1)

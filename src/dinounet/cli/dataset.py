@@ -185,7 +185,7 @@ def plan(
     if output is not None:
         output.parent.mkdir(parents=True, exist_ok=True)
         write_json(output, found)
-        say("plan", f"{output}: edit it, then train by it: dinounet train {data} --plan {output}", plan=str(output))
+        say("plan", f"{output}: edit it, then train with it: dinounet train {data} --plan {output}", plan=str(output))
     return found
 
 
@@ -233,7 +233,7 @@ def _print(dataset: Dataset, plan: Plan) -> None:
         "folds": ", ".join(f"{len(training)} + {len(watched)}" for training, watched in dataset.splits)
         or "none: one case, or one group of them, can't be split, and is all trained on",
         **({"held out": f"{len(data.test_cases)} cases: {summarize(data.test_cases)}"} if data.test_cases else {}),
-        "memory": f"{memory.needed(data.patch) / 1e9:.2g} GB wanted for a patch's step on {memory.device}, "
+        "memory": f"{memory.needed(data.patch) / 1e9:.2g} GB needed for a step of one patch on {memory.device}, "
         f"{memory.free / 1e9:.3g} GB free"
         if memory
         else "not measured",

@@ -214,7 +214,7 @@ def _run(title: str, record: RunRecord) -> Table:
     return _facts(title, {
         "status": f"{record.status}, {record.steps_done} steps of {plan.recipe.duration}",
         "dataset": f"{record.data.name}, sha256 {record.data.sha256[:12]}",
-        "cases": f"{len(record.data.training_cases)} to train on, {len(record.data.validation_cases)} to watch",
+        "cases": f"{len(record.data.training_cases)} for training, {len(record.data.validation_cases)} for validation",
         **_data(plan.data),
         **_network(plan.network, record.backbone),
         "parameters": f"{record.trained_parameters:,} trained, {record.frozen_parameters:,} frozen",
@@ -255,7 +255,7 @@ def _bundle(title: str, record: BundleRecord, more_facts: dict[str, str] | None 
         more = _network(one.network, one.backbone) | {"weights": f"sha256 {one.sha256[:12]}"}
         if run:
             more |= {
-                "cases": f"{run.training_cases} to train on, {run.validation_cases} to watch",
+                "cases": f"{run.training_cases} for training, {run.validation_cases} for validation",
                 "trained": f"{run.started}, {run.steps} steps, {run.seconds / 60:.1f} minutes on {run.device}",
                 "notes": "; ".join(run.notes) or "none",
             }

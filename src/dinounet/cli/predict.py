@@ -105,7 +105,7 @@ def predict(
             raise Interrupted(f"stopped; the same command goes on with {output}") from None
     say(
         "predicted",
-        f"{output}: {len(cases)} masks" + (f", of which {len(cases) - done} were there" if done < len(cases) else ""),
+        f"{output}: {len(cases)} masks" + (f", {len(cases) - done} of which existed" if done < len(cases) else ""),
         output=str(output),
         masks=len(cases),
         predicted=done,

@@ -343,7 +343,7 @@ def removed_if_disk_is_full(made: Sequence[Path], root: Path) -> Iterator[None]:
         for folder in made:
             shutil.rmtree(folder, ignore_errors=True)
         raise UserError(
-            f"{root} can't hold the cache ({error.strerror}); make room, or name a folder elsewhere with --cache"
+            f"{root} can't hold the cache ({error.strerror}); make room, or choose another folder with --cache"
         ) from None
 
 
@@ -357,8 +357,8 @@ def require_room(wanted: int, root: Path, tell: Callable[[str], None]) -> None:
     free = shutil.disk_usage(root).free
     if wanted > free:
         raise UserError(
-            f"the cache needs {wanted / 1e9:.1f} GB but {root} has {free / 1e9:.1f} GB left; make room, or name a "
-            "folder elsewhere with --cache"
+            f"the cache needs {wanted / 1e9:.1f} GB but {root} has {free / 1e9:.1f} GB left; make room, or choose "
+            "another folder with --cache"
         )
     if wanted > WORTH_TELLING:
         tell(f"the cache takes {wanted / 1e9:.1f} GB in {root}")

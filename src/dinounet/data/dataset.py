@@ -274,7 +274,7 @@ def _read_nnunet(root: Path, test: Sequence[str], group: GroupBy) -> Dataset:
 
 
 def find_cases(files: Sequence[Path], channels: int, ending: str | None, folder: Path | None = None) -> list[Case]:
-    """Group images by case: `<case>_0000<ending>` and so on, one file a channel; or `<case><ending>` with all in one.
+    """Group images by case: `<case>_0000<ending>` and so on, one file per channel; or `<case><ending>` with all in one.
 
     Args:
         files: in known formats, and folders of DICOM slices, which each are a case.
@@ -322,7 +322,7 @@ def _join_channels(files: Sequence[Path], channels: int, ending: str, folder: Pa
         paths = tuple(path for _, path in parts)
         if [channel for channel, _ in parts] not in ([0], list(range(channels))):
             held = ", ".join(path.name for path in paths)
-            problems.append(f"{name} should have one file a channel ({channels}), or one with all, but has {held}")
+            problems.append(f"{name} should have one file per channel ({channels}), or one with all, but has {held}")
         cases.append(Case(name, paths))
     if problems:
         raise DataError(f"{summarize(problems)}; add what is missing")

@@ -51,7 +51,7 @@ def stem_of(path: Path) -> str:
 
 
 def read_image(paths: Sequence[Path]) -> Volume:
-    """Read an image, in the type it is stored in, from one file a channel, or one file with several channels.
+    """Read an image, in the type it is stored in, from one file per channel, or one file with several channels.
 
     Raises:
         DataError: a file is missing, broken, of no known format, or holds NaN or infinity, or the grids differ.

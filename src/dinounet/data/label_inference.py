@@ -96,7 +96,7 @@ def _told(kind: str, paths: Sequence[Path], pixels: Counts, labels: Given | None
     if kind == "fractions":
         fractions = [value for value in found if value != round(value)]
         values = f"{'value' if len(fractions) == 1 else 'values'} {listed(fractions)}"
-        return f"{holds} the {values}; a mask must hold whole numbers, one a class; {advice(pixels, folder)}"
+        return f"{holds} the {values}; a mask must hold whole numbers, one per class; {advice(pixels, folder)}"
     if kind == "values":
         return str(too_many(holds, pixels, folder))
     assert labels is not None
@@ -238,7 +238,7 @@ def too_many(holds: str, pixels: Counts, masks: Path) -> DataError:
     if found[-1] < COLOUR and found == [found[0] + index for index in range(len(found))] and found[-1] != 255:
         return DataError(
             f"{holds} {len(found)} different values ({listed(found)}), as masks do in which each object has a number "
-            "of its own; store a number a class, or name every value with --labels"
+            "of its own; store a number per class, or name every value with --labels"
         )
     return DataError(
         f"{holds} {len(found)} different values ({listed(found)}), as smoothed masks do; export them without "

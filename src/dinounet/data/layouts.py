@@ -30,7 +30,7 @@ NO_IMAGES = ("__MACOSX",)
 
 @dataclass(frozen=True)
 class ClassFiles:
-    """A mask that is kept as one file a class."""
+    """A mask that is kept as one file per class."""
 
     files: tuple[tuple[str, Path], ...]
     """Names of the classes, and their files."""
@@ -49,7 +49,7 @@ class Case:
     """Identifier, which is the file name without channel and ending."""
 
     images: tuple[Path, ...]
-    """One file a channel, or one file or folder of DICOM slices with all channels."""
+    """One file per channel, or one file or folder of DICOM slices with all channels."""
 
     mask: Path | ClassFiles | None = None
     """The truth, where it is known."""
@@ -146,8 +146,8 @@ def class_files(masks: Sequence[Path], folder: Path, names: Iterable[str]) -> di
     ]
     if missing:
         raise DataError(
-            f"{folder} seems to hold one mask a class ({', '.join(classes)}), but {summarize(missing)}; add masks of 0 "
-            "where there is nothing, or rename them"
+            f"{folder} seems to contain one mask per class ({', '.join(classes)}), but {summarize(missing)}; add masks "
+            "of 0 where there is nothing, or rename them"
         )
     return {case: ClassFiles(tuple(sorted(files.items()))) for case, files in found.items()}
 
@@ -165,7 +165,7 @@ def describe_pairs(cases: Sequence[Case]) -> str:
     counts: Counter[str] = Counter()
     for case in cases:
         if isinstance(case.mask, ClassFiles):
-            counts["the same name, one mask a class"] += 1
+            counts["the same name, one mask per class"] += 1
             continue
         assert case.mask is not None
         words = [
@@ -299,12 +299,12 @@ def read_table(path: Path) -> tuple[tuple[Case, ...], tuple[str, ...]]:
     for line, row in rows:
         where = f"{path.name}:{line}"
         if any(cell.strip() for cell in row[len(columns) :]) or len(row) < len(columns):
-            problems.append(f"{where} has not as many cells as the first line")
+            problems.append(f"{where} does not have as many cells as the first line")
             continue
         cells = {name: cell.strip() for name, cell in zip(columns, row, strict=False)}
         empty = [name for name in (*WANTED, "group") if cells.get(name) == ""]
         if empty:
-            problems.append(f"{where} says nothing in the column {empty[0]}")
+            problems.append(f"{where} is empty in the column {empty[0]}")
             continue
         files = {name: _find(path.parent, cells[name]) for name in WANTED}
         problems += [f"{where} names {file}, which does not exist" for file in files.values() if not file.exists()]
@@ -315,7 +315,7 @@ def read_table(path: Path) -> tuple[tuple[Case, ...], tuple[str, ...]]:
         ]
         name = cells.get("case") or name_of(files["image"], None, files["image"].absolute().parent.name)
         if "/" in name or "\\" in name or CONTROL.search(name):
-            problems.append(f"{where} names the case {name!r}, which can be no file's name")
+            problems.append(f"{where} names the case {name!r}, which is not a valid file name")
         cases.append(Case(name, (files["image"],), files["mask"], cells.get("group")))
     counts = Counter(case.name for case in cases)
     problems += [
@@ -382,7 +382,7 @@ def _check_columns(path: Path, names: Sequence[str]) -> None:
         if near or set(WANTED) & set(absent):
             problems.append(f"the unknown column {name!r}" + (f" (did you mean {near[0]!r}?)" if near else ""))
     problems += [f"no column {name!r}" for name in WANTED if name not in names]
-    problems += [f"the column {name!r} twice" for name, count in Counter(names).items() if count > 1 and name in known]
+    problems += [f"a duplicate column {name!r}" for name, n in Counter(names).items() if n > 1 and name in known]
     if problems:
         raise DataError(
             f"{path} has {summarize(problems)}; its first line must name image and mask, and may name group and case, "

@@ -163,7 +163,7 @@ def open_image(paths: Sequence[Path], most: int, slice_axis: int = 0) -> Volume:
     """Read an image as `read_image` does, or leave it in its files if reading it takes more bytes than `most`.
 
     Args:
-        paths: one file a channel, or one with several channels.
+        paths: one file per channel, or one with several channels.
         most: bytes of memory.
         slice_axis: along which it is going to be cut.
 

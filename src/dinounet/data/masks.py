@@ -1,4 +1,4 @@
-"""The truth of a case, however people keep it: numbers, colours, one file a class, or a DICOM segmentation."""
+"""The truth of a case, however people keep it: numbers, colours, one file per class, or a DICOM segmentation."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def read_mask(mask: Path | ClassFiles, known: Labels | None = None, by_colour: b
         labels = "none has a name" if known is None else f"the labels are numbers ({write_labels(known.with_ignore)})"
         raise DataError(
             f"{mask} is a mask in different colours ({listed(np.unique(values))}), but {labels}; convert it to one "
-            "number a pixel, as dinounet relabel does"
+            "number per pixel, as dinounet relabel does"
         )
     if by_colour and known is not None and known.colours is not None:
         values = _number_greys(values, known, mask)
@@ -135,12 +135,12 @@ def to_mask_values(volume: Volume, coloured: bool = False) -> np.ndarray:
     """
     channels, path = volume.array, volume.source
     if len(channels) not in (1, 3):
-        raise DataError(f"{path} is a mask with {len(channels)} channels; convert it to one number a pixel")
+        raise DataError(f"{path} is a mask with {len(channels)} channels; convert it to one number per pixel")
     equal = all(np.array_equal(channels[0], channel) for channel in channels[1:])
     if len(channels) == 1 or (equal and not (coloured and channels.dtype == np.uint8)):
         return whole_numbers(channels[0], path)
     if channels.dtype != np.uint8:
-        raise DataError(f"{path} is a mask in colours of the type {channels.dtype}; save it with 8 bits a colour")
+        raise DataError(f"{path} is a mask in colours of the type {channels.dtype}; save it with 8 bits per colour")
     red, green, blue = channels.astype(np.int32)
     packed: np.ndarray = red << 16 | green << 8 | blue
     packed[packed > 0] += COLOUR
@@ -340,11 +340,11 @@ def _looks_like_a_mask(image: Volume) -> bool:
 def require_channels(count: int, source: Path, channels: Sequence[str]) -> None:
     """Raise a DataError unless an image has as many channels as these."""
     if count != len(channels):
-        raise DataError(f"{source} has {count} channels, but {len(channels)} are wanted ({', '.join(channels)})")
+        raise DataError(f"{source} has {count} channels, but {len(channels)} are expected ({', '.join(channels)})")
 
 
 def where(labels: np.ndarray, numbers: Sequence[int]) -> np.ndarray:
-    """Where a mask holds any of these numbers; `numpy.isin` would take eight bytes a pixel on the way."""
+    """Where a mask holds any of these numbers; `numpy.isin` would take eight bytes per pixel on the way."""
     mask: np.ndarray = labels == numbers[0]
     for number in numbers[1:]:
         mask |= labels == number

@@ -319,7 +319,7 @@ def read_splits(path: Path, cases: Sequence[Case], held_out: Sequence[str]) -> t
 
 
 def read_test_list(path: Path) -> tuple[str, ...]:
-    """The names of cases or groups that a text file holds: one a line, what follows a # left out.
+    """The names of cases or groups that a text file holds: one per line, what follows a # left out.
 
     Raises:
         DataError: it can't be read, or names nothing.

@@ -82,7 +82,7 @@ def common_labels(folders: Mapping[str, Path], truth: Path, given: str | None = 
         if other != labels:
             raise ConfigError(
                 f"{first} holds masks of {_describe(labels)} but {folder} of {_describe(other)}; compare models of the "
-                "same classes, or say by --labels what all of them hold"
+                "same classes, or define their classes by --labels"
             )
     return labels
 

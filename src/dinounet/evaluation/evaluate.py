@@ -44,7 +44,7 @@ def find_masks(folder: Path, cases: Iterable[str] = ()) -> dict[str, Path | Clas
     Args:
         folder: of masks, and of folders of them; where `prediction.json` lies, only what lies beside it counts, since
             probabilities and pictures may be in folders below.
-        cases: names of cases that it may have a mask a class of.
+        cases: names of cases that it may have a mask per class of.
 
     Raises:
         DataError: the folder is missing or holds no mask, or a case's mask twice.

@@ -100,7 +100,7 @@ def with_groups(
     lacking = [case.name for case in cases if case.name not in known]
     if lacking:
         where = str(groups) if isinstance(groups, Path) else "groups"
-        raise DataError(f"{where} says no group of {summarize(lacking)}; add a row for each case")
+        raise DataError(f"{where} has no group for {summarize(lacking)}; add a row for each case")
     spelled, remark = spell_as_one(known[case.name] for case in cases)
     if remark:
         say("note", remark)
@@ -151,7 +151,7 @@ def _folders(cases: Sequence[Case], truth: Path) -> dict[str, str]:
     loose = [name for name, folder in folders.items() if not folder.parts]
     by_class = any(isinstance(case.mask, ClassFiles) for case in cases)
     if loose or by_class:
-        why = "has one mask a class" if by_class else f"has {summarize(loose)} in no folder of their own"
+        why = "has one mask per class" if by_class else f"has {summarize(loose)} in no folder of their own"
         raise ConfigError(
             f"nothing says which cases belong together: {truth} {why}; give --groups a CSV file with the columns case "
             "and group"

@@ -125,7 +125,7 @@ def _read(path: Path, shape: Sequence[int]) -> Iterator[tuple[int, int, np.ndarr
                     if piece.nbytes < wanted:
                         raise EOFError("it ends too early")
                     if piece.max() > ONE:  # as are the bits of what is below 0, above 1, infinite or NaN
-                        raise DataError(f"{path} holds numbers that are no probabilities (0 to 1); predict it again")
+                        raise DataError(f"{path} contains values that are not probabilities (0 to 1); predict it again")
                     yield output, start, piece
             if stream.read(1):  # at the end, and not before, its checksum is looked at
                 raise EOFError("it ends too late")
@@ -142,8 +142,8 @@ def _require_header(stream: IO[bytes], shape: Sequence[int], path: Path) -> None
     found, fortran_order, dtype = read_header[version](stream)
     if dtype != np.float16 or fortran_order or found != tuple(shape):
         raise DataError(
-            f"{path} holds {dtype} of the shape {found}, but float16 of {tuple(shape)} is wanted (classes or regions, "
-            "then the mask's slices, rows and columns); predict it again"
+            f"{path} holds {dtype} of the shape {found}, but float16 of {tuple(shape)} is expected (classes or "
+            "regions, then the mask's slices, rows and columns); predict it again"
         )
 
 
@@ -312,7 +312,7 @@ def surface_distances(a: np.ndarray, b: np.ndarray, spacing: Sequence[float]) ->
     """From every voxel of each mask's surface the distance to the other's, in the unit of `spacing`.
 
     By trees of the surfaces' voxels, as MONAI: distance transforms of the whole box, which give the same numbers, take
-    several times as long, and tens of bytes a pixel. Voxels of both surfaces, mostly the most, need no search.
+    several times as long, and tens of bytes per pixel. Voxels of both surfaces, mostly the most, need no search.
 
     Args:
         a: a boolean mask with a voxel at least.

@@ -99,7 +99,7 @@ def choose(cases: Sequence[Case], predicted: Mapping[str, Path], known: Labels) 
         DataError: there is no case, a mask can't be read, or the grids of a pair differ.
     """
     if not cases:
-        raise DataError("there is no case to choose a postprocessing on; give some that were not learned from")
+        raise DataError("there is no case to select postprocessing on; give cases that were not used in training")
     pairs = _read(cases, predicted, known)
     post, present, single, small = _measure(pairs, tuple(case.name for case in cases), known)
     for stage in STAGES if len(cases) >= FEWEST_CASES else ():

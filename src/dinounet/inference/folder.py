@@ -269,7 +269,7 @@ def _begin(outputs: Outputs, cases: Sequence[Case], record: PredictionRecord, ov
         differing = differences(known, record)
         if differing and not overwrite:
             raise ConfigError(
-                f"{folder} holds masks that were predicted otherwise ({differing}); give another folder with -o, or "
+                f"{folder} holds masks that were predicted differently ({differing}); give another folder with -o, or "
                 "--overwrite"
             )
         ours = {outputs.mask_of(case).name for case in cases}
@@ -296,7 +296,7 @@ def _begin(outputs: Outputs, cases: Sequence[Case], record: PredictionRecord, ov
             shadows += tuple(name for name in known.at_the_detector if name not in names)
         if differing and others:
             raise ConfigError(
-                f"{folder} holds masks of other cases that were predicted otherwise ({differing}): "
+                f"{folder} holds masks of other cases that were predicted differently ({differing}): "
                 f"{summarize(others)}; give another folder with -o"
             )
     folder.mkdir(parents=True, exist_ok=True)

@@ -59,7 +59,7 @@ def array_as_volume(image: Any, plan: DataPlan, axes: str | None = None) -> tupl
     if channels != len(plan.channels):
         wanted = ", ".join(channel.name for channel in plan.channels)
         raise DataError(
-            f"the array has {channels} channels, but {len(plan.channels)} are wanted ({wanted}): its shape "
+            f"the array has {channels} channels, but {len(plan.channels)} are expected ({wanted}): its shape "
             f"{array.shape} is taken for ({', '.join(names)}); {_advise(array.shape, plan)}"
         )
     if slices > 1 and is_flat(plan):
@@ -109,7 +109,7 @@ def _numbers(image: Any) -> np.ndarray:
             f"an image can't be a {type(image).__name__}; give a path, a list of paths, or an array of numbers"
         )
     if image.dtype.kind not in "biuf":
-        raise DataError(f"an image can't be an array of {image.dtype}; give an array of whole or broken numbers")
+        raise DataError(f"an image can't be an array of {image.dtype}; give an array of integers or floats")
     array = np.asarray(image)
     if array.dtype.kind == "b":
         return array.astype(np.uint8)
@@ -175,7 +175,7 @@ def as_volume(image: Image, plan: DataPlan, axes: str | None = None) -> tuple[Vo
     """An image of any kind as a volume, and whether its labels are to be flat.
 
     Args:
-        image: a path, a list of one path a channel, a picture, an array or a tensor.
+        image: a path, a list of one path per channel, a picture, an array or a tensor.
         plan: of the data.
         axes: of an array, their names; see `array_as_volume`.
 
@@ -186,7 +186,7 @@ def as_volume(image: Image, plan: DataPlan, axes: str | None = None) -> tuple[Vo
 
     is_path = isinstance(image, str | os.PathLike)
     if axes is not None and (is_path or isinstance(image, PIL.Image.Image | list | tuple)):
-        raise ConfigError("axes are for arrays, and files and pictures tell theirs; leave axes out")
+        raise ConfigError("axes is for arrays only, since files and pictures define their own; leave axes out")
     if isinstance(image, PIL.Image.Image):
         return picture_as_volume(image), True
     if not is_path and not isinstance(image, list | tuple):
@@ -194,19 +194,19 @@ def as_volume(image: Image, plan: DataPlan, axes: str | None = None) -> tuple[Vo
     given: Any = image
     paths = [given] if is_path else list(given)
     if not paths:
-        raise DataError("an empty list is no image; give a path, a list of one path a channel, or an array")
+        raise DataError("an empty list is not an image; give a path, a list of one path per channel, or an array")
     if others := [path for path in paths if not isinstance(path, str | os.PathLike)]:
         kind = type(others[0]).__name__
         raise DataError(
-            f"a list of {kind} is no image; give a list of one path a channel, or one array, as numpy.asarray makes of "
-            "numbers"
+            f"a list of {kind} is not an image; give a list of one path per channel, or one array, as numpy.asarray "
+            "makes of numbers"
         )
     volume = open_input(paths, plan)
     return volume, volume.is_flat
 
 
 def open_input(paths: Sequence[str | Path], plan: DataPlan) -> Volume:
-    """An image from one file a channel, or from one with several channels; a large one is left in its file.
+    """An image from one file per channel, or from one with several channels; a large one is left in its file.
 
     Raises:
         DataError: it can't be read, or doesn't tell the spacing that the network needs to know.
@@ -214,7 +214,7 @@ def open_input(paths: Sequence[str | Path], plan: DataPlan) -> Volume:
     volume = open_image([Path(path) for path in paths], min(free_memory() // 4, MOST_HELD), plan.slice_axis)
     if plan.spacing is not None and volume.spacing is None and plan.unknown_spacing is None:
         raise DataError(
-            f"{volume.source} doesn't tell its pixels' size in mm, but the run was trained at {plan.spacing[0]:.3g} x "
+            f"{volume.source} does not state its pixel size in mm, but the run was trained at {plan.spacing[0]:.3g} x "
             f"{plan.spacing[1]:.3g} mm; save it in a format that does, such as .nii.gz"
         )
     return volume
@@ -297,5 +297,5 @@ def _match(path: Path) -> list[Path]:
         return [path]
     found = sorted(Path(match) for match in glob.glob(str(path), recursive=True))  # noqa: PTH207 absolute or not
     if not found:
-        raise DataError(f"nothing fits {path}; name images, or folders of them")
+        raise DataError(f"nothing matches {path}; name images, or folders of them")
     return found

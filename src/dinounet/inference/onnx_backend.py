@@ -92,7 +92,7 @@ def open_session(path: Path, device: str) -> Any:
     runtime = _onnxruntime()
     provider = PROVIDERS.get(device)
     if provider not in runtime.get_available_providers():
-        raise ConfigError(f"this onnxruntime computes nothing on {device}; choose --device cpu")
+        raise ConfigError(f"this onnxruntime does not support {device}; choose --device cpu")
     options = runtime.SessionOptions()
     options.log_severity_level = QUIET
     told = os.environ.get("OMP_NUM_THREADS", "")

@@ -86,7 +86,7 @@ class Outputs:
             return
         if ending not in (*NIFTI_ENDINGS, *FLAT_ENDINGS, ending_of(image.source)):
             raise DataError(
-                f"{image.source} is sheared: its axes are not at right angles, which {ending} can't tell; predict it "
+                f"{image.source} is sheared: its axes are not at right angles, which {ending} can't store; predict it "
                 "with --format .nii.gz, or resample it onto a straight grid"
             )
 
@@ -244,7 +244,7 @@ def choose_endings(cases: Sequence[Case], format: str | None, largest: int) -> d
     films = [case.name for case in cases if format in (None, SEGMENTATION_ENDING) and _is_film(case)]
     if format == SEGMENTATION_ENDING and films:
         raise ConfigError(
-            f"--format is {format}, but {summarize(films, 3)} are frames that tell no place, of which DICOM has no "
+            f"--format is {format}, but {summarize(films, 3)} are frames that have no position, for which DICOM has no "
             "segmentation; leave it out for TIFF, or choose .nii.gz"
         )
     endings = {case.name: format or own_ending(case, largest) for case in cases}

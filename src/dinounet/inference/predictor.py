@@ -143,7 +143,7 @@ class Predictor:
         """Labels of an image.
 
         Args:
-            image: a file or a folder of DICOM files, a list of one file a channel, a picture of Pillow's, or an array
+            image: a file or a folder of DICOM files, a list of one file per channel, a picture of Pillow's, or an array
                 or tensor of (H, W), (C, H, W) or, of a run that was trained on volumes, (C, Z, H, W), whose last three
                 axes are those of a file, whichever the plan cuts. Arrays are taken to have the plan's spacing.
             axes: names of an array's axes if they are others, such as "HWC" or "ZYX".
@@ -188,7 +188,7 @@ class Predictor:
         raise AssertionError("every image is answered")
 
     def read(self, paths: Sequence[str | Path]) -> Volume:
-        """Read an image from one file a channel, or from one file with several channels; see `open_input`."""
+        """Read an image from one file per channel, or from one file with several channels; see `open_input`."""
         return open_input(paths, self.plan.data)
 
     def segment(

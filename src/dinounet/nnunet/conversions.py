@@ -201,7 +201,7 @@ def _tell_differences(data: DataPlan, models: Sequence[TrainedModel]) -> None:
         told = ", ".join(
             f"{name} {index} for {label}" for index, (name, label) in enumerate(data.labels.classes.items())
         )
-        say("labels", f"nnU-Net wants labels without gaps, so its masks hold {told}")
+        say("labels", f"nnU-Net requires labels without gaps, so its masks hold {told}")
     steps = [step for model in models if model.postprocessing for step in model.postprocessing.classes.values()]
     if any(step.does_something for step in steps):
         say("postprocessing", "nnU-Net's prediction leaves out the postprocessing that was chosen for these networks")
@@ -354,7 +354,7 @@ def read_nnunet_plan(planned: Any, described: Any, plans: Path, dataset: Path, c
     if resampling != "resample_data_or_seg_to_shape":
         problems.append(f"its resampling is {resampling}, which is not done here")
     if problems:
-        raise DataError(f"{plans} can't be followed: {summarize(problems)}; choose another checkpoint")
+        raise DataError(f"{plans} is not supported: {summarize(problems)}; choose another checkpoint")
     depth, height, width = shape
     median = (depth, height, width)
     return DataPlan(

@@ -152,7 +152,7 @@ class PlannedDinoUNet(DinoUNet):
         if found.sha256 != planned.sha256:
             raise WeightsError(
                 f"the weights from {found.weights} are not those of the plan (sha256 {found.sha256[:12]}, not "
-                f"{planned.sha256[:12]}); name the right ones by the environment variable {WEIGHTS}, or train anew"
+                f"{planned.sha256[:12]}); name the right ones by the environment variable {WEIGHTS}, or train a new run"
             )
         super().__init__(config, backbone)
         if planned.channel_projection is not None:

@@ -141,7 +141,7 @@ def plan_data(
         folder = common_folder([path for case in dataset.cases for path in mask_paths(case.mask)])
         known, pixels = infer_labels(pixels, dataset.name, folder)
     if not any(pixels[label] for label in known.classes.values() if label):
-        raise DataError(f"the masks of {dataset.name} hold nothing but background; there is nothing to learn")
+        raise DataError(f"the masks of {dataset.name} contain only background; there is nothing to learn")
 
     shapes = [one.shape for one in seen]
     spacings = [one.spacing for one in seen if one.spacing is not None]

@@ -176,7 +176,7 @@ def choose_fold(dataset: Dataset, fold: Fold | None) -> Fold:
     if fold == "all":
         return fold
     if not dataset.splits:
-        say("folds", f"{dataset.name} has one case, or one group of cases: it is all trained on, and none is watched")
+        say("folds", f"{dataset.name} has one case, or one group of cases: all of it is trained on, without validation")
         return "all"
     if len(dataset.splits) == units < FOLDS:
         say("folds", f"{dataset.name} has {units} {kind}, so there are {units} folds and not {FOLDS}", folds=units)

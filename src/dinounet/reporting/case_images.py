@@ -93,7 +93,7 @@ def make_pictures(
         metrics: of these predictions.
         predictions: folder of masks.
         truth: folder of masks.
-        images: folder of images, `<case>_0000<ending>` with one file a channel, or `<case><ending>`; the first file's
+        images: folder of images, `<case>_0000<ending>` with one file per channel, or `<case><ending>`; the first file's
             first channel is shown, or its colours if it has three.
         most: so many cases at most.
 

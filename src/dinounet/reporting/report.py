@@ -88,7 +88,7 @@ FACTS = {
         "planned: {}": "duration",
         "recipe: {}": "plan.recipe.base",
         "optimizer: {}": "plan.recipe.optimizer",
-        "patches a step: {}": "plan.recipe.batch_size",
+        "patches per step: {}": "plan.recipe.batch_size",
         "learning rate: {}": "plan.recipe.learning_rate",
         "seed: {}": "plan.recipe.seed",
     },

@@ -115,7 +115,7 @@ def to_record(kind: type[T], content: Any, *, where: str) -> T:
     except ValidationError as error:
         raise ConfigError(_describe(error.errors(include_url=False), kind, content, where)) from None
     except RecursionError:
-        raise ConfigError(f"{where} nests lists or objects too deep; correct it") from None
+        raise ConfigError(f"{where} nests lists or objects too deeply; correct it") from None
     except ValueError:
         raise ConfigError(f"{where} holds a number that is NaN or infinite; correct it") from None
     except ConfigError as error:  # of what two fields say together, which the record checks itself
@@ -171,12 +171,12 @@ def _migrate(kind: Any, content: Mapping[str, Any], where: str) -> Mapping[str, 
             )
         steps: Migrations = getattr(kind, "MIGRATIONS", {})
         if not isinstance(found, int) or found not in steps:
-            raise ConfigError(f"{where} has the format {found!r}, which this dinounet can't read; make or get it anew")
+            raise ConfigError(f"{where} has the format {found!r}, which this dinounet can't read; create it again")
         try:
             content = {**steps[found](dict(content)), "format": found + 1}
         except (LookupError, TypeError, AttributeError, ValueError) as error:
             raise ConfigError(
-                f"{where} has the format {found} but not its keys ({type(error).__name__} {error}); make or get it anew"
+                f"{where} has the format {found} but not its keys ({type(error).__name__} {error}); create it again"
             ) from None
     return content
 

@@ -150,7 +150,7 @@ def parse_labels(text: str) -> dict[str, int | float | str]:
     marks = [mark.strip().lower() for _, mark in pairs]
     labels = {name.strip(): _to_given(mark) for (name, _), mark in zip(pairs, marks, strict=True)}
     if len(labels) < len(pairs) or len(set(labels.values())) < len(pairs):
-        raise ConfigError(f"--labels is {text!r}, which has a name or a number twice; give each class its own")
+        raise ConfigError(f"--labels is {text!r}, which has a duplicate name or number; give each class its own")
     if len({isinstance(mark, str) for mark in labels.values()}) > 1:
         raise ConfigError(f"--labels is {text!r}; name either numbers or colours, not both")
     return labels
@@ -208,7 +208,7 @@ def _check_colours(colours: Mapping[str, str], given: Mapping[str, int]) -> None
         raise ConfigError(f"the colours are {dict(colours)}; give each of {', '.join(given)} one of its own")
     for colour in colours.values():
         if not re.fullmatch("#[0-9a-f]{6}", colour):
-            raise ConfigError(f"{colour!r} is no colour; write it as #ff0000")
+            raise ConfigError(f"{colour!r} is not a colour; write it as #ff0000")
 
 
 def read_nnunet_labels(description: Mapping[str, Any], path: Path) -> Labels:

@@ -191,7 +191,7 @@ class DataPlan:
         mixtures = self.channel_projection
         if mixtures is not None and (len(mixtures) != 3 or any(len(row) != len(self.channels) for row in mixtures)):
             raise ConfigError(
-                f"data.channel_projection must be three rows of {len(self.channels)} numbers, one a channel"
+                f"data.channel_projection must be three rows of {len(self.channels)} numbers, one per channel"
             )
 
 

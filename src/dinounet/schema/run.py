@@ -174,7 +174,7 @@ def tell(record: RunRecord) -> dict[str, Any]:
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
-    """The lines of a run's log: one a step, and one a look at the validation cases."""
+    """The lines of a run's log: one per step, and one a look at the validation cases."""
     path = folder / LOG
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
     return [json.loads(line) for line in lines if line.endswith("\n")]  # the last may still be written

@@ -125,7 +125,7 @@ def tracking(names: Sequence[TrackerName], run: Path, record: RunRecord, first_s
                     del trackers[name]
                     say(
                         "track",
-                        f"--track {name} has failed at step {step} ({reason_of(error)}) and is left out from here on; "
+                        f"--track {name} has failed at step {step} ({reason_of(error)}) and is not used any further; "
                         "the training goes on, and log.jsonl has all its numbers",
                         tracker=name,
                         step=step,

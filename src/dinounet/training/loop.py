@@ -172,7 +172,7 @@ def fit(
                 save("interrupted")
                 raise UserError(
                     f"loss or gradient is not finite in {MOST_SKIPPED} steps in a row, up to step {step} of case "
-                    f"{cases_of(patches, step - 1)}; train anew with a lower --learning-rate, or look at that case"
+                    f"{cases_of(patches, step - 1)}; train a new run with a lower --learning-rate, or look at that case"
                 )
             if validation and (step % recipe.eval_interval == 0 or finished):
                 before = time.monotonic()
@@ -194,7 +194,7 @@ def fit(
         for name in (CHECKPOINT, PREVIOUS_CHECKPOINT):  # the model is all that is needed from here on
             (run / name).unlink(missing_ok=True)
     if skipped:
-        say("skipped", f"{skipped} steps had no effect: loss or gradient was not finite")
+        say("skipped", f"{skipped} steps were skipped: loss or gradient was not finite")
     return record
 
 
@@ -297,7 +297,7 @@ def load_checkpoint(
         if scaler and facts["scaler"]:
             scaler.load_state_dict(facts["scaler"])
         for error in errors:
-            say("damaged", f"{error}; going on from {path.name}, the checkpoint before it")
+            say("damaged", f"{error}; continuing from {path.name}, the previous checkpoint")
         return facts
     if errors:
         raise DataError(f"{'; '.join(errors)}; train a new run")

@@ -135,14 +135,16 @@ def check_plan(plan: Plan, dataset: Dataset) -> None:
     if dataset.channels not in (None, names) or classes not in (None, plan.data.labels.classes):
         raise ConfigError(
             f"the plan is for channels {list(names)} and labels {plan.data.labels.classes}, but {dataset.name} has "
-            f"{list(dataset.channels or names)} and {classes}; plan anew"
+            f"{list(dataset.channels or names)} and {classes}; make a new plan"
         )
     if dataset.labels not in (None, plan.data.labels):
-        raise ConfigError(f"the plan has other regions, colours or another ignore label than {dataset.name}; plan anew")
+        raise ConfigError(
+            f"the plan has other regions, colours or another ignore label than {dataset.name}; make a new plan"
+        )
     if plan.data.test_cases != dataset.test_cases:
         raise ConfigError(
-            f"the plan holds out {summarize(plan.data.test_cases) or 'no case'}, and not what --test names; plan anew "
-            "with that --test, or leave it out"
+            f"the plan holds out {summarize(plan.data.test_cases) or 'no case'}, and not what --test names; make a new "
+            "plan with that --test, or leave it out"
         )
 
 

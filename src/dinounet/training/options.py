@@ -195,7 +195,7 @@ def require_as_started(
     if options.precision == "auto":
         device = options.device or record.device
         asked["precision"] = choose_precision("auto", choose_training_device(device))
-    told, remedy = f"{output} was started with another", "resume it without that option, or train anew"
+    told, remedy = f"{output} was started with another", "resume it without that option, or train a new run"
     require_agreement(resolve(asked, plan), started_with, told, remedy)
 
 

@@ -261,7 +261,7 @@ def resume_run(data: Path, output: Path, options: TrainOptions) -> Dataset:
         if told := other_reading(record.readers, f"{output} was started"):
             say("readers", told)
             record = replace(record, notes=tuple(dict.fromkeys((*record.notes, told))))
-        say("resume", f"going on after step {record.steps_done}", step=record.steps_done)
+        say("resume", f"continuing after step {record.steps_done}", step=record.steps_done)
         _continue(dataset, data, output, record, context, None, options, resume=True)
         return dataset
 
@@ -342,7 +342,7 @@ def rebuild_backbone(record: RunRecord, output: Path) -> FrozenBackbone:
     frozen = build_backbone(plan.network, offload=record.offload)
     found = fill_backbone(frozen, record.backbone.name, record.backbone.weights, plan.recipe.seed)
     if found.sha256 != record.backbone.sha256:
-        raise WeightsError(f"the weights in {found.weights} have changed since {output} was started; train anew")
+        raise WeightsError(f"the weights in {found.weights} have changed since {output} was started; train a new run")
     return frozen
 
 

@@ -71,7 +71,7 @@ def dice_and_cross_entropy(logits: Tensor, mask: Tensor) -> Tensor:
 
 
 def masked_dice_and_cross_entropy(logits: Tensor, mask: Tensor, plan: DataPlan) -> Tensor:
-    """Of logits (B, K, H, W), one a class or region of the plan, and a mask (B, H, W) with pixels that are ignored."""
+    """The loss of logits (B, K, H, W), one per class or region, and a mask (B, H, W) with pixels that are ignored."""
     target, known = to_targets(mask, plan)
     if plan.labels.regions is None:
         probability, target_of_dice = logits.softmax(1)[:, 1:], target[:, 1:]
@@ -294,7 +294,7 @@ class TrainStep:
     def _halve(self) -> None:
         """Halve the micro-batch after memory ran out."""
         if self.micro_batch_size == 1:
-            raise UserError("one patch alone needs more memory than there is; train anew with a smaller --patch")
+            raise UserError("one patch alone needs more memory than there is; train a new run with a smaller --patch")
         half = (self.micro_batch_size + 1) // 2
         if self.context.world_size > 1:  # the others are in the middle of the step, which can't be undone
             raise UserError(
@@ -304,7 +304,7 @@ class TrainStep:
         self.micro_batch_size = half
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        say("memory", f"out of memory: going on with {half} patches at a time", part=half)
+        say("memory", f"out of memory: continuing with {half} patches at a time", part=half)
 
     def _statistics(self) -> Iterator[tuple[str, Tensor]]:
         """Batch norm's buffers, which a forward pass changes."""

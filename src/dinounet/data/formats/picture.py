@@ -230,7 +230,7 @@ def read_tiff(path: Path, of: Purpose) -> np.ndarray:
 
 
 def read_tiff_palette(path: Path) -> dict[int, str] | None:
-    """The colour of each number, "#ff0000", of a file whose pages have a palette; TIFF's has 16 bits a colour."""
+    """The colour of each number, "#ff0000", of a file whose pages have a palette; TIFF's has 16 bits per colour."""
     import tifffile
 
     with tifffile.TiffFile(path) as file:
