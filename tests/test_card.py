@@ -71,9 +71,9 @@ def test_it_tells_what_the_bundle_knows(run: Path, bundle: Path, record: BundleR
     low, high = dice["intervals"]["dice"]
     assert f"| disc | {dice['dice']:.3f} ({low:.3f} to {high:.3f}) |" in card
     for fact in (
-        "| cases learned from | 4 |", "| cases watched (validation) | 2 |", "0 = background, 1 = disc, 2 = square",
+        "| training cases | 4 |", "| validation cases | 2 |", "0 = background, 1 = disc, 2 = square",
         "base default, steps 3, ", record.networks[0].backbone.sha256, record.networks[0].training.data_sha256,
-        "random numbers, made anew from the seed", 'dinounet.load("hf://user/name")', "no medical device",
+        "random numbers, generated again from the seed", 'dinounet.load("hf://user/name")', "not a medical device",
     ):  # fmt: skip
         assert fact in card
     assert "https://huggingface.co/timm/vit_small" in make_card(on(record, "dinov3_vits16"))
@@ -82,9 +82,9 @@ def test_it_tells_what_the_bundle_knows(run: Path, bundle: Path, record: BundleR
 
 def test_what_was_not_measured_is_said(record: BundleRecord) -> None:
     (one,) = record.networks
-    assert "Nobody has measured it." in make_card(replace(record, networks=(replace(one, metrics=()),)))
+    assert "It was not evaluated." in make_card(replace(record, networks=(replace(one, metrics=()),)))
     both = make_card(replace(record, networks=(one, one)))
-    assert "What the networks do together was not measured." in both
+    assert "The networks' joint predictions were not evaluated." in both
     assert "validation cases of network 1 alone" in both
 
 

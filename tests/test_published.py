@@ -115,7 +115,7 @@ def test_it_sees_images_as_nnunet_planned(tmp_path: Path) -> None:
     assert "trainer DinoUNetTrainer, epoch 200, fold 0" in record.origin
     card = (tmp_path / "run" / "bundle" / "README.md").read_text()
     assert "Imported from a checkpoint of the published Dino U-Net" in card
-    assert "Nobody has measured it." in card
+    assert "It was not evaluated." in card
 
 
 @pytest.mark.slow

@@ -132,7 +132,7 @@ def test_report_is_well_formed_and_names_everything(page):
     assert len(parsed.ids) == len(set(parsed.ids))
     for words in (
         "<b>Title</b> & co", "Mind <this>.", "The weights are random.", "ICBM<152>", "right", "<b>wrong<_b>", "grey",
-        "<i>white</i>", "mean HD95", "px", "cases to learn from: 2", "weights: random", "6\u202f194\u202f948",
+        "<i>white</i>", "mean HD95", "px", "training cases: 2", "weights: random", "6\u202f194\u202f948",
         "torch 2.14.1", "cores 2", "dinounet train 'my data'", "No case is left out of a mean.", "0.625 at the end",
         "training loss (means of 2.33 steps)", *ERRORS,
     ):  # fmt: skip

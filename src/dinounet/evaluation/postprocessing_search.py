@@ -115,7 +115,7 @@ def improves(name: str, before: Dices, after: Dices, present: Presence | None = 
     """Whether a class's steps are worth it.
 
     The class's mean Dice rises by GAIN, and in FEWEST_GAINS cases at least; no case loses more than LOSS, of any class;
-    and no class's mean falls. A class that is rightly absent scores 1, so a step could win by removing all that is
+    and no class's mean falls. A class that is correctly absent scores 1, so a step could win by removing all that is
     found; therefore over the cases that have a class its mean doesn't fall either, and it is still found in one.
 
     Args:

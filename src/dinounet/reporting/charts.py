@@ -308,7 +308,7 @@ LINE = "#0072b2"
 
 
 def draw_reliability(calibration: Calibration) -> str:
-    """Share that is right against confidence, over bars of how many decisions each bin holds; an SVG element."""
+    """Accuracy against confidence, over bars of how many decisions each bin holds; an SVG element."""
     points = [
         (one.confidence, one.accuracy)
         for one in calibration.bins

@@ -66,8 +66,8 @@ MOST_LISTED, MOST_OPEN = 20, 30
 FACTS = {
     "Data": {
         "{}": "data.name",
-        "cases to learn from: {}": "data.training_cases",
-        "cases to watch: {}": "data.validation_cases",
+        "training cases: {}": "data.training_cases",
+        "validation cases: {}": "data.validation_cases",
         "fold: {}": "fold",
     },
     "Backbone, frozen": {

@@ -189,7 +189,7 @@ class Bin:
     """Their mean confidence; null without any."""
 
     accuracy: float | None
-    """Share that is right; null without any."""
+    """Accuracy; null without any."""
 
 
 @record

@@ -129,7 +129,7 @@ Fold = int | Literal["all"]
 """Number of a split, from 0; or all: learn from every case and watch none."""
 
 Split = tuple[tuple[str, ...], tuple[str, ...]]
-"""Names of the cases to learn from, and of those to watch."""
+"""Names of the training cases, and of the validation cases."""
 
 
 @record

@@ -31,7 +31,7 @@ class Steps:
     """Background that it encloses becomes its own; other classes in there stay."""
 
     dice_before: float | None = None
-    """Mean over the record's cases without any step, 1 where the class is rightly absent; None: nobody measured."""
+    """Mean over the record's cases without any step, 1 where the class is correctly absent; None: not measured."""
 
     dice_after: float | None = None
     """The same with the steps of all classes. They were chosen on these cases, so other cases gain less."""

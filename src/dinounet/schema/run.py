@@ -57,7 +57,7 @@ class Result:
     """How many there were."""
 
     dice: float
-    """Mean over cases and classes; a class that is rightly absent scores 1."""
+    """Mean over cases and classes; a class that is correctly absent scores 1."""
 
     dice_where_present: float | None
     """Mean Dice over the cases that have the class, and over classes; null where no case has one."""

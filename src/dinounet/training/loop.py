@@ -68,7 +68,7 @@ def fit(
         network: with its backbone filled.
         record: of the run.
         run: the folder.
-        training: cases to learn from.
+        training: the training cases.
         validation: cases to validate on; may be none.
         context: this process and those that train with it; the first one writes.
         features: of these cases, where the backbone need not run.
