@@ -32,18 +32,18 @@ class Estimate:
     """A mean over cases."""
 
     mean: float
-    """Over the cases, empty masks counted as the policy says."""
+    """Mean over the cases, empty masks counted as the policy says."""
 
     low: float | None
-    """Lower end of the interval of 95 % confidence; None where there is one case only."""
+    """Lower end of the 95 % confidence interval; None if there is only one case."""
 
     high: float | None
-    """Its upper end."""
+    """Upper end of the interval."""
 
 
 @record
 class Basis:
-    """What a mean Dice rests on, of a class, or over classes of pairs of case and class."""
+    """Basis of a mean Dice: of a class, or over classes of pairs of case and class."""
 
     present: int
     """Cases whose truth has the class."""
@@ -55,7 +55,7 @@ class Basis:
     """Cases whose truth lacks the class."""
 
     false_alarms: int
-    """How many of these hold it in the prediction."""
+    """Number of these in which the class was predicted."""
 
     floor: float
     """Dice of an all-background prediction of the same cases."""
@@ -66,40 +66,40 @@ class Basis:
 
 @record
 class Measured:
-    """How well a network did on cases that it had not learned from."""
+    """Results of a network on cases that it was not trained on."""
 
     part: Literal["validation", "test"]
-    """validation: watched in training, and what postprocessing was chosen on; test: held out from all of it."""
+    """validation: used during training and to select postprocessing; test: held out from both."""
 
     cases: int
-    """How many there were."""
+    """Number of cases."""
 
     unit: Literal["mm", "mm at the detector", "px"]
-    """Of hd95 and assd."""
+    """Unit of hd95 and assd."""
 
     volume_unit: Literal["ml", "mm2", "mm2 at the detector", "px"]
-    """Of volume_difference."""
+    """Unit of volume_difference."""
 
     tolerance: float
-    """Of nsd, in this unit."""
+    """Tolerance of nsd, in this unit."""
 
     policy: str
-    """What an empty mask counts."""
+    """How empty masks are counted."""
 
     bootstrap: str
-    """How the intervals came about."""
+    """How the intervals were computed."""
 
     classes: dict[str, dict[str, Estimate]]
-    """Of each class or region each measure."""
+    """Means by class or region, and metric."""
 
     mean: dict[str, Estimate]
-    """Over classes and cases."""
+    """Means over classes and cases."""
 
     basis: dict[str, Basis] | None = None
     """Of each class, what its mean Dice rests on; None where an older dinounet measured."""
 
     basis_over_classes: Basis | None = None
-    """The same over classes."""
+    """Basis of the means over classes."""
 
     warning: str = ""
     """That the network, or in which classes, isn't clearly above an all-background prediction; empty if it is."""
@@ -110,52 +110,52 @@ class Measured:
 
 @record
 class Training:
-    """What made a network. It names no case, no person and no path."""
+    """Provenance of a network. It names no case, no person and no path."""
 
     recipe: dict[str, str | int | float | bool | None]
     """How it was trained, as the version that trained it names that; prediction reads nothing of it."""
 
     fold: Fold
-    """Which of the dataset's splits; all: every case was learned from."""
+    """Index of the cross-validation fold; all: every case was used for training."""
 
     training_cases: int
-    """Learned from."""
+    """Number of training cases."""
 
     validation_cases: int
-    """Watched, not learned from."""
+    """Number of validation cases."""
 
     test_cases: int
-    """Held out."""
+    """Number of held-out test cases."""
 
     data_sha256: str
-    """Of the names and contents of all training images and masks."""
+    """sha256 of the names and contents of all training images and masks."""
 
     command: tuple[str, ...]
-    """As typed, with PATH where a path stood."""
+    """Command as typed, with PATH in place of each path."""
 
     versions: dict[str, str]
-    """Of what computed."""
+    """Versions of the software."""
 
     device: str
-    """Where it was trained."""
+    """Device that it was trained on."""
 
     precision: str
-    """Of the computation; the weights are float32."""
+    """Precision of the computation; the weights are float32."""
 
     started: str
-    """Time in UTC."""
+    """Start time in UTC."""
 
     seconds: float
-    """Spent training."""
+    """Training time in seconds."""
 
     steps: int
-    """Of the optimizer."""
+    """Number of optimizer steps."""
 
     trained_parameters: int
-    """Numbers that were trained."""
+    """Number of trained parameters."""
 
     notes: tuple[str, ...] = ()
-    """What a reader of the results must know."""
+    """Notes that matter for interpreting the results."""
 
     absent_classes: tuple[str, ...] = ()
     """Classes, or regions, without a pixel in the training cases."""
@@ -163,52 +163,52 @@ class Training:
 
 @record
 class BundledNetwork:
-    """One of the networks."""
+    """One of a bundle's networks."""
 
     network: AnyNetworkConfig
-    """What it takes to build it again."""
+    """Configuration to build it from."""
 
     sha256: str
-    """Of its file of weights."""
+    """sha256 of its file of weights."""
 
     backbone: BackboneRecord | None
     """What it stands on, whose weights are hub, random, or file: a file of the maker's, which anybody needs who has no
     other with the same numbers. A U-Net has none."""
 
     training: Training | None
-    """What made it; None for a network that was imported."""
+    """Provenance of the network; None if it was imported."""
 
     seed: int = 0
-    """Of the recipe; a random backbone is made anew from it."""
+    """Seed of the recipe; a random backbone is generated again from it."""
 
     metrics: tuple[Measured, ...] = ()
-    """Of this network alone."""
+    """Results of this network alone."""
 
 
 @record
 class BundleRecord:
-    """What `model.json` holds."""
+    """Contents of `model.json`."""
 
     data: DataPlan
     """From a file to a patch: channels and their normalisation, labels, spacing, patch, without names of cases."""
 
     networks: tuple[BundledNetwork, ...]
-    """Of several, such as a dataset's folds, the probabilities are averaged."""
+    """The networks; the probabilities of several, such as a dataset's folds, are averaged."""
 
     postprocessing: Postprocessing | None
     """What is done with masks, without names of cases; of several networks what was chosen for all of them."""
 
     made: str
-    """When it was exported, in UTC."""
+    """Time of the export, in UTC."""
 
     versions: dict[str, str]
-    """Of dinounet and what it stands on, when it was exported."""
+    """Versions of dinounet and its dependencies at the export."""
 
     licence: str | None = None
-    """That its makers give the trained weights, as the Hub names licences; None: they named none."""
+    """Licence of the trained weights, by its name on the Hub; None: none was given."""
 
     origin: str | None = None
-    """Of imported networks, what they were imported from, in words."""
+    """Origin of imported networks, in words."""
 
     format: Literal[3] = 3
     """Version of this file's keys."""
@@ -273,38 +273,38 @@ INPUT, OUTPUT = "image", "logits"
 
 @record
 class OnnxFile:
-    """One network's file."""
+    """One network's ONNX file."""
 
     sha256: str
-    """Of the file itself."""
+    """sha256 of the file itself."""
 
     data_sha256: str | None = None
-    """Of the file beside it that holds the weights; None: it holds them itself."""
+    """sha256 of the file beside it that contains the weights; None: it contains them itself."""
 
 
 @record
 class OnnxRecord:
-    """What `onnx.json` holds."""
+    """Contents of `onnx.json`."""
 
     bundle: BundleRecord
     """What a bundle's `model.json` holds: from a file to a patch, the networks, from logits to a mask."""
 
     files: tuple[OnnxFile, ...]
-    """Of each of the bundle's networks."""
+    """Files of the bundle's networks."""
 
     multiple: tuple[int, int]
     """Rows and columns of what a network is given are multiples of these, and twice these at least; an image is
     enlarged to that below and to the right by its last row and column, and the logits there are cut off."""
 
     opset: int
-    """Of ONNX's operators."""
+    """Version of ONNX's operator set."""
 
     int8: Literal["none", "weights", "static"] = "none"
     """weights: those of products are held in int8, and what they are multiplied by is rounded as it comes; static:
     convolutions too, and everything between them is rounded by scales that were measured on images."""
 
     calibration_images: int = 0
-    """On which the scales were measured."""
+    """Images on which the scales were measured."""
 
     format: Literal[1] = 1
     """Version of this file's keys."""

@@ -12,16 +12,16 @@ from dinounet.schema.metrics import Basis, By, EmptyCounts, Interval, MeanMetric
 
 @record
 class Difference:
-    """A model against the first one in one measure, over the same cases."""
+    """A model compared with the first one in one metric, over the same cases."""
 
     mean: float
     """The model's number minus the first model's, averaged over cases."""
 
     interval: Interval | None
-    """Where this mean lies with a confidence of 95 %; null where there is one case only."""
+    """95 % confidence interval of this mean; null if there is only one case."""
 
     p: float
-    """Of Wilcoxon's signed-rank test, two-sided, uncorrected; 1 where no case differs."""
+    """p of Wilcoxon's signed-rank test, two-sided, uncorrected; 1 where no case differs."""
 
     wins: int
     """Cases in which the model is better than the first one."""
@@ -35,16 +35,16 @@ class Difference:
 
 @record
 class Origin:
-    """What is known of how masks came about; null where nobody knows."""
+    """Cost of a model's training and prediction; null where unknown."""
 
     trained_parameters: int | None = None
-    """Numbers that were trained."""
+    """Number of trained parameters."""
 
     training_seconds: float | None = None
-    """Spent training."""
+    """Training time in seconds."""
 
     seconds_per_image: float | None = None
-    """Spent predicting."""
+    """Prediction time in seconds per image."""
 
 
 @record
@@ -52,28 +52,28 @@ class ComparedModel:
     """One folder of predictions."""
 
     name: str
-    """The folder's, or as given."""
+    """Name of the folder, or as given."""
 
     folder: str
-    """Of its masks."""
+    """Path of the folder of masks."""
 
     origin: Origin
     """What its training and prediction cost."""
 
     mean_over_cases: dict[str, MeanMetrics]
-    """Of each class."""
+    """Means by class."""
 
     mean_over_cases_and_classes: MeanMetrics
-    """Of everything; each case and class weighs the same, but for the classes that are left out."""
+    """Means over cases and classes, with equal weights, except for the classes that are left out."""
 
     empties: dict[str, EmptyCounts]
-    """Of each class."""
+    """Empty masks by class."""
 
     basis: dict[str, Basis]
-    """Of each class, what its mean rests on."""
+    """Basis of each class's mean."""
 
     basis_over_classes: Basis
-    """The same over classes."""
+    """Basis of the means over classes."""
 
     warning: str
     """That the model, or in which classes, isn't clearly above an all-background prediction; empty if it is."""
@@ -90,34 +90,34 @@ class ComparedModel:
 
 @record
 class Comparison:
-    """What `dinounet compare` writes."""
+    """Contents of `compare.json`, as `dinounet compare` writes it."""
 
     truth: str
-    """The folder of the truth."""
+    """The folder of the ground truth."""
 
     cases: tuple[str, ...]
-    """Which all models were evaluated on."""
+    """Names of the cases that all models were evaluated on."""
 
     unit: Unit
-    """Of distances and of the tolerance."""
+    """Unit of distances and of the tolerance."""
 
     volume_unit: VolumeUnit
     """Unit of volume differences."""
 
     tolerance: float
-    """Of NSD."""
+    """Tolerance of NSD."""
 
     policy: str
-    """What an empty mask counts."""
+    """How empty masks are counted."""
 
     bootstrap: str
-    """How the intervals came about."""
+    """How the intervals were computed."""
 
     labels: Labels
-    """Of masks and truth, as in `metrics.json`."""
+    """Labels of masks and ground truth, as in `metrics.json`."""
 
     models: tuple[ComparedModel, ...]
-    """In the order given; the others are compared with the first."""
+    """Models in the order given; the others are compared with the first."""
 
     highest: tuple[str, ...]
     """Models whose mean Dice over everything is the highest, empty masks counted by the policy."""

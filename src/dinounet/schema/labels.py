@@ -43,10 +43,10 @@ class Region:
     """Several classes under one name, such as a tumour and all its parts."""
 
     name: str
-    """As the dataset names it."""
+    """Name of the region in the dataset."""
 
     labels: tuple[int, ...]
-    """Numbers in masks that belong to it."""
+    """Values in masks that belong to it."""
 
     written_as: int
     """Number, one of these, that predicted masks hold where it is; regions are written in order, later over earlier."""
@@ -64,10 +64,10 @@ class Labels:
     """Names of the classes and their numbers, background (0) first."""
 
     regions: tuple[Region, ...] | None = None
-    """What is predicted instead of classes."""
+    """Regions that are predicted instead of classes."""
 
     ignore: int | None = None
-    """Number of pixels that nobody has judged."""
+    """Value of pixels that were not annotated."""
 
     colours: dict[str, str] | None = None
     """Of colour-coded masks the colour of each class, and of "ignore", as "#ff0000"; the numbers then are ours."""

@@ -20,7 +20,7 @@ NAMES = ("dice", "iou", "nsd", "precision", "recall", "hd95", "assd", "volume_di
 
 @record
 class Measures:
-    """How well something was found."""
+    """Metrics of one class."""
 
     dice: float
     """Twice the overlap over the sum of both masks, from 0 to 1."""
@@ -29,13 +29,13 @@ class Measures:
     """The overlap over the union of both masks, from 0 to 1."""
 
     nsd: float
-    """Share of both surfaces that is within the tolerance of the other, from 0 to 1."""
+    """Fraction of both surfaces that is within the tolerance of the other, from 0 to 1."""
 
     precision: float
-    """Share of the prediction that is true, from 0 to 1."""
+    """Fraction of the prediction that is correct, from 0 to 1."""
 
     recall: float
-    """Share of the truth that was found, from 0 to 1."""
+    """Fraction of the ground truth that was found, from 0 to 1."""
 
     hd95: float
     """95th percentile of the distances between the surfaces, in `unit`."""
@@ -66,7 +66,7 @@ WORDS = {"both": "empty in both", "truth": "not in the truth", "prediction": "mi
 
 @record
 class ClassMetrics(Measures):
-    """How well one class of one case was found."""
+    """Metrics of one class in one case."""
 
     empty: Empty | None = None
     """Where the class has no pixel, if anywhere; the numbers are then the policy's."""
@@ -74,28 +74,28 @@ class ClassMetrics(Measures):
 
 @record
 class CaseMetrics:
-    """How well one case was segmented, or all cases of a group with their pixels pooled."""
+    """Metrics of one case, or of a group's cases with their pixels pooled."""
 
     case: str
-    """The file's name without ending; or the group's name."""
+    """The file's name without extension; or the group's name."""
 
     unit: Unit
-    """Of distances: mm; mm at the detector of X-rays that nobody calibrated; px where the truth tells no spacing."""
+    """Unit of distances: mm; mm at the detector for uncalibrated X-rays; px where the ground truth has no spacing."""
 
     volume_unit: VolumeUnit
-    """Of volume differences: ml, of flat images mm2 (at the detector), or px (pixels) without a spacing."""
+    """Unit of volume differences: ml; mm2 (at the detector) for 2D images; px (pixels) without a spacing."""
 
     classes: dict[str, ClassMetrics]
-    """By name, without the background; or the regions."""
+    """Metrics by class name, without the background; or by region."""
 
     ignored_pixels: int = 0
-    """Of the truth, which were left out of both masks."""
+    """Number of ignored pixels of the ground truth, which were left out of both masks."""
 
     group: str | None = None
-    """Its group, such as a patient; null where that isn't known."""
+    """Group of the case, such as a patient; null where it is unknown."""
 
     pooled: tuple[str, ...] = ()
-    """Of a group, the names of its cases; of a case nothing."""
+    """Names of a group's cases; empty for a case."""
 
     @property
     def dice(self) -> float:
@@ -118,7 +118,7 @@ class MeanMetrics(Measures):
     """Means, empty masks counted as the policy says."""
 
     intervals: dict[str, Interval | None]
-    """Of each mean by its name, where it lies with a confidence of 95 %; null where there is one case only."""
+    """95 % confidence interval of each mean, by its name; null if there is only one case."""
 
 
 @record
@@ -138,7 +138,7 @@ class Basis:
     """Cases whose truth lacks the class."""
 
     false_alarms: int
-    """How many of these hold the class in the prediction."""
+    """Number of these in which the class was predicted."""
 
     false_alarm_volume: float | None
     """Mean volume predicted in the false alarms, in `volume_unit`; null where there is none."""
@@ -155,35 +155,35 @@ class Basis:
     there is one case only."""
 
     drawn: int
-    """Cases that have the class; groups of them where these are drawn by the bootstrap."""
+    """Number of cases that have the class, or of groups if the bootstrap draws groups."""
 
 
 @record
 class EmptyCounts:
-    """In how many cases one class is empty where."""
+    """Number of cases in which one class is empty, by where it is."""
 
     both: int
-    """Neither there nor found."""
+    """Absent and not predicted."""
 
     truth: int
-    """Found, but not there."""
+    """Predicted, but absent."""
 
     prediction: int
-    """There, but missed."""
+    """Present, but missed."""
 
 
 @record
 class Bin:
-    """Decisions of about the same confidence."""
+    """Decisions of similar confidence."""
 
     low: float
-    """Confidence above which they lie."""
+    """Lower bound of the confidence."""
 
     high: float
-    """Confidence up to which they lie."""
+    """Upper bound of the confidence."""
 
     count: int
-    """How many there are."""
+    """Number of decisions."""
 
     confidence: float | None
     """Their mean confidence; null without any."""
@@ -194,7 +194,7 @@ class Bin:
 
 @record
 class Calibration:
-    """Whether probabilities are what they say: of pixels that are 80 % certain, 80 % should be right."""
+    """Calibration of the probabilities: of pixels that are 80 % certain, 80 % should be right."""
 
     bins: tuple[Bin, ...]
     """Equally wide, from 0 to 1, by the probability of the class that is most probable at a pixel; with regions by that
@@ -204,43 +204,43 @@ class Calibration:
     """Expected calibration error: the distance of confidence and accuracy, averaged over pixels."""
 
     count: int
-    """Decisions altogether: pixels that the truth doesn't ignore, with regions times the number of regions."""
+    """Number of decisions: pixels that are not ignored, with regions times the number of regions."""
 
 
 @record
 class Metrics:
-    """What `metrics.json` holds."""
+    """Contents of `metrics.json`."""
 
     labels: Labels
     """Classes and their numbers, of which the background is not evaluated; regions, which are evaluated instead; the
     number of the truth's pixels that were left out; colours of a truth in colours, whose numbers are ours."""
 
     policy: str
-    """What an empty mask counts."""
+    """How empty masks are counted."""
 
     bootstrap: str
-    """How the intervals came about."""
+    """How the intervals were computed."""
 
     tolerance: float
-    """Of NSD, in the unit of the distances."""
+    """Tolerance of NSD, in the unit of the distances."""
 
     cases: tuple[CaseMetrics, ...]
-    """Sorted by name."""
+    """Cases, sorted by name."""
 
     mean_over_cases: dict[str, MeanMetrics]
-    """Of each class."""
+    """Means by class."""
 
     mean_over_cases_and_classes: MeanMetrics
-    """Of everything; each case and class weighs the same, but for the classes that are left out."""
+    """Means over cases and classes, with equal weights, except for the classes that are left out."""
 
     empties: dict[str, EmptyCounts]
-    """Of each class."""
+    """Empty masks by class."""
 
     basis: dict[str, Basis]
-    """Of each class, what its mean rests on: cases that have it, false alarms, an all-background prediction's score."""
+    """Basis of each class's mean: cases that have it, false alarms, an all-background prediction's score."""
 
     basis_over_classes: Basis
-    """The same over classes."""
+    """Basis of the means over classes."""
 
     by: By = "case"
     """What was scored: each case, or each group with the pixels of its cases pooled. All means, counts and intervals
@@ -250,10 +250,10 @@ class Metrics:
     """The groups that were scored, sorted by name; none by case."""
 
     left_out: dict[str, str] = field(default_factory=dict)
-    """Classes that are not in the means over classes, and why."""
+    """Classes that are excluded from the means over classes, and why."""
 
     calibration: Calibration | None = None
-    """Of the probabilities, where they were kept beside the predicted masks."""
+    """Calibration of the probabilities, if they were kept beside the predicted masks."""
 
     format: Literal[4] = 4
     """Version of this file's keys."""

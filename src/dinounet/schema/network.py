@@ -46,10 +46,10 @@ class NetworkConfig:
     """Backbone blocks that the adapter reads, counted from 0; of a convolutional backbone its four stages."""
 
     backbone_precision: Literal["fp32", "bf16", "int8"]
-    """How its linear layers' weights are held, which decides the features."""
+    """Precision in which its linear layers' weights are stored, which affects the features."""
 
     architecture: Literal["dinounet"] = "dinounet"
-    """Tells this configuration from a U-Net's."""
+    """Discriminates this configuration from a U-Net's."""
 
     in_channels: Positive = 1
     """Channels of an input image, C."""
@@ -61,7 +61,7 @@ class NetworkConfig:
     """Whether training also reads the decoder's lower heads (at 1/2 and 1/4)."""
 
     backbone_scale: Scale = 1.0
-    """How many times finer than 1/16 the backbone's grid is, along each side: it sees the image so much larger."""
+    """Factor by which the backbone's grid is finer than 1/16, along each side: images are enlarged by it."""
 
     stem_width: Positive = 64
     """Channels of the spatial prior's first convolutions, c."""
@@ -137,7 +137,7 @@ class UNetConfig:
     """By how much each stage is coarser than the one before, rows and columns; 1, 1 for the first."""
 
     architecture: Literal["unet"] = "unet"
-    """Tells this configuration from Dino U-Net's."""
+    """Discriminates this configuration from a Dino U-Net's."""
 
     in_channels: Positive = 1
     """Channels of an input image, C."""
@@ -177,19 +177,19 @@ def plan_unet(patch: tuple[int, int], *, in_channels: int, num_classes: int) -> 
 
 @record
 class BackboneRecord:
-    """Which backbone it was: enough to find the same one again, and to notice another one."""
+    """Identity of a backbone: enough to find the same one again, and to detect another one."""
 
     name: str
-    """As in `dinounet info`."""
+    """Name as in `dinounet info`."""
 
     weights: str
     """hub, random, or the path of the file or folder that they were read from."""
 
     sha256: str
-    """Of the numbers in the backbone, whatever file or format they came from."""
+    """sha256 of the backbone's parameters, whatever file or format they came from."""
 
     licence: str
-    """Of the weights."""
+    """Licence of the weights."""
 
     precision: Literal["fp32", "bf16", "int8"] = "fp32"
-    """How those of linear layers are held, which decides the features as well."""
+    """Precision in which linear layers' weights are stored, which affects the features as well."""

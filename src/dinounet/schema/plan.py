@@ -30,7 +30,7 @@ GroupBy = Literal[GroupRule, "column"]
 
 @record
 class PlannedGroups:
-    """Which cases belong together, and what a reader of the results must know of them."""
+    """Groups of cases that belong together, and the notes about them."""
 
     by: GroupBy = "column"
     """What puts cases into groups: folder, name, patient, none, column (a table's, else none), or auto."""
@@ -45,7 +45,7 @@ class PlannedGroups:
     """Sentences that names, folders and tables lead to; written anew when a run is trained."""
 
     remarks_on_pixels: tuple[str, ...] = ()
-    """Sentences that looking at the cases leads to."""
+    """Notes that result from the cases' pixels."""
 
 
 BodyAxis = Literal["left-right", "anterior-posterior", "inferior-superior"]
@@ -69,23 +69,23 @@ class Intensities:
 
 @record
 class Fingerprint:
-    """What was measured, so that a person can check the decisions."""
+    """Dataset statistics, so that a person can check the decisions."""
 
     cases: int
     smallest_shape: tuple[int, int, int]
-    """The least number of slices, of rows and of columns, each over all cases."""
+    """Minimum number of slices, rows and columns, each over all cases."""
     median_shape: tuple[int, int, int]
-    """Slices, rows and columns."""
+    """Median number of slices, rows and columns."""
     largest_shape: tuple[int, int, int]
-    """The greatest numbers."""
+    """Maximum number of slices, rows and columns."""
     median_spacing: tuple[float, float, float] | None
-    """z, y, x in mm, over the cases that tell theirs; None if none does."""
+    """Median spacing z, y, x in mm, over the cases that have one; None if none has."""
     label_pixels: dict[str, int]
     """Pixels of each class, and of "ignore" if there is an ignore label, in all training cases."""
     cases_at_the_detector: int = 0
-    """Cases, X-rays that nobody calibrated, whose mm are those at the detector."""
+    """Number of uncalibrated X-rays, whose mm are those at the detector."""
     cases_without_spacing: int = 0
-    """Cases that tell no spacing."""
+    """Number of cases without spacing."""
     axes: tuple[BodyAxis, BodyAxis, BodyAxis] | None = None
     """What z, y and x of most volumes run along in the patient; None where no file tells, and of flat images."""
 
@@ -108,10 +108,10 @@ Normalisation = Literal["zscore", "ct", "rgb", "rescale_to_0_1", "rgb_to_0_1", "
 
 @record
 class ChannelPlan:
-    """What happens to one channel."""
+    """Normalisation of one channel."""
 
     name: str
-    """As the dataset names it."""
+    """Name of the channel in the dataset."""
 
     normalisation: Normalisation
     """zscore: each case by its own mean and deviation; ct: clip to percentiles, then the dataset's mean and deviation;
@@ -119,7 +119,7 @@ class ChannelPlan:
     1; rgb_to_0_1: divide by 255; none."""
 
     intensities: Intensities
-    """Of the training cases' foreground; ct reads them."""
+    """Statistics of the training cases' foreground, used by ct."""
 
     imagenet: tuple[float, float] | None = None
     """ImageNet's mean and deviation of this colour, of values from 0 to 1; rgb reads them."""
@@ -166,10 +166,10 @@ class DataPlan:
     channel, which it sees three times, and for three, which it sees as they are."""
 
     unknown_spacing: float | None = None
-    """Taken for the spacing of images that don't tell theirs; None: their pixels are taken as they are."""
+    """Spacing assumed for images without one; None: they are not resampled."""
 
     test_cases: tuple[str, ...] = ()
-    """Names of cases that are held out: in no fold, and in no decision; they are looked at for twins alone."""
+    """Names of held-out cases: in no fold and in no decision; they are only checked for duplicates."""
 
     groups: PlannedGroups = field(default_factory=PlannedGroups)
     """Which cases are never on both sides of a fold; earlier versions knew a table's groups alone."""
@@ -201,19 +201,19 @@ SHARE_OF_MEMORY = 0.8
 
 @record
 class StepMemory:
-    """What a training step takes, in bytes, by a trial step."""
+    """Memory of a training step in bytes, measured by a trial step."""
 
     device: Literal["cpu", "cuda", "mps"]
-    """Where it was tried."""
+    """Device of the trial."""
 
     free: int
-    """There, before the step."""
+    """Free memory before the step."""
 
     fixed: int
-    """Gradients and the optimizer's state, whatever the batch."""
+    """Memory of gradients and optimizer state, independent of the batch."""
 
     a_pixel: float
-    """Of a patch, forward and backward."""
+    """Memory of a patch, forward and backward, per pixel."""
 
     def patches(self, patch: tuple[int, int]) -> int:
         """How many patches may go through the network together."""
@@ -232,10 +232,10 @@ class FeatureChoice:
     """Whether training reads them from the disk."""
 
     why: str
-    """In words."""
+    """Reason, in words."""
 
     bytes: int
-    """On disk, for the training and validation cases together."""
+    """Size on disk, for the training and validation cases together."""
 
     backbone_share: float | None = None
     """Of the time of a step without cache; None if it was not measured."""
@@ -243,19 +243,19 @@ class FeatureChoice:
 
 @record
 class Plan:
-    """All of it."""
+    """The whole plan."""
 
     data: DataPlan
-    """From a file to a patch."""
+    """Decisions from a file to a patch."""
 
     network: AnyNetworkConfig
-    """From a patch to logits; its architecture says which network it is."""
+    """Configuration of the network; `architecture` says which it is."""
 
     recipe: Recipe
-    """From logits to a trained network."""
+    """Training recipe."""
 
     memory: StepMemory | None = None
-    """What a step takes, which patch and batch must fit into."""
+    """Memory of a step, which patch and batch must fit into."""
 
     features: FeatureChoice | None = None
     """Whether they are cached; a run finds it out anew."""

@@ -19,22 +19,22 @@ POSTPROCESSING = "postprocessing.json"
 
 @record
 class Steps:
-    """What is done to one class or region, in the order of the fields, and why."""
+    """Postprocessing of one class or region, in the order of the fields, and its effect."""
 
     keep_largest: bool = False
-    """Only its largest component is kept; of equally large ones all."""
+    """Whether only the largest component is kept; of equally large ones, all."""
 
     smallest: float | None = None
-    """Components below this size are removed, in the record's unit; None: none is."""
+    """Size below which components are removed, in the record's unit; None: none are."""
 
     fill_holes: bool = False
-    """Background that it encloses becomes its own; other classes in there stay."""
+    """Whether enclosed background is filled; other classes inside stay."""
 
     dice_before: float | None = None
     """Mean over the record's cases without any step, 1 where the class is correctly absent; None: not measured."""
 
     dice_after: float | None = None
-    """The same with the steps of all classes. They were chosen on these cases, so other cases gain less."""
+    """The same with the steps of all classes. They were selected on these cases, so other cases gain less."""
 
     def __post_init__(self) -> None:
         if self.smallest is not None and not (math.isfinite(self.smallest) and self.smallest > 0):
@@ -48,20 +48,20 @@ class Steps:
 
 @record
 class Postprocessing:
-    """What is done to predicted masks."""
+    """Postprocessing of predicted masks."""
 
     classes: dict[str, Steps]
-    """Of each class, or region, by name; of those that are not named nothing."""
+    """Steps by name of the class or region; none for those that are not named."""
 
     unit: Literal["mm3", "px"] = "px"
     """Of sizes: mm3 (in flat images mm², as if 1 mm thick), so that they hold at other spacings too; px, pixels,
     where some case doesn't tell its spacing."""
 
     spacing: tuple[float, float, float] | None = None
-    """Median distance of neighbours along z, y and x in mm, which images have that don't tell theirs; with px none."""
+    """Spacing along z, y, x in mm that is assumed for images without one: a median; null with px."""
 
     cases: tuple[str, ...] = ()
-    """That it was chosen on."""
+    """Names of the cases that the steps were selected on."""
 
     format: Literal[1] = 1
     """Version of this file's keys."""
@@ -114,7 +114,7 @@ class ModelRecord:
     """The trained run's folder or bundle, as given, or its name and commit on the Hub."""
 
     sha256: str
-    """Of its model file."""
+    """sha256 of the model file."""
 
     decisions_sha256: str | None = None
     """Of what decides on a mask outside of that file: from an image to a patch, the network's form, its backbone. None
@@ -123,50 +123,50 @@ class ModelRecord:
 
 @record
 class PredictionRecord:
-    """What made a folder of masks."""
+    """Provenance of a folder of masks."""
 
     labels: Labels
     """Of the masks: classes and their numbers, or regions; no predicted mask holds the number that is ignored, and
     colours, of colour-coded data, are the masks' palette."""
 
     models: tuple[ModelRecord, ...]
-    """Whose probabilities were averaged."""
+    """Models whose probabilities were averaged."""
 
     backbone: BackboneRecord | None
-    """What the models stand on; a U-Net has none."""
+    """Backbones of the models; none for U-Nets."""
 
     device: str
-    """Where it was computed."""
+    """Device of the computation."""
 
     precision: str
-    """fp32, bf16, fp16 or, of an ONNX file, int8."""
+    """Precision: fp32, bf16, fp16 or, for an ONNX file, int8."""
 
     tta: TestTimeAugmentation
     """Which copies of each tile were averaged."""
 
     step: float
-    """Distance of neighbouring tiles at the most, as a share of a tile."""
+    """Maximum distance between neighbouring tiles, as a fraction of the tile size."""
 
     command: tuple[str, ...]
-    """As typed."""
+    """Command as typed."""
 
     versions: dict[str, str]
-    """Of what computed."""
+    """Versions of the software."""
 
     machine: dict[str, str]
-    """That it computed on."""
+    """Machine that predicted."""
 
     started: str
-    """Time in UTC."""
+    """Start time in UTC."""
 
     images: int = 0
-    """So many were predicted."""
+    """Number of predicted images."""
 
     seconds: float = 0.0
-    """In so much time, reading and writing included, loading the model not."""
+    """Seconds spent, including reading and writing, without loading the model."""
 
     postprocessing: Postprocessing | None = None
-    """What was done to the masks after the network."""
+    """Postprocessing that was applied to the masks."""
 
     readers: int = 1
     """Version of how files were read."""

@@ -27,22 +27,22 @@ EXAMPLES = "examples"
 
 @record
 class DataRecord:
-    """Which data it was."""
+    """The dataset of a run."""
 
     name: str
     """The dataset folder's name."""
 
     sha256: str
-    """Of the names and contents of all training images and masks."""
+    """sha256 of the names and contents of all training images and masks."""
 
     training_cases: tuple[str, ...]
-    """Learned from."""
+    """Names of the training cases."""
 
     validation_cases: tuple[str, ...]
-    """Watched, not learned from."""
+    """Names of the validation cases."""
 
     test_cases: tuple[str, ...] = ()
-    """Held out: neither learned from nor watched, and in no decision of the plan."""
+    """Names of the held-out test cases, which affect no decision of the plan."""
 
     absent_classes: tuple[str, ...] = ()
     """Classes, or regions, without a pixel in the training cases: they can't be learned, and are in no mean over
@@ -51,10 +51,10 @@ class DataRecord:
 
 @record
 class Result:
-    """How the finished network did on some of the cases, in short; `metrics.json` beside their masks has all of it."""
+    """Summary of the finished network's results; `metrics.json` beside the masks has all of them."""
 
     cases: int
-    """How many there were."""
+    """Number of cases."""
 
     dice: float
     """Mean over cases and classes; a class that is correctly absent scores 1."""
@@ -66,84 +66,84 @@ class Result:
     """Pairs of case and class that the prediction has but the truth lacks."""
 
     floor: float
-    """What an all-background prediction would score in `dice` on the same cases."""
+    """Dice of an all-background prediction on the same cases."""
 
     clearly_above_floor: bool | None
-    """Whether `dice` is above the floor by more than chance among the cases; null of too few cases to tell."""
+    """Whether `dice` is above the floor by more than chance; null if there are too few cases to say."""
 
 
 @record
 class RunRecord:
-    """Everything that made a run."""
+    """Provenance of a run."""
 
     plan: Plan
-    """Every decision, seed included."""
+    """The plan: every decision, seed included."""
 
     data: DataRecord
-    """What it learned from."""
+    """The dataset and its split."""
 
     backbone: BackboneRecord | None
-    """What it stands on; a U-Net has none."""
+    """The frozen backbone; null for a U-Net."""
 
     fold: Fold
-    """Which of the dataset's splits; all: every case is learned from."""
+    """Index of the cross-validation fold; all: every case is used for training."""
 
     device: Literal["cpu", "cuda", "mps"]
-    """Where it was trained."""
+    """Device that it was trained on."""
 
     precision: Literal["fp32", "bf16", "fp16"]
-    """Of the computation; the weights are float32."""
+    """Precision of the computation; the weights are float32."""
 
     trained_parameters: int
-    """Numbers in the checkpoint."""
+    """Number of parameters in the checkpoint."""
 
     frozen_parameters: int
-    """Numbers in the backbone."""
+    """Number of parameters in the backbone."""
 
     command: tuple[str, ...]
-    """As typed."""
+    """Command as typed."""
 
     versions: dict[str, str]
-    """Of what computed."""
+    """Versions of the software."""
 
     machine: dict[str, str]
-    """That it computed on."""
+    """Machine that it was trained on."""
 
     started: str
-    """Time in UTC."""
+    """Start time in UTC."""
 
     status: Literal["running", "interrupted", "finished"] = "running"
-    """finished: the model is there."""
+    """Status; finished: the model is complete."""
 
     steps_done: int = 0
     """Steps up to the last checkpoint."""
 
     seconds: float = 0.0
-    """Spent training, over all sessions."""
+    """Training time in seconds, over all sessions."""
 
     skipped_steps: int = 0
-    """Steps without effect, because loss or gradient was not finite."""
+    """Number of steps skipped because loss or gradient was not finite."""
 
     micro_batch_size: int | None = None
-    """Patches that go through the network together in each process; None: its whole share of a batch."""
+    """Patches per forward pass in each process; None: its whole share of a batch."""
 
     processes: int = 1
     """Number of processes that share each step."""
 
     offload: bool = False
-    """Whether the backbone's blocks stay on the disk and are brought one by one."""
+    """Whether the backbone's blocks stay on disk and are loaded one by one."""
 
     deterministic: bool = False
-    """Only operations that give the same numbers again on the same machine."""
+    """Whether only deterministic operations are used."""
 
     track: tuple[TrackerName, ...] = ()
-    """Experiment trackers that log it."""
+    """Experiment trackers in use."""
 
     notes: tuple[str, ...] = ()
-    """What a reader of the results must know."""
+    """Notes that matter for interpreting the results."""
 
     results: dict[str, Result] = field(default_factory=dict)
-    """Of a reviewed run, by part: validation, test, or training where no case was kept from it."""
+    """Results of a reviewed run by part: validation, test, or training where no case was held out."""
 
     readers: int = 1
     """Version of how its files were read when it was started, `data.formats.READERS`."""
