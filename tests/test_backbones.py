@@ -138,9 +138,7 @@ def test_a_pyramids_stages_reach_the_interactions_at_their_own_scales() -> None:
         torch.testing.assert_close(tap, by_hand.flatten(2).transpose(1, 2))
     seen: list[tuple[torch.Size, tuple[int, int]]] = []
     for extractors in network.adapter.interactions:
-        extractors[0].register_forward_pre_hook(
-            lambda _m, inputs, words: seen.append((inputs[1].shape, words["grid"])), with_kwargs=True
-        )
+        extractors[0].register_forward_pre_hook(lambda _m, inputs: seen.append((inputs[1].shape, inputs[4])))
     network(image[:, :1])
     assert [grid for _, grid in seen] == [(16, 24), (8, 12), (4, 6), (2, 3)]
     assert [tuple(shape) for shape, _ in seen] == [(2, h * w, 64) for _, (h, w) in seen]

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from dinounet.errors import ConfigError
 from dinounet.network.adapter import Adapter
-from dinounet.network.cpu_kernels import recomputed
+from dinounet.network.cpu_kernels import cpu_kernels, recomputed
 from dinounet.schema.network import STRIDE
 
 
@@ -85,10 +85,11 @@ class Decoder(nn.Module):
         """Logits of the finest `scales` scales, finest first."""
         map, *rest = skips[::-1]
         logits = []
-        for index, (stage, head, skip) in enumerate(zip(self.stages, self.heads, rest, strict=True)):
-            map = stage(map, skip)
-            if index >= len(self.stages) - scales:
-                logits.append(head(map))
+        with cpu_kernels(map.device):  # its own, since the decoder is also called with `features`
+            for index, (stage, head, skip) in enumerate(zip(self.stages, self.heads, rest, strict=True)):
+                map = stage(map, skip)
+                if index >= len(self.stages) - scales:
+                    logits.append(head(map))
         return logits[::-1]
 
 

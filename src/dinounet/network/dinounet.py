@@ -73,8 +73,7 @@ class DinoUNet(nn.Module):
         height, width = image.shape[-2:]
         with cpu_kernels(image.device):
             skips = self.encode(pad_to_stride(image), taps)
-            logits = self.decoder(skips, scales=3 if self.supervises else 1)
-        logits = cut_to_size(logits, height, width)
+        logits = cut_to_size(self.decoder(skips, scales=3 if self.supervises else 1), height, width)
         return logits if self.supervises else logits[0]
 
     @property
