@@ -24,7 +24,7 @@ BEGIN = "<!-- yours: what stands between these two lines is kept when the bundle
 END = "<!-- end of yours -->"
 
 KEPT = "\nWhat the images are, who it is for, who made it, how to cite it.\n"
-"""Of a card that nobody has written into."""
+"""Initial text of the card's editable part."""
 
 SHOWN = ("dice", "iou", "nsd", "precision", "recall", "hd95", "assd")
 """Measures in the card; `model.json` has the others."""

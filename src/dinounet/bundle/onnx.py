@@ -35,7 +35,7 @@ LARGEST_FILE = 1_900_000_000
 """Bytes of weights that are written into the file itself, which can't have 2 GiB."""
 
 TOLERANCE = 1e-3
-"""That logits may differ by from PyTorch's."""
+"""Maximum difference of the logits from PyTorch's."""
 
 Int8 = Literal["none", "weights", "static"]
 
@@ -193,7 +193,7 @@ def _hash(path: Path) -> OnnxFile:
 
 
 MOST_TILES = 64
-"""That scales are measured on, drawn evenly from the images."""
+"""Maximum number of tiles to measure scales on, drawn evenly from the images."""
 
 
 def quantise(

@@ -35,7 +35,7 @@ from dinounet.schema.metrics import By, Metrics, Unit, VolumeUnit, group_of, wri
 from dinounet.schema.plan import AT_THE_DETECTOR
 
 TOLERANCE = 1.0
-"""Of NSD, in mm or px."""
+"""Default tolerance of NSD, in mm or px."""
 
 
 def find_masks(folder: Path, cases: Iterable[str] = ()) -> dict[str, Path | ClassFiles]:

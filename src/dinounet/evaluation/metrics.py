@@ -29,7 +29,7 @@ HALF, ONE = (int(np.float16(number).view(np.uint16)) for number in (0.5, 1))
 """Their bits as whole numbers."""
 
 NUMBERS = ONE + 1
-"""Of float16 from 0 to 1."""
+"""Number of float16 values from 0 to 1."""
 
 AT_ONCE = 1 << 22
 """Pixels that are read at a time."""

@@ -26,7 +26,7 @@ from dinounet.schema.labels import Labels
 from dinounet.schema.prediction import Postprocessing, Steps
 
 FEWEST_CASES = 3
-"""Of fewer cases nothing is chosen."""
+"""Minimum number of cases; with fewer, nothing is selected."""
 
 FEWEST_GAINS = 2
 """Cases in which a step must raise the class's Dice."""
@@ -54,7 +54,7 @@ Dices = dict[str, list[float]]
 """Of classes, their Dice in each case; 1 where neither truth nor prediction has the class."""
 
 Presence = Mapping[str, Sequence[bool]]
-"""Of classes, which cases have them in the truth."""
+"""For each class, whether each case has it in the ground truth."""
 
 
 @dataclass(frozen=True)

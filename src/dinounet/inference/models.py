@@ -20,10 +20,10 @@ class TrainedModel:
     """The folder as given, or the name on the Hub with the commit."""
 
     file: Path
-    """Of its trained tensors."""
+    """File of the trained tensors."""
 
     sha256: str
-    """Of that file."""
+    """sha256 of that file."""
 
     plan: Plan
     """All decisions."""
@@ -32,7 +32,7 @@ class TrainedModel:
     """What it stands on; a U-Net has none."""
 
     seed: int
-    """Of a random backbone."""
+    """Seed of a random backbone."""
 
     postprocessing: Postprocessing | None
     """What is done to its masks; None where nobody chose."""
@@ -41,7 +41,7 @@ class TrainedModel:
     """Of an exported network: rows and columns of what it is given are multiples of these, and twice them at least."""
 
     precision: str = "fp32"
-    """Of an exported network: fp32 or int8."""
+    """Precision of an exported network: fp32 or int8."""
 
     absent_classes: tuple[str, ...] = ()
     """Classes, or regions, that no training case held."""

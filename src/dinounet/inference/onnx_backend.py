@@ -17,7 +17,7 @@ from dinounet.schema.bundle import INPUT, OUTPUT
 from dinounet.system import Device, Precision, may_spin
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
-"""Of onnxruntime, by device."""
+"""Execution providers of onnxruntime, by device."""
 
 QUIET = 3
 """Tells errors and no warnings."""
@@ -65,7 +65,7 @@ class OnnxBackend:
         }
 
     def versions(self) -> dict[str, str]:
-        """Of onnxruntime."""
+        """Version of onnxruntime."""
         return {"onnxruntime": _onnxruntime().__version__}
 
 

@@ -53,7 +53,7 @@ SLICES_OF_OVERLAY = 12
 """That are shown of a volume at most, evenly spaced over those with something found."""
 
 OPACITY = 0.35
-"""Of a class in an overlay; its outline is opaque."""
+"""Opacity of a class in an overlay; its outline is opaque."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Outputs:
     """Which files a case leaves."""
 
     folder: Path
-    """Of the masks."""
+    """Folder of the masks."""
 
     endings: Mapping[str, str]
     """Format of each case's mask, by its name; see `choose_endings`."""

@@ -148,7 +148,7 @@ class OutputOptions:
     """What is wanted of an image beside its labels."""
 
     probabilities: bool = False
-    """Of every class or region."""
+    """Whether to keep the probabilities of every class or region."""
 
     uncertainty: bool = False
     """Entropy, and where several networks or mirrored copies answer, how much they disagree."""

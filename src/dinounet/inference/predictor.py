@@ -35,7 +35,7 @@ MOST_TOGETHER = 64
 """Tiles at a time, however small they are."""
 
 BATCHES_AHEAD = 2
-"""That are read and normalised while the network is busy."""
+"""Number of batches to prefetch."""
 
 
 @dataclass(frozen=True)

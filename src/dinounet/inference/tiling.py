@@ -70,7 +70,7 @@ class Grid(NamedTuple):
     """Rows and columns of the slice."""
 
     tile: tuple[int, int]
-    """Of each tile: the patch, or the slice where that is smaller."""
+    """Size of each tile: the patch, or the slice where that is smaller."""
 
     rows: list[int]
     """Where tiles begin."""
@@ -154,7 +154,7 @@ class StreamingResizer:
     """
 
     ROWS = 256
-    """That are made at a time at most, so that little is held."""
+    """Maximum number of rows computed at a time, to save memory."""
 
     def __init__(self, size: tuple[int, int], wanted: tuple[int, int]) -> None:
         self.size, self.wanted = size, wanted

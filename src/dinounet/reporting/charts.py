@@ -59,7 +59,7 @@ class Strip:
     """One class."""
 
     name: str
-    """Of the class."""
+    """Name of the class."""
 
     words: str
     """What the strip shows, for those who can't see it."""
@@ -79,7 +79,7 @@ class Distribution:
     """What is drawn, with its unit."""
 
     ticks: tuple[tuple[float, str], ...]
-    """Of the axis: place in percent, and what is written there."""
+    """Ticks of the axis: position in percent, and label."""
 
     band: bool
     """Whether cases whose one mask is empty stand beside the axis, in a band of their own."""
@@ -169,7 +169,7 @@ INK = "#012345"
 """Stands for the colour of the page's text, which the page fills in."""
 
 VALIDATION = "#d55e00"
-"""Of the validation loss."""
+"""Colour of the validation loss."""
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ class Failure:
     """Its name, or the group's."""
 
     name: str
-    """Of the class."""
+    """Name of the class."""
 
     dice: float
     """0 where only one of the masks is empty."""

@@ -116,7 +116,7 @@ def _models(comparison: Comparison) -> Table:
 
 
 def _means(comparison: Comparison, scope: str | None) -> Table:
-    """Of a class, or without one over all."""
+    """Table of means, of a class or, with scope None, over all classes."""
     from rich.text import Text
 
     table = _table("measure", "model")
@@ -132,7 +132,7 @@ def _means(comparison: Comparison, scope: str | None) -> Table:
 
 
 def _differences(comparison: Comparison, scope: str | None) -> Table:
-    """Of a class, or without one over all."""
+    """Table of differences, of a class or, with scope None, over all classes."""
     from rich.text import Text
 
     table = _table("measure", "model")
