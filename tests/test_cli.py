@@ -67,7 +67,7 @@ def test_help_of_a_verb_comes_without_torch_and_is_a_python_function(verb: str) 
         (["train", "x", "--fold", "first"], "dinounet: --fold is 'first'; it must be a whole number or all"),
         (["train", "x", "--steps", "many"], "dinounet: --steps is 'many'; it must be a whole number"),
         (["info", "x", "y"], "dinounet: unrecognized arguments: y; see dinounet info --help"),
-        (["train", "x", "-o", "y", "--steps", "0"], "dinounet: recipe.steps is 0; it must be a number of at least 1"),
+        (["train", "x", "-o", "y", "--steps", "0"], "dinounet: recipe.steps is 0; it must be at least 1"),
     ],
 )
 def test_a_wrong_command_is_one_sentence_and_exit_code_2(

@@ -256,7 +256,7 @@ def test_a_unet_has_no_features(png: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="a U-Net has no backbone whose features could be cached; leave out --cache"):
         dinounet.train(png, tmp_path / "run", network="unet", changes={"cache_features": "on"}, patch=(64, 64))
     assert not (tmp_path / "run").exists()
-    with pytest.raises(ConfigError, match=r"recipe\.feature_variants is 0; it must be a number of at least 1"):
+    with pytest.raises(ConfigError, match=r"recipe\.feature_variants is 0; it must be at least 1"):
         Recipe(feature_variants=0)
 
 

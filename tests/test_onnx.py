@@ -102,13 +102,13 @@ def segment(model: Path, image: Path, **options: Any) -> Any:
 def test_logits_are_pytorchs_at_any_size(place: Path, size: tuple[int, ...]) -> None:
     ours, theirs = dinounet.load(place / "dino_onnx").engine, dinounet.load(place / "dino", precision="fp32").engine
     tiles = np.random.default_rng(0).standard_normal((size[0], 1, *size[1:])).astype(np.float32)
-    (reference,) = (theirs.ask(network, theirs.take(tiles)).numpy() for network in theirs.networks)
+    (reference,) = (theirs.forward(network, theirs.to_device(tiles)).numpy() for network in theirs.networks)
     assert np.abs(reference).max() > 0.5
     session = onnxruntime.InferenceSession(place / "dino_onnx" / "model.onnx")
     np.testing.assert_allclose(session.run(None, {"image": tiles})[0], reference, atol=1e-3)
     odd = tiles[..., :-7, :-9]  # no multiples of anything
-    (reference,) = (theirs.ask(network, theirs.take(odd)).numpy() for network in theirs.networks)
-    np.testing.assert_allclose(ours.ask(ours.networks[0], odd), reference, atol=1e-3)
+    (reference,) = (theirs.forward(network, theirs.to_device(odd)).numpy() for network in theirs.networks)
+    np.testing.assert_allclose(ours.forward(ours.networks[0], odd), reference, atol=1e-3)
 
 
 @pytest.mark.parametrize("options", [{}, {"tta": "full", "step": 0.7, "batch": 3}])

@@ -230,16 +230,19 @@ def test_a_plan_tells_by_one_key_which_network_it_holds(png: Path, tmp_path: Pat
         write_json(path, Plan(data, network, Recipe()))
         assert read_plan(path).network == network
     content = json.loads(path.read_text())
-    del content["network"]["architecture"]  # files from before there was a choice
-    path.write_text(json.dumps(content))
+    old = json.loads(path.read_text()) | {"format": 1}  # from before there was a choice
+    del old["network"]["architecture"]
+    labels = old["data"]["labels"]
+    old["data"] |= {"labels": labels.pop("classes"), **labels}
+    path.write_text(json.dumps(old))
     assert isinstance(read_plan(path).network, NetworkConfig)
     unet = asdict(TINY_UNET)
     for network, message in [
-        ({**unet, "architecture": "resnet"}, "has architecture = 'resnet'; known are dinounet, unet"),
-        ({**unet, "backbone": "dinov3_vits16"}, "network has the unknown key 'backbone'"),
-        ({**unet, "widths": "many"}, r"has widths = 'many', which is no tuple"),
+        ({**unet, "architecture": "resnet"}, "network.architecture is 'resnet'; it must be 'dinounet' or 'unet'"),
+        ({**unet, "backbone": "dinov3_vits16"}, "has the unknown key 'network.backbone'"),
+        ({**unet, "widths": "many"}, "network.widths is 'many'; it must be a list"),
         ({**unet, "widths": [4, 8]}, "must be of equal length"),
-        ({"architecture": "unet"}, "lacks widths"),
+        ({"architecture": "unet"}, "lacks network.widths"),
     ]:
         path.write_text(json.dumps({**content, "network": network}))
         with pytest.raises(UserError, match=message):

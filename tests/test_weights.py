@@ -194,7 +194,7 @@ ELSEWHERE = rf"download the weights of {NAME} from https://huggingface\.co/{REPO
     ("content", "message"),
     [
         (None, rf"weights\.pth does not exist; {ELSEWHERE}"),
-        (b"", r"no file of weights, neither of safetensors nor of PyTorch: it begins with b''; download it again"),
+        (b"", r"not a file of weights, neither of safetensors nor of PyTorch: it begins with b''; download it again"),
         (b"<!DOCTYPE html><html>403", r"begins with b'<!DOCTYPE html><'; .*it may say what went wrong"),
         (b"version https://git-lfs.github.com/spec/v1", r"begins with b'version https://'"),
         (save({"a": torch.zeros(100)})[:-8], r"is damaged or incomplete \(.*\); download it again"),

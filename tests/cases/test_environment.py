@@ -21,8 +21,8 @@ HOSTILE = {
 SELECTION = (
     "cases/test_hub_names.py",
     "test_weights.py",
-    "test_processes.py::test_places_are_told_by_torchrun_and_srun",
-    "test_in_nnunet.py::test_folders_that_nobody_names_or_that_are_none_are_listed_together",
+    "test_processes.py::test_ranks_are_those_of_torchrun_and_srun",
+    "test_in_nnunet.py::test_volumes_and_variables_that_mean_nothing_are_refused_before_training",
 )
 
 

@@ -118,10 +118,10 @@ class InNumpy:
         self.engine = engine
         self.networks, self.device, self.precision = engine.networks, engine.device, engine.precision
 
-    def take(self, pixels: np.ndarray) -> np.ndarray:
+    def to_device(self, pixels: np.ndarray) -> np.ndarray:
         return pixels
 
-    def ask(self, network: Any, tiles: np.ndarray) -> np.ndarray:
+    def forward(self, network: Any, tiles: np.ndarray) -> np.ndarray:
         return self.engine.forward(network, self.engine.to_device(np.ascontiguousarray(tiles))).numpy()
 
     def is_out_of_memory(self, error: Exception) -> bool:
