@@ -279,7 +279,8 @@ def test_a_full_disk_is_one_sentence_and_nothing_is_left(where: str, tmp_path: P
         f"dinounet: {root} can't hold the cache (File too large); make room, or choose another folder with --cache\n"
     )
     assert not run.exists()
-    assert not words or [path.name for path in shared.iterdir()] == [".lock"]
+    # of the slices nothing; the digest of the dataset's files is right whatever becomes of them
+    assert not words or {path.name for path in shared.iterdir()} == {".lock", "digests.json"}
 
 
 @pytest.mark.slow

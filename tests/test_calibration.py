@@ -106,8 +106,8 @@ GOOD = softmax(0, (3, 1, 20, 30))
         (lambda path: np.savez(path, probabilities=GOOD[:2]), r"float16 of the shape \(2, 1, 20, 30\), but float16 of"),
         (lambda path: np.savez(path, probabilities=GOOD.astype(np.float32)), "holds float32"),
         (lambda path: np.savez(path, probabilities=np.array([{}], object)), "holds object"),
-        (lambda path: np.savez(path, probabilities=GOOD * 3), "numbers that are no probabilities"),
-        (lambda path: np.savez(path, probabilities=GOOD * np.float16(np.nan)), "numbers that are no probabilities"),
+        (lambda path: np.savez(path, probabilities=GOOD * 3), "values that are not probabilities"),
+        (lambda path: np.savez(path, probabilities=GOOD * np.float16(np.nan)), "values that are not probabilities"),
     ],
 )
 def test_probabilities_that_are_none_are_refused(tmp_path, damage, words):

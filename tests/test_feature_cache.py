@@ -200,7 +200,9 @@ def test_a_disk_that_is_too_small_is_told_before_anything_is_computed(
     png: Path, plan_file: Path, tmp_path: Path, seen: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cache.shutil, "disk_usage", lambda _: SimpleNamespace(free=500_000))  # slices fit
-    with pytest.raises(UserError, match=r"the cache needs 0\.0 GB but .*features has 0\.0 GB left; make room, or name"):
+    with pytest.raises(
+        UserError, match=r"the cache needs 0\.0 GB but .*features has 0\.0 GB left; make room, or choose"
+    ):
         train(png, tmp_path / "run", plan_file)
     assert not (tmp_path / "run").exists()
     assert len(seen) == 1

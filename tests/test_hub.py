@@ -206,7 +206,7 @@ def test_what_is_pushed_predicts_elsewhere_as_it_does_here(
     commit = store.branches["main"]
     assert store.private is True
     told = capsys.readouterr().out
-    assert commit in told and f"it predicts by: dinounet predict hf://{NAME} IMAGES -o MASKS" in told
+    assert commit in told and f"to predict: dinounet predict hf://{NAME} IMAGES -o MASKS" in told
     assert sorted(store.files("main")) == ["README.md", "model.json", "model.safetensors"]
     for name in ("model.json", "model.safetensors"):
         assert store.files("main")[name] == (bundle / name).read_bytes()
@@ -261,7 +261,7 @@ def test_without_a_connection_the_cache_serves_and_that_is_told(
     offline(monkeypatch, {})
     np.testing.assert_array_equal(predict_proba(f"hf://{NAME}", image), before)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", "nowhere")
-    with pytest.raises(DataError, match=r"lesions can't be had from .*HF_HUB_OFFLINE is set and"):
+    with pytest.raises(DataError, match=r"lesions cannot be downloaded from .*HF_HUB_OFFLINE is set and"):
         dinounet.load(f"hf://{NAME}")
 
 

@@ -236,7 +236,7 @@ def test_few_cases_and_single_gains_choose_nothing(tmp_path: Path) -> None:
         assert post.classes["lesion"].dice_before == pytest.approx(
             np.mean([f1_score(t.ravel(), p.ravel(), zero_division=1.0) for t, p in pairs])
         )
-    with pytest.raises(DataError, match="there is no case to choose a postprocessing on"):
+    with pytest.raises(DataError, match="there is no case to select postprocessing on"):
         choose([], {}, LESION)
 
 
