@@ -10,7 +10,7 @@ demo: .venv/demo-installed
 	@if [ -e demo/report.html ] || [ ! -d demo/Dataset152_ICBM ]; then rm -rf demo; fi
 	PATH="$(CURDIR)/$(BIN):$$PATH" dinounet demo --output demo $$(test -d demo && echo --resume)
 
-# For every commit, in less than a minute.
+# For every commit, in about a minute.
 check: lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow" --durations=5
 

@@ -51,6 +51,7 @@ def test_slabs_lie_where_the_template_has_them_with_its_labels(dataset: Path) ->
         assert set(np.unique(labels)) == {0, 1, 2}
 
 
+@pytest.mark.slow
 def test_no_two_slabs_touch(dataset: Path) -> None:
     slabs = {path.name: slices_of(path) for folder in ("labelsTr", "labelsTs") for path in (dataset / folder).iterdir()}
     assert len(slabs) == 11

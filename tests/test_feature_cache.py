@@ -196,6 +196,7 @@ def test_tiles_on_foreground_hold_it_and_all_are_drawn(png: Path, tmp_path: Path
     assert {anywhere.draw(index)[1] for index in range(400)} == set(range(np.prod(anywhere.shapes[0])))
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_too_small_is_told_before_anything_is_computed(
     png: Path, plan_file: Path, tmp_path: Path, seen: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:

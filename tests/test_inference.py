@@ -181,6 +181,7 @@ def test_a_new_process_predicts_the_same(png: Path, png_run: Path, tmp_path: Pat
     np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "out" / "case_7.png")), ours)
 
 
+@pytest.mark.slow
 def test_a_prediction_lies_on_the_images_grid_also_at_another_spacing(nifti_run: Path, tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     array = np.stack([picture((50, 61), seed)[0] for seed in range(5)]).astype(np.int16)
@@ -205,6 +206,7 @@ def test_a_spacing_that_makes_a_slice_of_terabytes_is_told(nifti_run: Path, tmp_
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_a_broken_file_does_not_keep_the_others_from_being_predicted(png: Path, png_run: Path, tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "a.png").write_bytes((png / "imagesTs" / "case_6_0000.png").read_bytes())

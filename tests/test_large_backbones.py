@@ -89,6 +89,7 @@ def test_the_hash_is_of_the_files_numbers_however_they_are_held(weights: Path) -
         assert (record.sha256, record.precision) == (known.sha256, precision)
 
 
+@pytest.mark.slow
 def test_bf16_is_pytorchs_rounding_and_int8_within_half_a_step(weights: Path) -> None:
     given = load_file(weights)
     for precision in ("bf16", "int8"):
@@ -242,6 +243,7 @@ def test_memory_is_what_is_held_and_one_block_never_a_float32_copy(tmp_path: Pat
         assert int(child.stdout) < allowed + 100e6, (precision, offload)  # what PyTorch needs for a first time
 
 
+@pytest.mark.slow
 def test_an_outline_of_7b_takes_no_memory() -> None:
     """As training on cached features builds it."""
     with torch.device("meta"):
@@ -257,6 +259,7 @@ def test_7b_alone_is_held_in_bf16_unless_asked_for_otherwise() -> None:
     assert network_config("dinov3_vit7b16", backbone_precision="fp32").backbone_precision == "fp32"
 
 
+@pytest.mark.slow
 def test_what_cannot_be_held_or_brought_is_answered() -> None:
     with pytest.raises(ConfigError, match=r"^--backbone-precision int8 is for .* 0% of timm:resnet18; choose fp32, or"):
         build_backbone(network_config(backbone="timm:resnet18", backbone_precision="int8"))
@@ -268,6 +271,7 @@ def test_what_cannot_be_held_or_brought_is_answered() -> None:
         filled("random", "bf16", backbone_args={"depth": 4, "num_head_count": 4})
 
 
+@pytest.mark.slow
 def test_a_shard_that_lacks_or_is_cut_is_answered(weights: Path, tmp_path: Path) -> None:
     folder = in_shards(weights, tmp_path / "shards")
     whole = (folder / "1.safetensors").read_bytes()
@@ -286,6 +290,7 @@ def test_a_file_that_goes_while_its_blocks_are_read_is_answered(weights: Path) -
         features(backbone)
 
 
+@pytest.mark.slow
 def test_a_pass_that_was_broken_off_leaves_nothing_for_the_next(tmp_path: Path) -> None:
     """Blocks are brought into the same places again, so what was read ahead then is not theirs any more."""
     options = {"embed_dim": 64, "depth": 6, "num_heads": 4}

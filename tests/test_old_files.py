@@ -34,6 +34,7 @@ def told_by(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
 
 
 @pytest.mark.usefixtures("one_thread")
+@pytest.mark.slow
 def test_models_compute_what_they_did(old: Path) -> None:
     """Dino U-Nets in float32 to the bit, where PyTorch itself rounds as it did for them."""
     expected = load_file(old / "outputs.safetensors")
@@ -117,6 +118,7 @@ def test_runs_become_bundles_that_compute_the_same(old: Path) -> None:
 
 
 @pytest.mark.usefixtures("one_thread")
+@pytest.mark.slow
 def test_a_run_that_was_interrupted_goes_on_to_the_same_end(old: Path) -> None:
     shutil.move(old / "data", old / "moved")
     assert main(["train", "moved", "-o", "half", "--resume", "--no-report", "--device", "cpu"]) == 0
@@ -129,6 +131,7 @@ def test_a_run_that_was_interrupted_goes_on_to_the_same_end(old: Path) -> None:
     assert dinounet.load("half", device="cpu").predict(Path("moved/imagesTs/case_4_0000.png")).shape == (40, 48)
 
 
+@pytest.mark.slow
 def test_an_older_plan_is_trained_by(old: Path) -> None:
     plan = json.loads((old / "unet" / "plan.json").read_text())
     plan["recipe"]["steps"] = 2

@@ -41,6 +41,7 @@ def test_every_page_verb_and_name_is_in_the_site(site: Path) -> None:
     assert (site / "repository" / "src" / "dinounet" / "network" / "dinounet.py").is_file()
 
 
+@pytest.mark.slow
 def test_no_page_names_another_server_to_load_from(site: Path) -> None:
     for page in site.rglob("*.html"):
         for match in LOADED.finditer(page.read_text()):

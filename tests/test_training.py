@@ -267,6 +267,7 @@ def test_a_run_of_minutes_ends_in_time_with_the_schedule_at_its_end(png: Path, p
     assert [rate for rate in rates if rate][-1] < 0.05 * record.plan.recipe.learning_rate
 
 
+@pytest.mark.slow
 def test_the_average_of_the_weights_is_kept_and_resumed(png: Path, plan_file: Path, tmp_path: Path) -> None:
     edit(plan_file, ema_decay=0.9)
     whole = train(png, tmp_path / "whole", plan_file)
@@ -280,6 +281,7 @@ def test_the_average_of_the_weights_is_kept_and_resumed(png: Path, plan_file: Pa
     assert any(not torch.equal(tensor, last[name]) for name, tensor in ours.items())
 
 
+@pytest.mark.slow
 def test_a_record_of_another_version_is_refused(png: Path, plan_file: Path, tmp_path: Path) -> None:
     run = train(png, tmp_path / "run", plan_file)
     content = json.loads((run / "run.json").read_text())
@@ -288,6 +290,7 @@ def test_a_record_of_another_version_is_refused(png: Path, plan_file: Path, tmp_
         dinounet.load(run)
 
 
+@pytest.mark.slow
 def test_what_cannot_be_resumed_is_answered(png: Path, plan_file: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"nowhere is not a run: it holds no run\.json"):
         train(png, tmp_path / "nowhere", plan_file, resume=True)
@@ -361,6 +364,7 @@ def test_the_scale_of_fp16_is_kept(tmp_path: Path) -> None:
     assert other.state_dict()["_growth_tracker"] == 1
 
 
+@pytest.mark.slow
 def test_a_file_of_a_killed_process_is_no_content_and_is_removed(png: Path, plan_file: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     run.mkdir()
@@ -390,6 +394,7 @@ def test_a_killed_worker_is_reported_with_the_cases_that_it_held(png: Path, plan
     ), told
 
 
+@pytest.mark.slow
 def test_a_deterministic_run_says_so_and_leaves_no_trace(png: Path, plan_file: Path, tmp_path: Path) -> None:
     runs = [train(png, tmp_path / name, plan_file, deterministic=True) for name in ("one", "two")]
     assert (runs[0] / MODEL).read_bytes() == (runs[1] / MODEL).read_bytes()

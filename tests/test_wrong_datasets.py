@@ -80,6 +80,7 @@ def test_a_wrong_dataset_is_answered(
 
 
 @pytest.mark.parametrize("name", ["a_truncated_mha", "a_spacing_of_zero"])
+@pytest.mark.slow
 def test_the_program_answers_so_too(name: str, tmp_path: Path) -> None:
     data = write(CORPUS[name], tmp_path / "wrong")
     words = [sys.executable, "-m", "dinounet", "train", str(data), "-o", "run", "--weights", "random"]
@@ -111,6 +112,7 @@ FORBIDDEN = [
 """What may not be read, and how that is answered."""
 
 
+@pytest.mark.slow
 def test_what_may_not_be_read_is_answered(tmp_path: Path) -> None:
     powerless = []
     if os.getuid() == 0:  # who may read everything
@@ -271,6 +273,7 @@ def test_what_is_wrong_with_a_dataset_that_is_already_planned_is_answered_so_too
 
 
 @pytest.mark.parametrize("name", ODD)
+@pytest.mark.slow
 def test_an_odd_dataset_is_trained_on(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -189,6 +189,7 @@ def test_axes_of_a_file_are_the_files_own(predictors: dict[str, Predictor], tmp_
                 predictors["grey"].predict(given, axes="HW")
 
 
+@pytest.mark.slow
 def test_the_same_numbers_in_any_form_have_the_same_mask(predictors: dict[str, Predictor]) -> None:
     image, predictor = numbers(H, W), predictors["grey"]
     expected = predictor.predict(image)

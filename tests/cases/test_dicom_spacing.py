@@ -172,6 +172,7 @@ def test_lengths_have_their_unit_in_plan_metrics_and_report(
     assert entropy.shape[:2] == (64, 64)
 
 
+@pytest.mark.slow
 def test_lengths_stay_at_the_detector_where_the_truth_s_format_has_no_word_for_it(tmp_path: Path) -> None:
     """From the images that were predicted to `evaluate`, `report` and `compare`, of one image later too."""
     x_rays, truth = write_x_rays(tmp_path / "data", [IMAGER, IMAGER, SPACED]), tmp_path / "truth"
@@ -217,6 +218,7 @@ def in_one_line(capsys: pytest.CaptureFixture) -> str:
         (regions(region(0.02), region(0.01)), "median spacing unknown (ultrasound regions of several spacings: a; b)"),
     ],
 )
+@pytest.mark.slow
 def test_plan_prints_what_is_known(
     attributes: dict[str, Any], told: str, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:

@@ -108,6 +108,7 @@ def test_channels_in_another_order_are_refused_by_name(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("format", "labels"), [("bundle", SQUARE_FIRST), ("onnx", SQUARE_FIRST), ("nnunet", OTHER_NUMBERS)]
 )
+@pytest.mark.slow
 def test_what_tells_its_classes_once_holds_no_two_orders(
     data: DataPlan, tmp_path: Path, format: str, labels: dict[str, int]
 ) -> None:

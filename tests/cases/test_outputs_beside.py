@@ -208,6 +208,7 @@ def test_what_changes_a_mask_is_not_mixed_with_others(
         lambda plan: plan["data"]["channels"][0].update(normalisation="rescale_to_0_1"),
     ],
 )
+@pytest.mark.slow
 def test_an_edited_plan_is_another_prediction(place: Path, tmp_path: Path, change: Any) -> None:
     """The file of trained numbers is the same, and the masks are others."""
     image = place / "images" / "a.png"

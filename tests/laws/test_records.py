@@ -161,6 +161,7 @@ anything = st.recursive(
 
 
 @given(st.data())
+@pytest.mark.slow
 def test_whatever_a_file_holds_reading_it_gives_a_record_or_one_sentence(data: st.DataObject) -> None:
     content: Any = copy.deepcopy(CONTENT)
     for _ in range(data.draw(st.integers(1, 3))):
