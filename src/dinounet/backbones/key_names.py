@@ -281,7 +281,7 @@ class Format:
     """One way to name a backbone's tensors."""
 
     name: str
-    """As a message calls it."""
+    """Name of the format in messages."""
 
     mark: str
     """Part of a name that only this format's tensors have."""

@@ -42,7 +42,7 @@ class TensorFiles:
                 raise WeightsError(f"{path} lacks {file.name}, which its {INDEX} names; download it into that folder")
         self._files: dict[str, Path] = {}
         self.outlines: dict[str, Tensor] = {}
-        """By name: vectors as they are, of all else only the shape, on PyTorch's device `meta`."""
+        """Tensors by name: vectors with their numbers, all others as shapes on PyTorch's device `meta`."""
         for file in files:
             outlines = _read(file, None, lambda tensor: tensor.clone() if tensor.ndim < 2 else tensor.to("meta"))
             self.outlines |= outlines
@@ -61,7 +61,7 @@ class TensorFiles:
 
 
 def _read(path: Path, names: Collection[str] | None, take: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
-    """What `take` makes of a file's tensors, of those that are named, or of all."""
+    """Results of `take` for the named tensors of a file, or for all of them, by name."""
     try:
         with path.open("rb") as file:
             start = file.read(16)
@@ -113,7 +113,7 @@ class StoredBackbone:
         self.format = find_format(self._files.outlines)
         held = self.format.convert(self._files.outlines)
         self.outlines = {name: tensor for name, tensor in held.items() if not name.startswith(without)}
-        """By name: vectors as they are, of all else the shape."""
+        """Tensors by name: vectors with their numbers, all others as shapes."""
         groups: dict[str, list[str]] = {}
         for name in self._files.outlines:  # what makes up one tensor here stands in one block there
             groups.setdefault(_block_of(name), []).append(name)
@@ -247,7 +247,7 @@ def find_weights(name: str, weights: str) -> Path | None:
 
 
 def where_to_get(variant: BackboneVariant) -> str:
-    """What a user without the right file can do."""
+    """Remedy for a user without the right file."""
     return f"download the weights of {variant.name} from {pages(variant)} and pass their file or folder by --weights"
 
 
@@ -339,7 +339,7 @@ def _numbers_of(backbone: FrozenBackbone, stored: StoredBackbone) -> Iterator[tu
 
 
 def _classifier(variant: BackboneVariant) -> tuple[str, ...]:
-    """How the names of a classifier's tensors begin, which models of timm's have and a backbone doesn't."""
+    """Prefixes of a classifier's tensors, which timm's models have and a backbone does not."""
     if not variant.name.startswith(TIMM):
         return ()
     import timm

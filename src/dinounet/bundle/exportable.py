@@ -151,7 +151,7 @@ class _Rotations(NamedTuple):
     """Which of these numbers depend on the row, (2 * D,); the others depend on the column."""
 
     def at(self, grid: tuple[int, int]) -> Tensor:
-        """What timm's `get_embed` gives, (h * w, 2 * D)."""
+        """Rotary embedding as timm's `get_embed` returns it, (h * w, 2 * D)."""
         rows, columns = (look_up(self.table, Ratios(2 * torch.arange(side) + 1, 2 * whole(side))) for side in grid)
         return torch.where(self.of_rows, rows[:, None], columns[None]).flatten(0, 1)
 
@@ -255,7 +255,7 @@ def resize(map: Tensor, size: tuple[int, int], mode: str) -> Tensor:
 
 
 def _shares(old: int, new: int, mode: str) -> Tensor:
-    """How much each new pixel along an axis takes of each old one, (new, old)."""
+    """Weights of the old pixels in each new pixel along an axis, (new, old)."""
     of_old, of_new = whole(old), whole(new)
     # between middles, in units of which an old pixel has 2 * new and a new one 2 * old
     away = ((2 * torch.arange(old) + 1) * of_new - (2 * torch.arange(new)[:, None] + 1) * of_old).abs()
